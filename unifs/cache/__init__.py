@@ -1,0 +1,1 @@
+"""The read side: tiers of verified or checksummed extents of remote objects."""

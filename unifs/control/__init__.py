@@ -1,0 +1,1 @@
+"""Operations declared once, served over a unix socket, rendered by the command line."""

@@ -1,0 +1,1 @@
+"""pyfuse3 to vfs and back: request loop, guard, notifications."""

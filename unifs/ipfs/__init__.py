@@ -1,0 +1,1 @@
+"""CIDs, dag-pb, UnixFS, CAR and the nodes that keep blocks."""

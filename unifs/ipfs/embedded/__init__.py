@@ -1,0 +1,1 @@
+"""The embedded node: segments, block index, pins, MFS root, collection."""

@@ -1,0 +1,1 @@
+"""UnixFS files and directories as DAGs, in and out."""

@@ -1,0 +1,1 @@
+"""The write side: overlays, contents, the ordered record of changes, recovery, writeback."""

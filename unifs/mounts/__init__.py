@@ -1,0 +1,1 @@
+"""Adapters: one backend each, shown as a subtree."""

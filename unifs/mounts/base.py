@@ -1,0 +1,142 @@
+"""The mount protocol: what a backend must answer to be a subtree of unifs.
+
+A mount is small. It maps names and errors and makes one remote call per method. It keeps no cache,
+no journal and no retry loop: the tree caches names, the cache caches bytes, writeback retries.
+
+A capability is an overridden method; nobody declares what they can do, ``supports("rename")`` looks.
+What a backend lacks (symlinks, links, special files) lives in the tree only.
+
+Deadlines are the caller's cancel scopes; no method takes a timeout. Every method is cancellable at
+every await, and leaves nothing half done at the backend that a later call cannot overwrite.
+
+Paths are mount-relative ``str`` with surrogateescape: "" is the root, "a/b" a child of "a".
+
+Errors are those of ``unifs.errors`` and nothing else: NotFound only for proven absence; Unreachable,
+DeadlineExceeded, RateLimited for what may pass; Conflict where the backend's version is not
+``base``; Stale where a version cannot be had any more; Corrupt, NoSpace, Unsupported for what they say.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from unifs.errors import UnifsError, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from unifs.types import Change, Node, Page, SetAttributes, Version
+
+
+class ContentReader(Protocol):
+    """Immutable bytes on their way to a backend. May be read in any order and more than once."""
+
+    size_bytes: int
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Exactly ``size`` bytes from ``offset``, less only at the end."""
+        ...
+
+
+class Mount:
+    """One backend shown as a subtree. Subclasses override what their backend can do."""
+
+    #: The word in the settings that selects this mount: ``kind = "s3"``.
+    kind: ClassVar[str] = ""
+    #: Objects never change under their path (``/ipfs/<cid>``): cached for ever.
+    is_immutable: ClassVar[bool] = False
+    #: ``put`` is conditional on ``base`` and recognises its own token. Where a backend cannot give
+    #: that, this is False and ``explain`` shows the remaining window.
+    is_conditional: ClassVar[bool] = True
+
+    # --- reading --------------------------------------------------------------------------------
+
+    async def stat(self, path: str) -> Node:
+        """The object at ``path``. NotFound only if the backend says so."""
+        raise Unsupported(f"{self.kind} has no stat")
+
+    async def scan(self, path: str, after: str | None) -> Page:
+        """One page of the directory at ``path``, from the cursor of the page before (None: first)."""
+        raise Unsupported(f"{self.kind} has no directories")
+
+    async def read(self, path: str, version: Version, offset: int, size: int) -> bytes:
+        """``size`` bytes of exactly that version, less only at its end; Stale if it is gone."""
+        raise Unsupported(f"{self.kind} has no files to read")
+
+    async def epoch(self) -> str:
+        """A version of the whole subtree, cheap to ask for."""
+        raise Unsupported(f"{self.kind} has no version of the whole")
+
+    # --- writing --------------------------------------------------------------------------------
+
+    async def put(
+        self, path: str, content: ContentReader, base: Version | None, token: str
+    ) -> Node:
+        """Store a whole object atomically: readers see the old or the new one.
+
+        ``base`` is the version that this content replaces (None: there must be none); Conflict if the
+        backend holds another, unless that other one carries ``token``: then it is our own earlier
+        attempt and this is success. Returns the stored object with its new version.
+        """
+        raise Unsupported(f"{self.kind} is read-only")
+
+    async def make(self, path: str, node: Node, token: str) -> Node:
+        """Make a directory, symlink or special file. Exists if something else is there."""
+        raise Unsupported(f"{self.kind} cannot make that")
+
+    async def remove(self, path: str, base: Version | None, token: str) -> None:
+        """Remove an object, or an empty directory. Absent is success; Conflict as in ``put``."""
+        raise Unsupported(f"{self.kind} is read-only")
+
+    async def rename(self, path: str, new_path: str, token: str) -> None:
+        """Move an object or a directory, replacing what is there. Done already is success."""
+        raise Unsupported(f"{self.kind} has no rename")
+
+    async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
+        """Keep mode, owner or times at the backend."""
+        raise Unsupported(f"{self.kind} keeps no attributes")
+
+    async def commit(
+        self, changes: Sequence[tuple[Change, ContentReader | None]]
+    ) -> list[Node | UnifsError | None]:
+        """Bring many changes to the backend; one outcome each, in order.
+
+        The default is a loop; backends that profit (one hub commit, one CAR) override it. An outcome
+        is the stored Node, None where there is none to tell, or the error of that change; changes
+        after a failed one are still tried: writeback has ordered only independent ones together.
+        """
+        outcomes: list[Node | UnifsError | None] = []
+        for change, content in changes:
+            try:
+                outcomes.append(await self._apply(change, content))
+            except UnifsError as error:
+                outcomes.append(error)
+        return outcomes
+
+    async def _apply(self, change: Change, content: ContentReader | None) -> Node | None:
+        match change.verb:
+            case "put" if content is not None:
+                return await self.put(change.path, content, change.base, change.token)
+            case "make" if change.node is not None:
+                return await self.make(change.path, change.node, change.token)
+            case "remove":
+                await self.remove(change.path, change.base, change.token)
+            case "rename":
+                await self.rename(change.path, change.new_path, change.token)
+            case "set_attributes":
+                await self.set_attributes(change.path, change.attributes, change.token)
+            case _:
+                raise AssertionError(f"no such change: {change.verb}")
+        return None
+
+    # --- life -----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        """Connections and background tasks of this mount live inside this context."""
+        yield
+
+    def supports(self, capability: str) -> bool:
+        """Whether this mount overrides the method of that name."""
+        return getattr(type(self), capability) is not getattr(Mount, capability)

@@ -1,0 +1,1 @@
+"""POSIX semantics over the tree; knows no FUSE and no backend."""
