@@ -126,7 +126,7 @@ def test_nothing_is_left_to_do() -> None:
 
 
 def test_no_path_of_a_builder_machine() -> None:
-    paths = r"(?<![\w.$}])/(" + "|".join(["work", "root", "opt", "Users"]) + r")/[\w.-]"
+    paths = r"(?<![\w.$}~])/(" + "|".join(["work", "root", "opt", "Users"]) + r")/[\w.-]"
     assert not lines_with(paths, TEXTS)
 
 
