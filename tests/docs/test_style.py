@@ -15,6 +15,9 @@ LINES_MAX = 400
 FUNCTION_LINES_MAX = 50
 PARAMETERS_MAX = 5
 
+#: How the docstring of a file that must be longer begins to say why.
+OVERLONG = f"Over {LINES_MAX} lines because"
+
 #: Operations of a file system take what the system call takes; that is not ours to bundle.
 SYSTEM_CALLS = {"mknod", "create", "rename"}
 
@@ -90,8 +93,12 @@ def test_there_is_something_to_check() -> None:
 
 @pytest.mark.parametrize("name", PYTHON)
 def test_file_has_one_job(name: str) -> None:
-    lines = len((ROOT / name).read_text().splitlines())
-    assert lines <= LINES_MAX, f"{name} has {lines} lines; split it by what it owns"
+    text = (ROOT / name).read_text()
+    lines = len(text.splitlines())
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    assert lines <= LINES_MAX or OVERLONG in docstring, (
+        f"{name} has {lines} lines; split it by what it owns, or say at its top why it must be one"
+    )
 
 
 @pytest.mark.parametrize("name", MODULES)
