@@ -1,8 +1,8 @@
 """The timed work: one function a row, the same for every file system.
 
 Each row gets a ``Work`` (a prepared directory on one side) and returns how many units it did and in
-how many seconds; preparing and clearing up are outside the clock. "Cold" means out of the page cache
-of the file under test (POSIX_FADV_DONTNEED), not out of what lies below the server.
+how many seconds; preparing and clearing up are outside the clock. "Cold" means out of the page
+cache of the file under test (POSIX_FADV_DONTNEED), not out of what lies below the server.
 """
 
 from __future__ import annotations
