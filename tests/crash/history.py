@@ -2,12 +2,13 @@
 
 A workload writes one line before each call and one after it (``Recorder``); both survive because
 only the server dies. ``History`` replays the lines into timelines: which inode each path named,
-which versions each file's content had. ``violations`` compares a tree with every state that the promises
-allow: nothing acknowledged lost, nothing mixed, nothing empty in an old file's place, nothing back.
+which versions each file's content had. ``check.check`` compares a tree with every state that the
+promises allow: nothing acknowledged lost, nothing mixed, nothing empty in an old file's place,
+nothing back.
 
 Levels of a content version: OPEN (written through a handle that is still open), CLOSED (close has
-returned), SYNCED (fsync has returned). A crash keeps what reached its level; what is later may be there or
-not.
+returned), SYNCED (fsync has returned). A crash keeps what reached its level; what is later may be
+there or not.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ class History:
         self.acknowledged = 0
         self.acknowledged_step = 0
         self.synced_step = 0
+        self.synced = 0
         self.unexpected: list[str] = []
         self.handles: dict[int, Inode] = {}
         self.names: dict[str, Inode | None] = {}
@@ -177,6 +179,7 @@ class History:
             self.acknowledged_step = self.step
             if call in ("fsync", "fsyncdir", "osync"):
                 self.synced_step = self.step
+                self.synced += 1
 
     # --- one method a call ------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ class Directory:
         self._fill = 0
 
     def _at(self, path: str) -> str:
-        return os.path.join(self.root, path) if path else self.root
+        return f"{self.root}/{path}"
 
     def _do(self, action: Callable[[], object], call: str, **details: object) -> None:
         number = self.recorder.intent(call, **details)
@@ -367,7 +367,9 @@ def main() -> int:
     parser.add_argument("--fake-fsync", action="store_true", help="a planted fault")
     options = parser.parse_args()
     recorder = Recorder(options.manifest)
-    directory = Directory(options.directory, recorder, has_fake_fsync=options.fake_fsync)
+    # Relative paths stay on the dead mount when it is detached; absolute ones would reach below it.
+    os.chdir(options.directory)
+    directory = Directory(".", recorder, has_fake_fsync=options.fake_fsync)
     try:
         if options.scenario == "mixed":
             Workload(directory, options.seed).run(options.calls)
