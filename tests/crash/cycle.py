@@ -41,8 +41,8 @@ class Target(Protocol):
     def start(self) -> None:
         """Come up; the tree answers afterwards."""
 
-    def crash(self) -> list[str]:
-        """Crash, and return sentences about what should not have happened."""
+    def crash(self, workers: Sequence[int]) -> list[str]:
+        """Crash under these workers; return sentences about what should not have happened."""
 
     def receipts(self) -> str:
         """Return what recovery says it could not keep, as text."""
@@ -89,6 +89,8 @@ class Campaign:
         self.target, self.kind, self.scratch, self.seed = target, kind, scratch, seed
         self.choose = random.Random(seed)
         self.summary = Summary()
+        #: Crash after the workloads' end instead of at a seeded moment.
+        self.is_ended_first = False
         self.extra_arguments: Sequence[str] = ()
         self.scenarios: Sequence[str] = ("mixed", "mixed")
         self._kept: dict[str, dict[str, Seen]] = {}
@@ -107,7 +109,7 @@ class Campaign:
         name = f"cycle-{number:04d}"
         workers = self._start_workers(name, number)
         self._wait_for_the_moment(workers)
-        self._blame(name, self.target.crash())
+        self._blame(name, self.target.crash([worker.process.pid for worker in workers]))
         self._collect(name, workers)
         self.target.start()
         self.summary.crashes += 1
@@ -140,11 +142,15 @@ class Campaign:
     def _wait_for_the_moment(self, workers: Sequence[Worker]) -> None:
         """Return when the workers have recorded a seeded amount, or have all ended."""
         amount = self.choose.randrange(100, RECORDED_BYTES_MAX)
+        if self.is_ended_first:
+            amount = sys.maxsize
         pause_s = self.choose.random() * 0.002
         limit = time.monotonic() + CRASH_LIMIT_S
         while time.monotonic() < limit:
-            recorded = sum(w.manifest.stat().st_size for w in workers if w.manifest.exists())
-            if recorded >= amount or all(w.process.poll() is not None for w in workers):
+            sizes = [w.manifest.stat().st_size if w.manifest.exists() else 0 for w in workers]
+            if all(sizes) and sum(sizes) >= amount:
+                break
+            if all(worker.process.poll() is not None for worker in workers):
                 break
             time.sleep(0.001)
         time.sleep(pause_s)

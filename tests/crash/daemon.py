@@ -22,6 +22,7 @@ START_LIMIT_S = 30.0
 STOP_LIMIT_S = 30.0
 #: Workers of a killed daemon notice the closed pipe and end; this is how long that may take.
 ORPHAN_LIMIT_S = 5.0
+FREEZE_LIMIT_S = 5.0
 
 
 class DaemonFailed(RuntimeError):
@@ -53,6 +54,37 @@ def has_answer(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def freeze(pids: Sequence[int]) -> None:
+    """Stop processes (SIGSTOP) and return when none of their threads runs: nothing is acknowledged.
+
+    A thread that waits for the disk stays there (state D) and stops on its way out.
+    """
+    for pid in pids:
+        _signal(pid, signal.SIGSTOP)
+    limit = time.monotonic() + FREEZE_LIMIT_S
+    while any(_threads_running(pid) for pid in pids):
+        if time.monotonic() > limit:
+            raise DaemonFailed(f"processes {pids} do not stop")
+
+
+def thaw(pids: Sequence[int]) -> None:
+    """Let frozen processes run again."""
+    for pid in pids:
+        _signal(pid, signal.SIGCONT)
+
+
+def _threads_running(pid: int) -> bool:
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return any(_state(thread / "stat") not in "TtDZX" for thread in threads)
+    except OSError:
+        return False
+
+
+def _state(stat: Path) -> str:
+    return stat.read_text().rpartition(")")[2].split()[0]
 
 
 class Daemon:
@@ -97,11 +129,6 @@ class Daemon:
         """Return the daemon's processes."""
         return process_tree(self.process.pid) if self.process else []
 
-    def freeze(self) -> None:
-        """Stop the daemon's processes (SIGSTOP): nothing is acknowledged any more."""
-        for pid in self.pids():
-            os.kill(pid, signal.SIGSTOP)
-
     def kill(self) -> list[int]:
         """SIGKILL the daemon alone; return those of its processes that did not end by themselves.
 
@@ -116,8 +143,7 @@ class Daemon:
                 _signal(pid, signal.SIGKILL)
         self.process.wait()
         self.process = None
-        for pid in others:
-            _signal(pid, signal.SIGCONT)
+        thaw(others)
         subprocess.run(["umount", "-l", self.mount], stderr=subprocess.DEVNULL, check=False)
         limit = time.monotonic() + ORPHAN_LIMIT_S
         while (left := [pid for pid in others if _is_alive(pid)]) and time.monotonic() < limit:
@@ -154,7 +180,6 @@ def _signal(pid: int, number: int) -> None:
 
 def _is_alive(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return _state(Path(f"/proc/{pid}/stat")) != "Z"
     except OSError:
         return False
-    return state != "Z"

@@ -13,10 +13,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.crash.cycle import Campaign, Summary
 from tests.crash.daemon import Daemon
 from tests.crash.history import KILL
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Killed:
@@ -29,7 +33,7 @@ class Killed:
         """Mount again; every start after a crash is a recovery."""
         self.daemon.start()
 
-    def crash(self) -> list[str]:
+    def crash(self, workers: Sequence[int]) -> list[str]:
         """Kill the daemon and say which of its workers outlived it."""
         left = self.daemon.kill()
         return [f"processes {left} outlive the daemon"] if left else []

@@ -366,9 +366,9 @@ def main() -> int:
     parser.add_argument("--scenario", choices=("mixed", "closed_not_synced"), default="mixed")
     parser.add_argument("--fake-fsync", action="store_true", help="a planted fault")
     options = parser.parse_args()
-    recorder = Recorder(options.manifest)
     # Relative paths stay on the dead mount when it is detached; absolute ones would reach below it.
     os.chdir(options.directory)
+    recorder = Recorder(options.manifest)
     directory = Directory(".", recorder, has_fake_fsync=options.fake_fsync)
     try:
         if options.scenario == "mixed":
