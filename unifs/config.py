@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from unifs.config_table import MistakeError, convert, nearest
 from unifs.errors import ConfigInvalid
 from unifs.types import NAME_MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-S = TypeVar("S", bound=Struct)
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -78,7 +76,11 @@ class LocalMount(MountBase, frozen=True, kw_only=True, tag="local"):
 
 
 MountSettings = IpfsMount | MfsMount | LocalMount
-MOUNT_KINDS: dict[str, type[MountSettings]] = {"ipfs": IpfsMount, "mfs": MfsMount, "local": LocalMount}
+MOUNT_KINDS: dict[str, type[MountSettings]] = {
+    "ipfs": IpfsMount,
+    "mfs": MfsMount,
+    "local": LocalMount,
+}
 
 
 def _default_mounts() -> dict[str, MountSettings]:
@@ -256,8 +258,8 @@ def parse(table: Mapping[str, object], source: str = "the settings") -> FileSett
     try:
         mounts = _checked_mounts(table.get("mounts", {}))
         rest = {key: value for key, value in table.items() if key != "mounts"}
-        checked = _converted(FileSettings, _checked(FileSettings, rest, ""), "")
-    except _MistakeError as mistake:
+        checked = convert(FileSettings, rest, "")
+    except MistakeError as mistake:
         raise ConfigInvalid(f"{mistake} (in {source})") from mistake.__cause__
     return msgspec.structs.replace(checked, mounts=_default_mounts() | mounts)
 
@@ -284,20 +286,9 @@ def _parse_toml(text: str, source: str) -> dict[str, Any]:
         raise ConfigInvalid(f"{source} is not TOML: {error}") from error
 
 
-class _MistakeError(Exception):
-    """One sentence about a key, without the file's name."""
-
-
-def _converted(struct: type[S], table: Mapping[str, object], where: str) -> S:
-    try:
-        return msgspec.convert(table, struct)
-    except msgspec.ValidationError as error:
-        raise _MistakeError(_sentence(str(error), where)) from error
-
-
 def _checked_mounts(mounts: object) -> dict[str, MountSettings]:
     if not isinstance(mounts, dict):
-        raise _MistakeError("mounts has to be tables like [mounts.mfs]")
+        raise MistakeError("mounts has to be tables like [mounts.mfs]")
     return {name: _checked_mount(name, mount) for name, mount in mounts.items()}
 
 
@@ -305,25 +296,24 @@ def _checked_mount(name: str, mount: object) -> MountSettings:
     where = f"mounts.{name}"
     _check_name(name, where)
     if not isinstance(mount, dict):
-        raise _MistakeError(f"{where} has to be a table [{where}]")
+        raise MistakeError(f"{where} has to be a table [{where}]")
     kind = mount.get("kind", name if name in MOUNT_KINDS else None)
     if kind is None:
-        raise _MistakeError(f"{where} needs a kind: one of {', '.join(MOUNT_KINDS)}")
+        raise MistakeError(f"{where} needs a kind: one of {', '.join(MOUNT_KINDS)}")
     if not isinstance(kind, str) or kind not in MOUNT_KINDS:
-        raise _MistakeError(
-            f"{where}.kind: {kind!r} is no kind of mount{_nearest(kind, MOUNT_KINDS)}"
+        raise MistakeError(
+            f"{where}.kind: {kind!r} is no kind of mount{nearest(kind, MOUNT_KINDS)}"
         )
     if kind != name:
-        raise _MistakeError(f"{where}: a mount of kind {kind} is always called {kind}")
+        raise MistakeError(f"{where}: a mount of kind {kind} is always called {kind}")
     rest = {key: value for key, value in mount.items() if key != "kind"}
-    checked = _checked(MOUNT_KINDS[kind], rest, where)
-    directories = checked.get("directories")
+    directories = rest.get("directories")
     if isinstance(directories, dict):
-        checked["directories"] = {
+        rest["directories"] = {
             entry: _host_directory(f"{where}.directories.{entry}", entry, path)
             for entry, path in directories.items()
         }
-    return _converted(MOUNT_KINDS[kind], checked, where)
+    return convert(MOUNT_KINDS[kind], rest, where)
 
 
 def _host_directory(where: str, name: str, path: object) -> object:
@@ -332,7 +322,7 @@ def _host_directory(where: str, name: str, path: object) -> object:
         return path
     absolute = os.path.expanduser(path)
     if not os.path.isabs(absolute):
-        raise _MistakeError(f"{where}: {path!r} has to be an absolute path")
+        raise MistakeError(f"{where}: {path!r} has to be an absolute path")
     return absolute
 
 
@@ -340,75 +330,7 @@ def _check_name(name: str, where: str) -> None:
     """Refuse what cannot be a directory's name at the root, or is reserved there."""
     size = len(os.fsencode(name))
     if not 0 < size <= NAME_MAX_BYTES or "/" in name or "\0" in name or name.startswith("."):
-        raise _MistakeError(
+        raise MistakeError(
             f"{where}: {name!r} cannot be a directory's name here"
             " (1 to 255 bytes, no slash, no leading dot)"
         )
-
-
-def _checked(struct: type[Struct], table: Mapping[str, object], where: str) -> dict[str, object]:
-    """``table`` with sizes as numbers; refuses unknown keys and values outside a choice."""
-    hints = get_type_hints(struct, include_extras=True)
-    known = {name: hints[name] for name in struct.__struct_fields__}
-    checked: dict[str, object] = {}
-    for key, value in table.items():
-        place = f"{where}.{key}" if where else key
-        if key not in known:
-            raise _MistakeError(f"{place} is not a setting{_nearest(key, known)}")
-        checked[key] = _checked_value(known[key], value, place)
-    return checked
-
-
-def _checked_value(hint: object, value: object, place: str) -> object:
-    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    if isinstance(kind, type) and issubclass(kind, Struct):
-        if not isinstance(value, dict):
-            raise _MistakeError(f"{place} has to be a table [{place}]")
-        return _checked(kind, value, place)
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        choices = ", ".join(map(str, get_args(kind)))
-        raise _MistakeError(f"{place}: {value!r} is not one of {choices}")
-    is_size = "_bytes" in place.rpartition(".")[2]
-    return _parse_size(value, place) if is_size and isinstance(value, str) else value
-
-
-_UNITS = {"": 1, "b": 1} | {
-    f"{prefix}{suffix}": base**power
-    for suffix, base in (("b", 1000), ("ib", 1024))
-    for power, prefix in enumerate("kmgt", start=1)
-}
-
-
-def _parse_size(text: str, place: str = "size") -> int:
-    """Bytes from "64 MiB", "10GB" or "4096"."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].lower() not in _UNITS:
-        raise _MistakeError(f"{place}: {text!r} is not a size such as 64 MiB or 10 GB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
-
-
-def _nearest(key: object, known: Mapping[str, object]) -> str:
-    import difflib  # only ever needed for a mistake
-
-    close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(sorted(known))}"
-
-
-_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "bool": "true or false",
-    "object": "a table",
-    "array": "a list",
-    "null": "nothing",
-}
-
-
-def _sentence(error: str, where: str) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.cache.disk_bytes`" for people."""
-    text, _, path = error.partition(" - at `")
-    below = path.rstrip("`").removeprefix("$").lstrip(".").removesuffix("[...]")
-    place = ".".join(part for part in (where, below) if part) or "the file"
-    text = re.sub(r"`(\w+)`", lambda match: _WORDS.get(match[1], match[1]), text)
-    return f"{place}: {text[:1].lower()}{text[1:]}"
