@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FUSEError = pyfuse3.FUSEError
+
 PERMISSIONS: Final = 0o7777
 #: Refused before anything else. coreutils then asks once per device instead of once per file
 #: (`ls -l` of 10,000: 20,003 requests → 2), and the kernel's question before each write is cheap.
@@ -179,7 +181,7 @@ class Operations(pyfuse3.Operations):
         async def getxattr(inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
             if name.startswith(REFUSED_XATTRS):
                 refused[0] += 1
-                raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+                raise _FUSEError(errno.EOPNOTSUPP)
             value: bytes = await kept(inode, name, ctx)
             return value
 
@@ -218,7 +220,8 @@ class Operations(pyfuse3.Operations):
         request = _Request(verb, call, deadline_s, counts, encode, recover)
         access_log = self._telemetry.access_log
         clock_ns = time.perf_counter_ns
-        settle = self._settle
+        wait = self._wait
+        refuse = self._refuse
 
         async def handle(*args: Any) -> Any:
             started_ns = clock_ns()
@@ -226,8 +229,10 @@ class Operations(pyfuse3.Operations):
                 answer = call(*args)
                 if encode is not None:
                     answer = encode(answer)
+            except WouldBlock as block:
+                return await wait(request, started_ns, block, args)
             except Exception as error:
-                return await settle(request, started_ns, error, args)
+                return refuse(request, started_ns, error, args)
             elapsed_ns = clock_ns() - started_ns
             counts[elapsed_ns.bit_length()] += 1
             if access_log.is_read:
@@ -236,46 +241,48 @@ class Operations(pyfuse3.Operations):
 
         return handle
 
-    async def _settle(
+    async def _wait(
+        self, request: _Request, started_ns: int, block: WouldBlock, args: tuple[Any, ...]
+    ) -> Any:
+        """Answer a request that has to wait. No checkpoint between the vfs's answer and ours."""
+        try:
+            answer = await self._waits.finish(block, request.deadline_s, request.call, args)
+            if request.encode is not None:
+                answer = request.encode(answer)
+        except Exception as error:
+            return self._refuse(request, started_ns, error, args)
+        self._record(request, started_ns, args, 0)
+        return answer
+
+    def _refuse(
         self, request: _Request, started_ns: int, error: Exception, args: tuple[Any, ...]
     ) -> Any:
-        """Answer a request that did not answer at once: wait, recover, or raise its FUSEError."""
-        answer: Any = None
-        number = 0
-        failure: Exception | None = error
-        if isinstance(error, WouldBlock):
-            try:
-                answer = await self._waits.finish(error, request.deadline_s, request.call, args)
-                if request.encode is not None:
-                    answer = request.encode(answer)
-                failure = None
-            except Exception as late:
-                failure = late
-        if failure is not None:
-            if request.recover is not None:
-                answer = request.recover(failure)
-            if answer is None:
-                number = self._errno_of(request.verb, failure)
-        # The traceback of what is raised below holds this frame: leave no cycle to collect.
-        del failure, error
+        """Raise the FUSEError of a failure, or return the answer that it is to the kernel."""
+        if request.recover is not None and (answer := request.recover(error)) is not None:
+            self._record(request, started_ns, args, 0)
+            return answer
+        number = self._errno_of(request.verb, error)
+        self._record(request, started_ns, args, number)
+        # A new instance each time: a shared one would keep the frames, and with them the buffers,
+        # of its last request alive, for the 0.06 µs that it saves.
+        raise _FUSEError(number)
+
+    def _record(
+        self, request: _Request, started_ns: int, args: tuple[Any, ...], number: int
+    ) -> None:
         elapsed_ns = time.perf_counter_ns() - started_ns
         request.counts[elapsed_ns.bit_length()] += 1
         if self._telemetry.access_log.is_read:
             self._telemetry.access_log.append((request.verb, args, elapsed_ns, number))
-        if number:
-            # A new instance each time: a shared one would keep the frames, and with them the
-            # buffers, of its last request alive for the 0.06 µs that it saves.
-            raise pyfuse3.FUSEError(number)
-        return answer
 
     def _errno_of(self, verb: str, error: BaseException) -> int:
         """The errno that the caller sees. What has none is a bug: logged, counted, EIO."""
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
         if isinstance(error, UnifsError) and type(error) is not UnifsError:
             return error.errno
         if isinstance(error, OSError) and error.errno:
             return error.errno
+        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            return self._errno_of(verb, error.exceptions[0])
         if isinstance(error, MemoryError):
             return errno.ENOMEM
         self._telemetry.count_bug(verb)
