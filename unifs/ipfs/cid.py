@@ -129,6 +129,10 @@ class Cid:
     @staticmethod
     def decode(binary: Bytes) -> Cid:
         """The CID that these bytes are, all of them; raises ``InvalidCid`` otherwise."""
+        if len(binary) == 36:
+            head = binary[:4]
+            if head == _RAW_SHA2_256 or head == _DAG_PB_SHA2_256:  # noqa: SIM109 (memoryviews)
+                return Cid(1, binary[1], bytes(binary[2:]))
         cid, end = Cid.read(binary, 0)
         if end != len(binary):
             raise InvalidCid(f"{len(binary) - end} bytes follow the digest")

@@ -22,7 +22,7 @@ from unifs.ipfs.unixfs.node import DataType, DirEntry, Link, decode_data, load
 from unifs.types import NAME_MAX_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from unifs.ipfs.unixfs.node import Get, Put, UnixfsData
     from unifs.ipfs.unixfs.profiles import Profile
@@ -31,14 +31,16 @@ if TYPE_CHECKING:
 _DIRECTORY_DATA: Final = b"\x0a\x02\x08\x01"
 
 
+_NO_NAMES: Final = frozenset((b"", b".", b".."))
+
+
 def is_showable(name: bytes) -> bool:
     """Whether a file system can have an entry of this name."""
     return (
-        0 < len(name) <= NAME_MAX_BYTES
+        name not in _NO_NAMES
+        and len(name) <= NAME_MAX_BYTES
         and b"/" not in name
         and b"\0" not in name
-        and name != b"."
-        and name != b".."
     )
 
 
@@ -78,7 +80,7 @@ def update_directory(
     links, data = _decode(root, get)
     is_own = data.fanout == profile.hamt_fanout and root.version == profile.cid_version
     if data.kind is DataType.HAMT_SHARD and is_own:
-        return _update_hamt(root, dict(changes), get, put, profile)
+        return _update_hamt(root, changes, get, put, profile)
     by_name = {entry.name: entry for entry in _listing(root, links, data, get)}
     for name, link in changes.items():
         if link is None:
@@ -111,13 +113,11 @@ def _build(by_name: Mapping[bytes, DirEntry], profile: Profile, put: Put | None)
 
 
 def _build_hamt(entries: Iterable[DirEntry], profile: Profile, put: Put | None) -> Link:
-    items = sorted([hamt.item(entry.name, entry.cid, entry.tsize) for entry in entries])
-    shard = hamt.HamtWriter(profile, put).build(items)
-    return Link(Cid.decode(shard.cid_binary), shard.tsize)
+    return hamt.HamtWriter(profile, put).build(sorted([hamt.item(entry) for entry in entries]))
 
 
 def _update_hamt(
-    root: Cid, changes: dict[bytes, Link | None], get: Get, put: Put | None, profile: Profile
+    root: Cid, changes: Mapping[bytes, Link | None], get: Get, put: Put | None, profile: Profile
 ) -> Link:
     fresh: dict[Cid, bytes] = {}
     writer = hamt.HamtWriter(profile, fresh.__setitem__)
@@ -134,26 +134,31 @@ def _update_hamt(
         # ends at the threshold, so a large directory pays for 256 KiB of entries and not for all.
         size = len(_DIRECTORY_DATA) if profile.hamt_rule == "block" else 0
         by_name: dict[bytes, DirEntry] = {}
-        for item in hamt.iterate(root, buckets, writer.fanout, get_updated):
-            size += sizer(item.name, item.cid_binary, item.tsize)
+        for link in hamt.iterate(root, buckets, writer.fanout, get_updated):
+            entry = _entry(link)
+            size += sizer(link.cid_binary, entry.name, entry.tsize)
             if size > profile.hamt_threshold_bytes:
                 break
-            by_name[item.name] = item.entry
+            by_name[entry.name] = entry
         else:
             return _build(by_name, profile, put)
     shard = writer.emit(buckets)
     if put is not None:
         for cid, block in fresh.items():
             put(cid, block)
-    return Link(Cid.decode(shard.cid_binary), shard.tsize)
+    return shard
 
 
-def _link_bytes(name: bytes, cid_binary: bytes, tsize: int) -> int:
+def _link_bytes(cid_binary: bytes, name: bytes, tsize: int | None) -> int:
     return len(dagpb.encode_link(cid_binary, name, tsize))
 
 
-def _name_and_cid_bytes(name: bytes, cid_binary: bytes, _tsize: int) -> int:
+def _name_and_cid_bytes(cid_binary: bytes, name: bytes, _tsize: int | None) -> int:
     return len(name) + len(cid_binary)
+
+
+def _entry(link: dagpb.PbLink) -> DirEntry:
+    return DirEntry(link.name or b"", Cid.decode(link.cid_binary), link.tsize or 0)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -162,32 +167,23 @@ def _name_and_cid_bytes(name: bytes, cid_binary: bytes, _tsize: int) -> int:
 class Listing:
     """An iterator over a directory's entries. ``hidden`` counts the names left out so far."""
 
-    def __init__(self, items: Iterator[DirEntry]) -> None:
-        self._items = items
-        self._seen: set[bytes] | None = None
+    def __init__(self, links: Iterable[dagpb.PbLink], may_repeat: bool) -> None:
+        self._links = iter(links)
+        self._seen: set[bytes] | None = set() if may_repeat else None
         self.hidden = 0
-
-    @classmethod
-    def of_links(cls, links: list[dagpb.PbLink]) -> Listing:
-        """The entries of a directory in one block, in the block's order, the first of each name."""
-        listing = cls(
-            DirEntry(name or b"", Cid.decode(binary), tsize or 0) for binary, name, tsize in links
-        )
-        listing._seen = set()
-        return listing
 
     def __iter__(self) -> Listing:
         return self
 
     def __next__(self) -> DirEntry:
         seen = self._seen
-        for entry in self._items:
-            if not is_showable(entry.name) or (seen is not None and entry.name in seen):
+        for cid_binary, name, tsize in self._links:
+            if name is None or not is_showable(name) or (seen is not None and name in seen):
                 self.hidden += 1
                 continue
             if seen is not None:
-                seen.add(entry.name)
-            return entry
+                seen.add(name)
+            return DirEntry(name, Cid.decode(cid_binary), tsize or 0)
         raise StopIteration
 
 
@@ -210,21 +206,20 @@ def lookup(root: Cid, name: bytes, get: Get) -> DirEntry | None:
     if not is_showable(name):
         return None
     if data.kind is DataType.DIRECTORY:
-        for binary, own, tsize in links:
-            if own == name:
-                return DirEntry(name, Cid.decode(binary), tsize or 0)
-        return None
-    fanout = hamt.Fanout(data.fanout or 0)
-    found = hamt.find(name, hamt.parse_shard(root, links, data, fanout), fanout, get)
-    return None if found is None else found.entry
+        found = next((link for link in links if link.name == name), None)
+    else:
+        fanout = hamt.Fanout(data.fanout or 0)
+        found = hamt.find(name, hamt.shard_of(root, links, data, fanout), fanout, get)
+    return None if found is None else _entry(found)
 
 
 def _listing(root: Cid, links: list[dagpb.PbLink], data: UnixfsData, get: Get) -> Listing:
     if data.kind is DataType.DIRECTORY:
-        return Listing.of_links(links)
+        return Listing(links, may_repeat=True)
+    # A HAMT repeats no name: each can stand on one path only, and the walk checks that.
     fanout = hamt.Fanout(data.fanout or 0)
-    buckets = hamt.parse_shard(root, links, data, fanout)
-    return Listing(item.entry for item in hamt.iterate(root, buckets, fanout, get))
+    buckets = hamt.split(hamt.shard_of(root, links, data, fanout), fanout)
+    return Listing(hamt.iterate(root, buckets, fanout, get), may_repeat=False)
 
 
 def _decode(root: Cid, get: Get) -> tuple[list[dagpb.PbLink], UnixfsData]:
