@@ -13,7 +13,7 @@ import stat
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
@@ -29,6 +29,7 @@ from unifs.errors import (
     NotFound,
     Stale,
 )
+from unifs.telemetry import AccessLog, Metrics
 from unifs.types import Space
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ ROOT = 1
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 BLOCK = 4096
+#: Open directories are numbered from here, above every inode.
+FIRST_LISTING = 1 << 32
 
 
 class Node:
@@ -83,7 +86,7 @@ class RamFs:
         self.timeout_s = timeout_s
         self._last = ROOT
         self._listings: dict[int, list[tuple[bytes, Node]]] = {}
-        self._listing = 0
+        self._listing = FIRST_LISTING
         root = Node(ROOT, stat.S_IFDIR | 0o755, None, timeout_s)
         root.lookups = 1
         self._nodes = {ROOT: root}
@@ -228,6 +231,9 @@ class RamFs:
     def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
         return bytes(memoryview(self._nodes[fh].data)[offset : offset + size])
 
+    def inode_of(self, fh: int) -> int:
+        return fh if fh in self._nodes else 0
+
     def write(self, fh: int, offset: int, data: bytes) -> int:
         node = self._nodes[fh]
         content = node.data
@@ -355,39 +361,6 @@ class RamFs:
 # --- served by the real driver --------------------------------------------------------------------
 
 
-class Counts:
-    """A histogram."""
-
-    def __init__(self) -> None:
-        self.counts = [0] * 64
-
-
-class Lines:
-    """An access log."""
-
-    def __init__(self) -> None:
-        self.is_read = False
-        self.lines: list[tuple[str, tuple[Any, ...], int, int]] = []
-
-    def append(self, line: tuple[str, tuple[Any, ...], int, int]) -> None:
-        self.lines.append(line)
-
-
-class Records:
-    """Telemetry that a test can look at."""
-
-    def __init__(self) -> None:
-        self.access_log = Lines()
-        self.histograms: dict[str, Counts] = {}
-        self.bugs: list[str] = []
-
-    def histogram(self, verb: str) -> Counts:
-        return self.histograms.setdefault(verb, Counts())
-
-    def count_bug(self, verb: str) -> None:
-        self.bugs.append(verb)
-
-
 def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("mount_point", type=Path)
@@ -401,7 +374,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     served = RamFs(chosen.timeout)
     options = SessionOptions(is_fast_loop_wanted=not chosen.stock_loop)
-    session = Session(served, options, Records(), Notifications())
+    session = Session(served, options, Metrics(), AccessLog(), Notifications())
     trio.run(session.serve, str(chosen.mount_point.resolve()), lambda: print("ready", flush=True))
     return 0
 

@@ -23,13 +23,14 @@ import functools
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import pyfuse3
 import trio
 
-from unifs.driver.waits import Deadlines, Waits
+from unifs.driver.access import line
 from unifs.errors import NotFound, UnifsError
+from unifs.telemetry import REQUEST_BUGS, REQUEST_DURATION, REQUEST_ERRORS
 from unifs.types import SetAttributes
 from unifs.waiting import WouldBlock
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from unifs.driver.served import OpenFile, Served
+    from unifs.driver.waits import Deadlines, Waits
+    from unifs.telemetry import AccessLog, Counter, Metrics
     from unifs.types import Attributes, Space
 
 log = logging.getLogger(__name__)
@@ -47,36 +50,8 @@ PERMISSIONS: Final = 0o7777
 #: Refused before anything else. coreutils then asks once per device instead of once per file
 #: (`ls -l` of 10,000: 20,003 requests → 2), and the kernel's question before each write is cheap.
 REFUSED_XATTRS: Final = (b"security.", b"system.")
-
-
-class Histogram(Protocol):
-    """Counts of requests by duration: bucket ``b`` is 2^(b-1) to 2^b - 1 nanoseconds."""
-
-    counts: list[int]
-
-
-class AccessLog(Protocol):
-    """Where each request is told of while ``is_read``."""
-
-    is_read: bool
-
-    def append(self, line: tuple[str, tuple[Any, ...], int, int], /) -> None:
-        """(verb, arguments, duration in nanoseconds, errno or 0)."""
-        ...
-
-
-class Telemetry(Protocol):
-    """What the driver reports to."""
-
-    access_log: AccessLog
-
-    def histogram(self, verb: str) -> Histogram:
-        """At least 64 buckets, the same object for the same verb."""
-        ...
-
-    def count_bug(self, verb: str) -> None:
-        """A handler failed with an exception that has no errno."""
-        ...
+#: What they take, by the histogram's rule: under 1,024 ns; reading the clock would take as long.
+REFUSED_BUCKET: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +62,8 @@ class _Request:
     call: Callable[..., Any]
     deadline_s: float
     counts: list[int]
+    #: Counters of failures by errno, made as they come.
+    errors: dict[int, Counter]
     #: The vfs's answer in the shape that pyfuse3 sends, where that differs.
     encode: Callable[[Any], Any] | None = None
     #: The answer to a failure that is none for the kernel, or None.
@@ -104,22 +81,24 @@ class Operations(pyfuse3.Operations):
         self,
         served: Served,
         waits: Waits,
-        telemetry: Telemetry,
-        deadlines: Deadlines | None = None,
+        metrics: Metrics,
+        access_log: AccessLog,
+        deadlines: Deadlines,
     ) -> None:
         super().__init__()
         #: Set when the kernel has said hello; limits can be raised from then on.
         self.is_initialized = trio.Event()
         self._served = served
         self._waits = waits
-        self._telemetry = telemetry
+        self._metrics = metrics
+        self._access_log = access_log
+        self._inode_of = served.inode_of
         self._bugs: dict[str, int] = {}
-        limits = deadlines or Deadlines()
-        self._serve_inodes(served, limits)
-        self._serve_names(served, limits)
-        self._serve_files(served, limits)
-        self._serve_directories(served, limits)
-        self._serve_xattrs(served, limits)
+        self._serve_inodes(served, deadlines)
+        self._serve_names(served, deadlines)
+        self._serve_files(served, deadlines)
+        self._serve_directories(served, deadlines)
+        self._serve_xattrs(served, deadlines)
 
     def init(self) -> None:
         """The kernel's first request; called by libfuse, must not raise."""
@@ -176,11 +155,11 @@ class Operations(pyfuse3.Operations):
         kept = self._handler(
             "getxattr", lambda ino, name, _caller: served.getxattr(ino, name), limits.other_s
         )
-        refused = self._telemetry.histogram("getxattr_refused").counts
+        refused = self._metrics.histogram(REQUEST_DURATION, "getxattr").counts
 
         async def getxattr(inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
             if name.startswith(REFUSED_XATTRS):
-                refused[0] += 1
+                refused[REFUSED_BUCKET] += 1
                 raise _FUSEError(errno.EOPNOTSUPP)
             value: bytes = await kept(inode, name, ctx)
             return value
@@ -216,10 +195,11 @@ class Operations(pyfuse3.Operations):
         recover: Callable[[Exception], Any] | None = None,
     ) -> Callable[..., Any]:
         """The handler of one kind of request: a coroutine function in pyfuse3's shape."""
-        counts = self._telemetry.histogram(verb).counts
-        request = _Request(verb, call, deadline_s, counts, encode, recover)
-        access_log = self._telemetry.access_log
+        counts = self._metrics.histogram(REQUEST_DURATION, verb).counts
+        request = _Request(verb, call, deadline_s, counts, {}, encode, recover)
+        access_log = self._access_log
         clock_ns = time.perf_counter_ns
+        inode_of = self._inode_of
         wait = self._wait
         refuse = self._refuse
 
@@ -236,7 +216,7 @@ class Operations(pyfuse3.Operations):
             elapsed_ns = clock_ns() - started_ns
             counts[elapsed_ns.bit_length()] += 1
             if access_log.is_read:
-                access_log.append((verb, args, elapsed_ns, 0))
+                access_log.record(line(verb, args, 0, elapsed_ns, inode_of))
             return answer
 
         return handle
@@ -263,6 +243,11 @@ class Operations(pyfuse3.Operations):
             return answer
         number = self._errno_of(request.verb, error)
         self._record(request, started_ns, args, number)
+        if (counter := request.errors.get(number)) is None:
+            name = errno.errorcode.get(number, str(number))
+            counter = self._metrics.counter(REQUEST_ERRORS, request.verb, name)
+            request.errors[number] = counter
+        counter.value += 1
         # A new instance each time: a shared one would keep the frames, and with them the buffers,
         # of its last request alive, for the 0.06 µs that it saves.
         raise _FUSEError(number)
@@ -272,8 +257,8 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         elapsed_ns = time.perf_counter_ns() - started_ns
         request.counts[elapsed_ns.bit_length()] += 1
-        if self._telemetry.access_log.is_read:
-            self._telemetry.access_log.append((request.verb, args, elapsed_ns, number))
+        if self._access_log.is_read:
+            self._access_log.record(line(request.verb, args, number, elapsed_ns, self._inode_of))
 
     def _errno_of(self, verb: str, error: BaseException) -> int:
         """The errno that the caller sees. What has none is a bug: logged, counted, EIO."""
@@ -285,7 +270,7 @@ class Operations(pyfuse3.Operations):
             return self._errno_of(verb, error.exceptions[0])
         if isinstance(error, MemoryError):
             return errno.ENOMEM
-        self._telemetry.count_bug(verb)
+        self._metrics.counter(REQUEST_BUGS, verb).value += 1
         name = f"{verb}:{type(error).__name__}"
         count = self._bugs[name] = self._bugs.get(name, 0) + 1
         # The 1st, 2nd, 4th, 8th … of each kind: a loop that meets a bug must not fill the disk.

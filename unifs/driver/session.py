@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unifs.driver.notify import Notifications
-    from unifs.driver.operations import Telemetry
     from unifs.driver.served import Served
+    from unifs.telemetry import AccessLog, Metrics
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +84,12 @@ class Session:
         self,
         served: Served,
         options: SessionOptions,
-        telemetry: Telemetry,
+        metrics: Metrics,
+        access_log: AccessLog,
         notifications: Notifications,
     ) -> None:
-        self.waits = Waits(options.per_mount_max)
-        self._operations = Operations(served, self.waits, telemetry, options.deadlines)
+        self.waits = Waits(metrics, options.per_mount_max)
+        self._operations = Operations(served, self.waits, metrics, access_log, options.deadlines)
         self._options = options
         self._notifications = notifications
         self._mount_point = ""

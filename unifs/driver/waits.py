@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from unifs.errors import DeadlineExceeded
+from unifs.telemetry import REQUESTS_REFUSED, REQUESTS_SUSPENDED
 from unifs.waiting import RETRY, WouldBlock, complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from unifs.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -58,31 +61,31 @@ class Deadlines:
 class Waits:
     """The suspended requests of one session."""
 
-    def __init__(self, per_mount_max: int = PER_MOUNT_MAX) -> None:
+    def __init__(self, metrics: Metrics, per_mount_max: int = PER_MOUNT_MAX) -> None:
         self.per_mount_max = per_mount_max
+        self._metrics = metrics
+        metrics.watch_all(REQUESTS_SUSPENDED, self._suspended)
         #: Called before a request suspends; the request loop puts itself here.
         self.about_to_suspend: Callable[[], None] = _nothing
         self._by_mount: dict[str, int] = {}
         self._full: set[str] = set()
         self._scopes: set[trio.CancelScope] = set()
         self._has_ended = False
-        self._refused = 0
         self._timed_out = 0
         self._highest = 0
 
     def statistics(self) -> dict[str, int]:
-        """Requests waiting now and at most, refused for want of a place, ended by a deadline."""
+        """Requests waiting now and at most, places per mount, and how many met their deadline."""
         return {
             "waiting": len(self._scopes),
             "waiting_highest": self._highest,
             "per_mount_max": self.per_mount_max,
-            "refused": self._refused,
             "timed_out": self._timed_out,
         }
 
     def waiting_by_mount(self) -> dict[str, int]:
-        """How many requests wait for each mount now."""
-        return {mount: count for mount, count in self._by_mount.items() if count}
+        """How many requests wait for each mount now; "" is this machine's own disk."""
+        return dict(self._by_mount)
 
     async def finish(
         self, block: WouldBlock, deadline_s: float, call: Callable[..., Any], args: tuple[Any, ...]
@@ -124,7 +127,7 @@ class Waits:
             raise OSError(errno.ENOTCONN, "unmounted")
         count = self._by_mount.get(mount, 0)
         if mount and count >= self.per_mount_max:
-            self._refused += 1
+            self._metrics.counter(REQUESTS_REFUSED, mount).value += 1
             if mount not in self._full:
                 self._full.add(mount)
                 log.warning(
@@ -140,6 +143,9 @@ class Waits:
         if mount in self._full and count <= self.per_mount_max // 2:
             self._full.discard(mount)
             log.warning("mount=%s answers again, waiting=%d", mount, count)
+
+    def _suspended(self) -> dict[tuple[str, ...], float]:
+        return {(mount or "disk",): count for mount, count in self._by_mount.items()}
 
 
 def _nothing() -> None:
