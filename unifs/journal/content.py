@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from unifs.errors import Corrupt
+from unifs.ipfs.unixfs.builder import leaf_block_parts
 from unifs.journal.extents import HOLE, ExtentMap
 from unifs.waiting import RETRY, WouldBlock
 
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from unifs.ipfs.embedded.segments import Segments
+    from unifs.ipfs.unixfs.profiles import Profile
     from unifs.state.database import Database
+    from unifs.state.directory import StateDirectory
 
 SMALL_BYTES = 64 << 10
-#: Chunk of the unixfs-v1-2025 profile: what one leaf hash covers.
-LEAF_BYTES = 1 << 20
 
 SMALL, LARGE, SYMLINK, LINKED = 1, 2, 3, 4
 CLOSED, SEALED = 1, 2
@@ -79,7 +80,7 @@ class LargeContent:
         self.verified: bytearray | None = None
         #: The nearest sealed content that this one was laid over, while this one is not sealed.
         self.base: LargeContent | None = None
-        self.blob = _LARGE.pack(LARGE, content_id)
+        self.blob = large_blob(content_id)
 
 
 Content = SmallContent | LargeContent
@@ -93,6 +94,11 @@ def symlink_blob(target: bytes) -> bytes:
 def linked_blob(cid: bytes) -> bytes:
     """The content column of a file linked by its CID."""
     return bytes((LINKED,)) + cid
+
+
+def large_blob(content_id: int) -> bytes:
+    """The content column of a large content."""
+    return _LARGE.pack(LARGE, content_id)
 
 
 def large_id(blob: bytes) -> int:
@@ -181,13 +187,17 @@ class Containers:
 class Contents:
     """Reads contents and knows where new ones go. Belongs to the event loop's thread."""
 
-    def __init__(self, database: Database, segments: Segments, data: Path, boot: str) -> None:
+    def __init__(
+        self, database: Database, segments: Segments, state: StateDirectory, profile: Profile
+    ) -> None:
         self._database = database
         self.segments = segments
-        self.boot = boot.encode()
-        names = [int(path.name, 16) for path in data.iterdir()]
+        #: How files become CIDs: what one leaf hash covers, and what stands around a leaf's bytes.
+        self.profile = profile
+        self.boot = state.boot_id.encode()
+        names = [int(path.name, 16) for path in state.data.iterdir()]
         rows = database.one("select coalesce(max(container),0) from holding")[0]
-        self.containers = Containers(data, max([rows, *names]))
+        self.containers = Containers(state.data, max([rows, *names]))
         self.last_id: int = database.one("select coalesce(max(id),0) from content")[0]
         self._buffer = memoryview(bytearray(1 << 20))
         #: Threads that wait for the disk on behalf of readers.
@@ -275,20 +285,22 @@ class Contents:
             return b""
         verified = content.verified
         if verified is not None:
-            for leaf in range(offset // LEAF_BYTES, (end - 1) // LEAF_BYTES + 1):
+            leaf_bytes = self.profile.chunk_bytes
+            for leaf in range(offset // leaf_bytes, (end - 1) // leaf_bytes + 1):
                 if not verified[leaf]:
                     raise WouldBlock(partial(self._verify, content, leaf))
         return self.read_extents(content.extents, offset, end)
 
     async def _verify(self, content: LargeContent, leaf: int) -> object:
-        pieces = self.duplicate(
-            content.extents, leaf * LEAF_BYTES, min((leaf + 1) * LEAF_BYTES, content.size)
-        )
-        digest = await trio.to_thread.run_sync(hash_pieces, pieces, limiter=self.disk)
+        start = leaf * self.profile.chunk_bytes
+        end = min(start + self.profile.chunk_bytes, content.size)
+        pieces = self.duplicate(content.extents, start, end)
+        job = partial(hash_pieces, self.profile, end - start, pieces)
+        digest = await trio.to_thread.run_sync(job, limiter=self.disk)
         if digest != content.leaves[leaf * 32 : leaf * 32 + 32]:
-            raise Corrupt(f"content {content.id} at {leaf * LEAF_BYTES}: bytes do not match")
-        assert content.verified is not None
-        content.verified[leaf] = 1
+            raise Corrupt(f"content {content.id} at {start}: bytes do not match their hash")
+        if content.verified is not None:
+            content.verified[leaf] = 1
         return RETRY
 
     def duplicate(self, extents: ExtentMap, offset: int, end: int) -> list[tuple[int, int, int]]:
@@ -330,9 +342,11 @@ def read_pieces(pieces: list[tuple[int, int, int]]) -> Iterator[bytes]:
                 os.close(descriptor)
 
 
-def hash_pieces(pieces: list[tuple[int, int, int]]) -> bytes:
-    """The sha2-256 of ``Contents.duplicate``'s pieces, in a thread."""
-    digest = hashlib.sha256()
+def hash_pieces(profile: Profile, length: int, pieces: list[tuple[int, int, int]]) -> bytes:
+    """The digest of the leaf block whose chunk the pieces are, in a thread."""
+    prefix, suffix = leaf_block_parts(profile, length)
+    digest = hashlib.sha256(prefix)
     for part in read_pieces(pieces):
         digest.update(part)
+    digest.update(suffix)
     return digest.digest()
