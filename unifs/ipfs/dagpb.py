@@ -108,21 +108,23 @@ def decode(block: Bytes) -> PbNode:
 def _decode_plain_links(view: bytes, links: list[PbLink]) -> int:
     """Decode links of the usual shape, as far as they go; the offset behind them.
 
-    Usual is: shorter than 128 bytes, a CIDv1 with sha2-256, a name and a tsize. The general way
-    takes twice as long per link.
+    Usual is: shorter than 128 bytes, a CID with sha2-256, a name and a tsize. The general way takes
+    twice as long per link.
     """
     at = 0
     size = len(view)
     while at + 44 < size and view[at] == 0x12:
+        head = _PLAIN_CIDS.get(view[at + 2 : at + 6])
+        if head is None or (head == 36 and view[at + 6 : at + 8] != b"\x12\x20"):
+            break
+        name_tag = at + 4 + head
         end = at + 2 + view[at + 1]
-        tsize_at = at + 42 + view[at + 41]
+        tsize_at = name_tag + 2 + view[name_tag + 1]
         if (
             view[at + 1] >= 0x80
             or end > size
             or tsize_at + 2 > end
-            or view[at + 2 : at + 4] != b"\n\x24"
-            or view[at + 4 : at + 8] not in _PLAIN_CIDS
-            or view[at + 40] != 0x12
+            or view[name_tag] != 0x12
             or view[tsize_at] != 0x18
         ):
             break
@@ -132,13 +134,14 @@ def _decode_plain_links(view: bytes, links: list[PbLink]) -> int:
             tsize, stop = read_varint(view, tsize_at + 1)
         if stop != end:
             break
-        links.append(PbLink(view[at + 4 : at + 40], view[at + 42 : tsize_at], tsize))
+        links.append(PbLink(view[at + 4 : name_tag], view[name_tag + 2 : tsize_at], tsize))
         at = end
     return at
 
 
-#: How the CIDs of usual links begin: CIDv1, raw or dag-pb, sha2-256 of 32 bytes.
-_PLAIN_CIDS: Final = frozenset((b"\x01\x55\x12\x20", b"\x01\x70\x12\x20"))
+#: How the hashes of usual links begin (field, length, CID), and the length of the CID: version 1,
+#: raw or dag-pb; version 0.
+_PLAIN_CIDS: Final = {b"\x0a\x24\x01\x55": 36, b"\x0a\x24\x01\x70": 36, b"\x0a\x22\x12\x20": 34}
 
 
 def _decode_link(view: bytes, at: int, end: int) -> PbLink:

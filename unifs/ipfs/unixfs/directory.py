@@ -12,6 +12,7 @@ find them. They never become entries here: a writer that gets one raises ``Inval
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import InvalidArgument, NotADirectory
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 #: The data field of a directory's block, as it stands in the block.
 _DIRECTORY_DATA: Final = b"\x0a\x02\x08\x01"
 
+
+#: Decoded links kept per reader, about 12 MiB.
+CACHED_LINKS_MAX: Final = 1 << 16
 
 _NO_NAMES: Final = frozenset((b"", b".", b".."))
 
@@ -77,11 +81,11 @@ def update_directory(
     for name in changes:
         if not is_showable(name):
             raise InvalidArgument(f"a directory cannot have an entry {name!r}")
-    links, data = _decode(root, get)
+    _links, data = _decode(root, get)
     is_own = data.fanout == profile.hamt_fanout and root.version == profile.cid_version
     if data.kind is DataType.HAMT_SHARD and is_own:
         return _update_hamt(root, changes, get, put, profile)
-    by_name = {entry.name: entry for entry in _listing(root, links, data, get)}
+    by_name = {entry.name: entry for entry in list_directory(root, get)}
     for name, link in changes.items():
         if link is None:
             by_name.pop(name, None)
@@ -187,39 +191,69 @@ class Listing:
         raise StopIteration
 
 
-def list_directory(root: Cid, get: Get) -> Listing:
-    """The entries of the directory at ``root``; a HAMT's shards are read as the iteration goes.
+class DirectoryReader:
+    """One directory, decoded once: for look-up after look-up, and for listing.
 
-    Raises ``NotADirectory`` at once for anything else; ``Corrupt`` and whatever ``get`` raises may
-    come from the iteration. The types and sizes of entries are not known here: stat their CIDs.
+    Keeps the names of a directory in one block, and up to 64 Ki links of a HAMT's shards. Raises
+    ``NotADirectory`` at once for anything else; ``Corrupt`` and what ``get`` raises come from any
+    method, for a HAMT also while a listing is iterated.
     """
-    links, data = _decode(root, get)
-    return _listing(root, links, data, get)
+
+    def __init__(self, root: Cid, get: Get) -> None:
+        self.root = root
+        self._get = get
+        self._links, data = _decode(root, get)
+        self._fanout: hamt.Fanout | None = None
+        if data.kind is DataType.DIRECTORY:
+            # Reversed, so that the first of several entries of one name is the one that stays.
+            self._by_name = {link.name: link for link in reversed(self._links)}
+        else:
+            self._fanout = hamt.Fanout(data.fanout or 0)
+            self._shard = hamt.shard_of(root, self._links, data, self._fanout)
+            self._shards: OrderedDict[Cid, hamt.Shard] = OrderedDict()
+            self._cached_links = 0
+
+    def entries(self) -> Listing:
+        """The entries. Their types and sizes are not known here: stat their CIDs."""
+        if self._fanout is None:
+            return Listing(self._links, may_repeat=True)
+        # A HAMT repeats no name: each can stand on one path only, and the walk checks that.
+        buckets = hamt.split(self._shard, self._fanout)
+        return Listing(hamt.iterate(self.root, buckets, self._fanout, self._get), may_repeat=False)
+
+    def lookup(self, name: bytes) -> DirEntry | None:
+        """The entry of that name, or None; in a HAMT reads at most one block per level."""
+        if not is_showable(name):
+            return None
+        if self._fanout is None:
+            found = self._by_name.get(name)
+        else:
+            found = hamt.find(name, self._shard, self._fanout, self._read)
+        return None if found is None else _entry(found)
+
+    def _read(self, cid: Cid, depth: int) -> hamt.Shard:
+        shard = self._shards.get(cid)
+        if shard is not None:
+            self._shards.move_to_end(cid)
+            return shard
+        assert self._fanout is not None, "only a HAMT has shards"
+        shard = hamt.read_shard(cid, depth, self._get, self._fanout)
+        self._shards[cid] = shard
+        self._cached_links += len(shard.links)
+        while self._cached_links > CACHED_LINKS_MAX:
+            _, old = self._shards.popitem(last=False)
+            self._cached_links -= len(old.links)
+        return shard
+
+
+def list_directory(root: Cid, get: Get) -> Listing:
+    """The entries of the directory at ``root``; a HAMT's shards are read as the iteration goes."""
+    return DirectoryReader(root, get).entries()
 
 
 def lookup(root: Cid, name: bytes, get: Get) -> DirEntry | None:
-    """The entry of that name, or None. Reads one block, in a HAMT one per level.
-
-    Raises ``NotADirectory``, ``Corrupt``, and whatever ``get`` raises.
-    """
-    links, data = _decode(root, get)
-    if not is_showable(name):
-        return None
-    if data.kind is DataType.DIRECTORY:
-        found = next((link for link in links if link.name == name), None)
-    else:
-        fanout = hamt.Fanout(data.fanout or 0)
-        found = hamt.find(name, hamt.shard_of(root, links, data, fanout), fanout, get)
-    return None if found is None else _entry(found)
-
-
-def _listing(root: Cid, links: list[dagpb.PbLink], data: UnixfsData, get: Get) -> Listing:
-    if data.kind is DataType.DIRECTORY:
-        return Listing(links, may_repeat=True)
-    # A HAMT repeats no name: each can stand on one path only, and the walk checks that.
-    fanout = hamt.Fanout(data.fanout or 0)
-    buckets = hamt.split(hamt.shard_of(root, links, data, fanout), fanout)
-    return Listing(hamt.iterate(root, buckets, fanout, get), may_repeat=False)
+    """The entry of that name, or None. For many look-ups keep a ``DirectoryReader``."""
+    return DirectoryReader(root, get).lookup(name)
 
 
 def _decode(root: Cid, get: Get) -> tuple[list[dagpb.PbLink], UnixfsData]:

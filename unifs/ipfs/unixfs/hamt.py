@@ -291,8 +291,10 @@ def iterate(cid: Cid, root: Buckets, fanout: Fanout, get: Get) -> Iterator[PbLin
             pending.pop()
 
 
-def find(name: bytes, root: Shard, fanout: Fanout, get: Get) -> PbLink | None:
-    """The entry of that name, under its own name, reading one shard per level."""
+def find(
+    name: bytes, root: Shard, fanout: Fanout, read: Callable[[Cid, int], Shard]
+) -> PbLink | None:
+    """The entry of that name, under its own name; ``read`` gives the shard of a CID at a depth."""
     key = name_key(name)
     shard, depth = root, 0
     while True:
@@ -309,7 +311,7 @@ def find(name: bytes, root: Shard, fanout: Fanout, get: Get) -> PbLink | None:
         if link.name != prefix:
             return None
         depth += 1
-        shard = read_shard(Cid.decode(link.cid_binary), depth, get, fanout)
+        shard = read(Cid.decode(link.cid_binary), depth)
 
 
 def _misnamed(cid: Cid, link: PbLink, bucket: int) -> Corrupt:
