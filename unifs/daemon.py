@@ -19,6 +19,7 @@ from unifs.driver.waits import Deadlines
 from unifs.errors import UnifsError
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import AccessLog, Metrics
+from unifs.vfs.sealing import Sealer
 from unifs.vfs.storage import Storage
 from unifs.vfs.treevolume import TreeLoader, TreeVolume
 from unifs.vfs.upkeep import Upkeep
@@ -42,13 +43,14 @@ class Daemon:
         self.metrics = Metrics()
         self.access_log = AccessLog()
         self.notifications = Notifications()
-        self.storage = Storage(settings.state_directory, mount_point)
+        self.storage = Storage(settings.state_directory, mount_point, settings.profile)
         self.vfs = Vfs(
             settings.state_directory, factory=pyfuse3.EntryAttributes, reserve=RESERVE_BYTES
         )
         self.writer = Writer(self.storage, self.vfs.inodes)
         self.upkeep = Upkeep(self.writer)
         self.trees = TreeLoader(self.writer, self.vfs.factory)
+        self.sealer = Sealer(self.writer, self.storage.blocks, self.storage.profile)
         self._add_volumes()
         self.session = Session(
             self.vfs, self._options(), self.metrics, self.access_log, self.notifications
@@ -73,7 +75,9 @@ class Daemon:
         """Serve until unmounted."""
         async with self.storage.serve():
             async with trio.open_nursery() as nursery:
+                self.sealer.find_closed()
                 nursery.start_soon(self.upkeep.run)
+                nursery.start_soon(self.sealer.run)
                 await self.session.serve(self.mount_point, ready)
                 nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):

@@ -19,13 +19,15 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import threading
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import Corrupt
+from unifs.errors import Corrupt, NotFound
+from unifs.ipfs.embedded.segment_file import Descriptor
 from unifs.ipfs.unixfs.builder import leaf_block_parts
 from unifs.journal.extents import HOLE, ExtentMap
 from unifs.waiting import RETRY, WouldBlock
@@ -49,6 +51,8 @@ _LARGE = struct.Struct("<BQ")
 
 #: Descriptors of containers kept open besides those of open files.
 DESCRIPTORS_MAX = 512
+#: Descriptors of containers kept open for the block store.
+SHARED_MAX = 64
 
 
 class SmallContent:
@@ -119,6 +123,8 @@ class Containers:
         self.has_new = False
         self._cold: OrderedDict[int, int] = OrderedDict()
         self._pinned: dict[int, list[int]] = {}
+        self._lock = threading.Lock()
+        self._shared: OrderedDict[int, Descriptor] = OrderedDict()
 
     def path(self, container: int) -> Path:
         return self._directory / f"{container:016x}"
@@ -169,12 +175,36 @@ class Containers:
 
     def delete(self, container: int) -> None:
         """Remove the file; a descriptor that somebody holds stays valid."""
+        with self._lock:
+            self._shared.pop(container, None)
         descriptor = self._cold.pop(container, None)
         if descriptor is not None:
             os.close(descriptor)
         self.path(container).unlink(missing_ok=True)
 
+    def shared(self, container: int) -> Descriptor:
+        """A descriptor for any thread, open as long as the object is referred to.
+
+        NotFound if the container is gone.
+        """
+        with self._lock:
+            descriptor = self._shared.get(container)
+            if descriptor is None:
+                try:
+                    descriptor = Descriptor(
+                        os.open(self.path(container), os.O_RDONLY | os.O_CLOEXEC)
+                    )
+                except FileNotFoundError:
+                    raise NotFound(f"container {container} is gone") from None
+                self._shared[container] = descriptor
+                if len(self._shared) > SHARED_MAX:
+                    self._shared.popitem(last=False)
+            else:
+                self._shared.move_to_end(container)
+            return descriptor
+
     def close(self) -> None:
+        self._shared.clear()
         for descriptor in self._cold.values():
             os.close(descriptor)
         self._cold.clear()

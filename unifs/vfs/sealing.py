@@ -298,9 +298,7 @@ class Sealer:
             digest = content.leaves[index * 32 : index * 32 + 32]
             by_container.setdefault(holder, []).append((digest, start, end - start))
         for container, leaves in by_container.items():
-            self.blocks.add_container(
-                container, leaves, is_wrapped=not self.profile.has_raw_leaves
-            )
+            self.blocks.add_container(container, leaves, is_wrapped=not self.profile.has_raw_leaves)
 
 
 def is_closed(inode: TreeInode) -> bool:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from unifs.errors import ConfigInvalid
+from unifs.ipfs.embedded.blocks import Blocks
 from unifs.ipfs.embedded.segments import Segments
 from unifs.ipfs.unixfs.profiles import PROFILES
 from unifs.journal.content import Contents
@@ -35,9 +36,7 @@ DEFAULT_PROFILE = "unixfs-v1-2025"
 class Storage:
     """An open state directory. Belongs to the event loop's thread."""
 
-    def __init__(
-        self, path: Path, mount_point: str = "", profile: str = DEFAULT_PROFILE
-    ) -> None:
+    def __init__(self, path: Path, mount_point: str = "", profile: str = DEFAULT_PROFILE) -> None:
         self.state = StateDirectory(path, mount_point)
         try:
             self._open(profile)
@@ -53,6 +52,13 @@ class Storage:
         self.receipt: Receipt | None = Recovery(self.database, self.segments, state).run()
         self.log = Log(self.database)
         self.contents = Contents(self.database, self.segments, state, self.profile)
+        #: The node's own segments: DAG nodes, added and imported blocks.
+        self.nodes = Segments(state.nodes)
+        self.blocks = Blocks(
+            state.path / "blocks.db",
+            (self.nodes, self.segments),
+            open_container=self.contents.containers.shared,
+        )
         self.overlays = Overlays(self.contents.containers)
         self.flusher = Flusher(self.database, self.segments, self.log)
         self.tree = Tree(self.database, state)
@@ -90,7 +96,9 @@ class Storage:
             self.database.set_meta("last_ino", self.tree.last_ino)
             self.database.set_meta("is_clean", int(is_clean))
             self.database.commit()
+        self.blocks.close()
         self.contents.close()
+        self.nodes.close()
         self.segments.close()
         self.database.close()
         self.state.close()
