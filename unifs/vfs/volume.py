@@ -1,8 +1,8 @@
 """What the vfs asks of each part of the tree: volumes, inodes, handles.
 
-A volume is the vfs's side of a mount. Three kinds exist: ``TreeVolume`` (names and attributes in the
-tree, bytes in contents and cache: /mfs and every remote mount), ``HostVolume`` (/local: write-through
-to host descriptors) and ``RootVolume`` (the mount table itself).
+A volume is the vfs's side of a mount. Three kinds exist: ``TreeVolume`` (names and attributes in
+the tree, bytes in contents and cache: /mfs and every remote mount), ``HostVolume`` (/local:
+write-through to host descriptors) and ``Namespace`` (the mount table itself).
 
 All methods are synchronous and follow ``unifs.waiting``: a method that would have to wait raises
 WouldBlock before it has changed anything. Names are bytes, already checked by the vfs (1–255 bytes,
@@ -71,7 +71,7 @@ class Handle:
     def read(self, offset: int, size: int) -> bytes | memoryview:
         """Up to ``size`` bytes; fewer only at the end of the file.
 
-        A memoryview is valid until the next call on this volume: the caller copies or replies at once.
+        A memoryview is valid until the next call on this volume: copy it or reply at once.
         """
         raise BadHandle
 

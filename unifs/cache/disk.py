@@ -1,0 +1,307 @@
+"""The disk tier: one flat file per extent of remote bytes, in ``cache/ab/<digest>``.
+
+``ReadCache`` owns it. Everything here can be fetched again, so files are written to ``tmp.unifs``
+and renamed without fsync, and checked (a CRC-32 per 64 KiB) at their first use since the start:
+the index keeps a bit per chunk that has been checked. A fault of any kind, a failing disk, a
+damaged or vanished file, is a miss for the reader and one warning in the log, never an error. The
+directory may be deleted at any time.
+
+The event loop owns the index, the open descriptors and the reused buffer. Threads write, unlink,
+scan and read what the page cache does not hold; they open files by path and share nothing with
+the loop. The cost of a miss of the page cache is a thread (60 µs), so reads try ``RWF_NOWAIT``
+inline first.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import trio
+
+from unifs.cache.evict import SegmentedLru
+from unifs.cache.extentfile import (
+    CHUNK_BYTES,
+    chunk_count,
+    digest_of,
+    trailer_bytes,
+    unpack_trailer,
+    verify,
+)
+from unifs.cache.shelf import Shelf
+from unifs.errors import Corrupt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from unifs.cache.memory import ExtentKey
+
+log = logging.getLogger(__name__)
+
+#: Verifying this much inline costs 60 µs; more is left to a thread.
+VERIFY_INLINE_BYTES_MAX: Final = 256 << 10
+#: Descriptors kept open for extents in use.
+OPEN_FILES_MAX: Final = 64
+#: Extents waiting for the disk; beyond it a fetched extent stays in memory only.
+WRITES_PENDING_MAX: Final = 16
+#: Extents evicted for one write; a shrunken disk is given back over several writes.
+VICTIMS_MAX: Final = 64
+_LENGTH_BITS: Final = 32
+_LENGTH_MASK: Final = (1 << _LENGTH_BITS) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DiskLimits:
+    """What the disk tier may use."""
+
+    bytes_max: int = 10 << 30
+    #: Space left to others on that file system.
+    free_bytes_min: int = 1 << 30
+    #: About 250 bytes of memory each.
+    extents_max: int = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStatistics:
+    """What the disk tier holds and what happened to it since the start."""
+
+    bytes: int
+    bytes_max: int
+    extents: int
+    extents_max: int
+    hits: int
+    misses: int
+    faults: int
+    skipped_writes: int
+
+
+class _OpenFile(NamedTuple):
+    fd: int
+    sums: tuple[int, ...]
+
+
+class DiskTier:
+    """Extents on disk within ``limits``. ``scan`` must have run before anything is found."""
+
+    def __init__(self, directory: Path, limits: DiskLimits) -> None:
+        self._shelf = Shelf(directory, limits.free_bytes_min)
+        self._limits = limits
+        #: digest → length | verified chunks << 32.
+        self._index: SegmentedLru[bytes, int] = SegmentedLru(_weigh)
+        self._open: OrderedDict[bytes, _OpenFile] = OrderedDict()
+        self._writing: dict[bytes, int] = {}
+        self._free_bytes = 0
+        self._scanned = trio.Event()
+        self._buffer = bytearray()
+        self._limiter = trio.CapacityLimiter(4)
+        self._is_failing = False
+        self._hits = self._misses = self._faults = self._skipped = 0
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def scan(self) -> None:
+        """Find what an earlier run left. Reads that arrive meanwhile wait for it."""
+        try:
+            found = await trio.to_thread.run_sync(
+                self._shelf.scan, self._limits.extents_max, limiter=self._limiter
+            )
+            for digest, length in found.extents:
+                self._index.put(digest, length)
+            self._free_bytes = found.free_bytes
+        except OSError as error:
+            self._note_failure(error)
+        finally:
+            self._scanned.set()
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        while self._open:
+            os.close(self._open.popitem()[1].fd)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def read_nowait(self, key: ExtentKey, start: int, size: int) -> memoryview | None:
+        """That range of an extent if the page cache has it, else None.
+
+        The view is valid until the next call. The range lies within the extent.
+        """
+        digest = digest_of(key)
+        packed = self._index.get(digest)
+        if packed is None:
+            return None
+        length = packed & _LENGTH_MASK
+        assert start + size <= length
+        mask = _mask(start, size)
+        if packed >> _LENGTH_BITS & mask == mask:
+            low, high = start, start + size
+        else:
+            low = start - start % CHUNK_BYTES
+            high = min(-(-(start + size) // CHUNK_BYTES) * CHUNK_BYTES, length)
+            if high - low > VERIFY_INLINE_BYTES_MAX:
+                return None
+        try:
+            file = self._open_nowait(digest, length)
+            view = self._pread_nowait(file.fd, low, high - low) if file else None
+            if file is None or view is None:
+                return None
+            if packed >> _LENGTH_BITS & mask != mask:
+                verify(view, low // CHUNK_BYTES, file.sums)
+                self._index.put(digest, packed | mask << _LENGTH_BITS)
+        except (OSError, Corrupt) as error:
+            self._drop(digest, error)
+            return None
+        self._hits += 1
+        return view[start - low : start - low + size]
+
+    async def read(self, key: ExtentKey, start: int, size: int) -> bytes | None:
+        """That range of an extent, waiting for the disk; None if it is not here or damaged."""
+        await self._scanned.wait()
+        digest = digest_of(key)
+        packed = self._index.get(digest)
+        if packed is None:
+            self._misses += 1
+            return None
+        length = packed & _LENGTH_MASK
+        try:
+            data = await trio.to_thread.run_sync(
+                self._shelf.read, digest, length, start, size, limiter=self._limiter
+            )
+        except (OSError, Corrupt) as error:
+            self._drop(digest, error)
+            self._misses += 1
+            return None
+        packed_now = self._index.get(digest)
+        if packed_now is not None:
+            self._index.put(digest, packed_now | _mask(start, size) << _LENGTH_BITS)
+        self._hits += 1
+        return data
+
+    def _open_nowait(self, digest: bytes, length: int) -> _OpenFile | None:
+        file = self._open.get(digest)
+        if file is not None:
+            self._open.move_to_end(digest)
+            return file
+        fd = os.open(self._shelf.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            raw = self._pread_nowait(fd, length, trailer_bytes(length))
+            if raw is None:
+                os.close(fd)
+                return None
+            sums = unpack_trailer(bytes(raw), digest, length)
+        except BaseException:
+            os.close(fd)
+            raise
+        if len(self._open) >= OPEN_FILES_MAX:
+            os.close(self._open.popitem(last=False)[1].fd)
+        self._open[digest] = file = _OpenFile(fd, sums)
+        return file
+
+    def _pread_nowait(self, fd: int, start: int, size: int) -> memoryview | None:
+        if len(self._buffer) < size:
+            self._buffer = bytearray(size)
+        view = memoryview(self._buffer)[:size]
+        try:
+            count = os.preadv(fd, [view], start, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return None
+            raise
+        return view if count == size else None
+
+    # --- writing --------------------------------------------------------------------------------
+
+    async def write(self, key: ExtentKey, data: bytes) -> None:
+        """Keep an extent, evicting colder ones; skipped where there is no room for it."""
+        digest = digest_of(key)
+        if digest in self._writing or digest in self._index:
+            return
+        if len(self._writing) >= WRITES_PENDING_MAX or not self._scanned.is_set():
+            self._skipped += 1
+            return
+        victims, has_room = self._make_room(len(data) + trailer_bytes(len(data)))
+        payload = data if has_room else None
+        if not has_room:
+            self._skipped += 1
+        self._writing[digest] = len(data)
+        try:
+            outcome = await trio.to_thread.run_sync(
+                self._shelf.write, digest, payload, victims, limiter=self._limiter
+            )
+        except OSError as error:
+            self._note_failure(error)
+        else:
+            self._free_bytes = outcome.free_bytes
+            self._is_failing = False
+            if outcome.is_written:
+                self._index.put(digest, len(data))
+            elif has_room:
+                self._skipped += 1
+        finally:
+            del self._writing[digest]
+
+    def _make_room(self, size: int) -> tuple[list[bytes], bool]:
+        pending = sum(self._writing.values())
+        victims: list[bytes] = []
+        while len(victims) < VICTIMS_MAX:
+            used = self._index.weight + pending
+            spare = self._free_bytes - self._limits.free_bytes_min
+            has_room = used + size <= self._limits.bytes_max and size <= spare
+            if has_room and len(self._index) + len(self._writing) < self._limits.extents_max:
+                return victims, True
+            if not len(self._index):
+                break
+            digest, packed = self._index.pop_coldest()
+            self._free_bytes += _weigh(packed)
+            self._close_file(digest)
+            victims.append(digest)
+        return victims, False
+
+    # --- faults ---------------------------------------------------------------------------------
+
+    def _drop(self, digest: bytes, error: OSError | Corrupt) -> None:
+        self._close_file(digest)
+        if self._index.pop(digest) is None:
+            return
+        if isinstance(error, FileNotFoundError):
+            log.debug("cached extent vanished digest=%s", digest.hex())
+            return
+        self._faults += 1
+        log.warning("cached extent is damaged, fetching again digest=%s: %s", digest.hex(), error)
+
+    def _note_failure(self, error: OSError) -> None:
+        self._faults += 1
+        if not self._is_failing:
+            self._is_failing = True
+            log.warning("cache directory fails, reading without it: %s", error)
+
+    def _close_file(self, digest: bytes) -> None:
+        file = self._open.pop(digest, None)
+        if file is not None:
+            os.close(file.fd)
+
+    def statistics(self) -> DiskStatistics:
+        """What is held now, the bounds, and counts since the start."""
+        return DiskStatistics(
+            bytes=self._index.weight,
+            bytes_max=self._limits.bytes_max,
+            extents=len(self._index),
+            extents_max=self._limits.extents_max,
+            hits=self._hits,
+            misses=self._misses,
+            faults=self._faults,
+            skipped_writes=self._skipped,
+        )
+
+
+def _weigh(packed: int) -> int:
+    length = packed & _LENGTH_MASK
+    return length + trailer_bytes(length)
+
+
+def _mask(start: int, size: int) -> int:
+    first = start // CHUNK_BYTES
+    return ((1 << chunk_count(start + size) - first) - 1) << first

@@ -1,0 +1,151 @@
+"""The files of the disk tier as threads see them: scan, read, write, unlink.
+
+``DiskTier`` calls every method except ``path`` in a thread. Nothing here is mutable, so threads
+need no lock; two writers of one extent are harmless, the later rename wins and both carry the
+same bytes. Failures are OSError and Corrupt; the tier turns them into misses.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from unifs.cache.extentfile import (
+    CHUNK_BYTES,
+    DIGEST_BYTES,
+    data_bytes,
+    pack_trailer,
+    trailer_bytes,
+    unpack_trailer,
+    verify,
+)
+from unifs.errors import Corrupt
+
+_TMP: Final = "tmp.unifs"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a scan found, oldest first: digests with their data lengths."""
+
+    extents: tuple[tuple[bytes, int], ...]
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a write did."""
+
+    is_written: bool
+    free_bytes: int
+
+
+class Shelf:
+    """Extent files below ``directory``, sharded by the first two hex digits of their digest."""
+
+    def __init__(self, directory: Path, free_bytes_min: int) -> None:
+        self._directory = directory
+        self._free_bytes_min = free_bytes_min
+
+    def path(self, digest: bytes) -> str:
+        """Where that extent lies or would lie."""
+        name = digest.hex()
+        return f"{self._directory}/{name[:2]}/{name[2:]}"
+
+    def scan(self, extents_max: int) -> Found:
+        """List the extents, make the directory, unlink torn files and what exceeds the limit.
+
+        Files that are not named like an extent are none of ours and stay.
+        """
+        tmp = self._directory / _TMP
+        shutil.rmtree(tmp, ignore_errors=True)
+        tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found: list[tuple[int, bytes, int]] = []
+        for shard in range(256):
+            found += self._scan_shard(f"{shard:02x}")
+        found.sort()
+        surplus = max(len(found) - extents_max, 0)
+        for _, digest, _ in found[:surplus]:
+            Path(self.path(digest)).unlink(missing_ok=True)
+        kept = tuple((digest, length) for _, digest, length in found[surplus:])
+        return Found(kept, self._free_bytes())
+
+    def _scan_shard(self, shard: str) -> list[tuple[int, bytes, int]]:
+        found: list[tuple[int, bytes, int]] = []
+        try:
+            files = os.scandir(self._directory / shard)
+        except FileNotFoundError:
+            return found
+        with files:
+            for file in files:
+                digest = _digest_from(shard + file.name)
+                if digest is None:
+                    continue
+                status = file.stat(follow_symlinks=False)
+                length = data_bytes(status.st_size)
+                if length is None:
+                    Path(file.path).unlink()
+                else:
+                    found.append((status.st_mtime_ns, digest, length))
+        return found
+
+    def read(self, digest: bytes, length: int, start: int, size: int) -> bytes:
+        """A range of an extent, checked. Corrupt, FileNotFoundError or another OSError."""
+        low = start - start % CHUNK_BYTES
+        high = min(-(-(start + size) // CHUNK_BYTES) * CHUNK_BYTES, length)
+        fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            sums = unpack_trailer(os.pread(fd, trailer_bytes(length), length), digest, length)
+            data = os.pread(fd, high - low, low)
+        finally:
+            os.close(fd)
+        if len(data) != high - low:
+            raise Corrupt("the extent is cut short")
+        verify(memoryview(data), low // CHUNK_BYTES, sums)
+        return data[start - low : start - low + size]
+
+    def write(self, digest: bytes, data: bytes | None, victims: list[bytes]) -> Written:
+        """Unlink ``victims``, then write the extent unless that would use the last free space."""
+        for victim in victims:
+            Path(self.path(victim)).unlink(missing_ok=True)
+        free_bytes = self._free_bytes()
+        if data is None or free_bytes - len(data) < self._free_bytes_min:
+            return Written(False, free_bytes)
+        target = self.path(digest)
+        tmp = f"{self._directory}/{_TMP}/{uuid4().hex}"
+        os.makedirs(os.path.dirname(tmp), mode=0o700, exist_ok=True)
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(fd, data)
+            _write_all(fd, pack_trailer(digest, data))
+            os.rename(tmp, target)
+        except OSError:
+            Path(tmp).unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+        return Written(True, free_bytes - len(data))
+
+    def _free_bytes(self) -> int:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = os.statvfs(self._directory)
+        return status.f_bavail * status.f_frsize
+
+
+def _digest_from(name: str) -> bytes | None:
+    try:
+        digest = bytes.fromhex(name)
+    except ValueError:
+        return None
+    return digest if len(digest) == DIGEST_BYTES and digest.hex() == name else None
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,0 +1,171 @@
+"""One segment file that has no durable footer yet: open for appends, full, or failed.
+
+Owns its descriptor, its index in memory and the rule that a failed append leaves nothing behind.
+Called by ``segments`` under its lock (``append``) or in a flush round (``close_with_footer``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unifs.errors import NoSpace, from_os_error
+from unifs.ipfs.embedded.sections import (
+    HEADER,
+    Gap,
+    footer,
+    gap_entry,
+    read_exactly,
+    read_footer,
+    scan,
+    varint,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes found wrong when a segment was opened: a torn tail, cut off, or a gap, which stays."""
+
+    segment: int
+    offset: int
+    length: int
+    is_torn_tail: bool
+
+
+class Descriptor(int):
+    """A file descriptor that closes itself when nobody refers to it any more.
+
+    So a descriptor pushed out of the LRU, or of a segment just removed, stays valid for whoever is
+    still reading from it: keep the object, not ``int(…)`` of it.
+    """
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self)
+
+
+def named(error: OSError) -> Exception:
+    """The failure's name; a limit on the size of files is a lack of space as well."""
+    return NoSpace(str(error)) if error.errno == errno.EFBIG else from_os_error(error)
+
+
+class SegmentFile:
+    """A segment and what is known of it. ``end``: where the next section goes."""
+
+    __slots__ = ("end", "entries", "fd", "index", "is_failed", "number", "path", "synced_end")
+
+    def __init__(self, path: Path, number: int, fd: Descriptor) -> None:
+        self.path = path
+        self.number = number
+        self.fd = fd
+        self.index = bytearray()
+        self.end = len(HEADER)
+        self.entries = 0
+        self.synced_end = 0
+        self.is_failed = False
+
+    @classmethod
+    def create(cls, path: Path, number: int) -> SegmentFile:
+        """A new, empty segment. NoSpace and other errors leave no file."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            fd = Descriptor(os.open(path, flags, 0o600))
+        except OSError as error:
+            raise named(error) from error
+        try:
+            if os.pwrite(fd, HEADER, 0) != len(HEADER):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.unlink(path)
+            raise named(error) from error
+        return cls(path, number, fd)
+
+    @classmethod
+    def load(cls, path: Path, number: int) -> tuple[SegmentFile, bool, list[Damage]]:
+        """An existing segment, whether it has a sound footer, and what is wrong with it.
+
+        Without a footer the file is scanned (1 µs a section). Raises OSError.
+        """
+        file = cls(path, number, Descriptor(os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+        found = read_footer(file.fd)
+        if found is not None:
+            file.index, file.end, file.entries = bytearray(found[0]), found[1], found[2]
+            return file, True, []
+        return file, False, file._scan()
+
+    def _scan(self) -> list[Damage]:
+        damages: list[Damage] = []
+        size = os.fstat(self.fd).st_size
+        if read_exactly(self.fd, len(HEADER), 0) != HEADER:
+            is_short = size < len(HEADER)
+            damages.append(Damage(self.number, 0, min(size, len(HEADER)), is_short))
+            os.pwrite(self.fd, HEADER, 0)
+        for entry in scan(self.fd, len(HEADER), size):
+            if isinstance(entry, Gap):
+                self.index += gap_entry(entry.length)
+                damages.append(Damage(self.number, entry.offset, entry.length, False))
+            else:
+                self.index += varint(len(entry.cid_binary) + entry.length) + entry.cid_binary
+            self.entries += 1
+            self.end = entry.offset + entry.length
+        if size > self.end:
+            damages.append(Damage(self.number, self.end, size - self.end, True))
+        return damages
+
+    def append(self, head: bytes, data: bytes | memoryview, length: int) -> int:
+        """Write one section; returns the offset of its data. On an error nothing is left of it."""
+        end = self.end
+        offset = end + len(head)
+        try:
+            written = os.pwritev(self.fd, (head, data), end)
+            if written != len(head) + length:
+                self._write_rest(head, data, written)
+        except OSError as error:
+            self._take_back()
+            raise named(error) from error
+        self.end = offset + length
+        self.index += head
+        self.entries += 1
+        return offset
+
+    def _write_rest(self, head: bytes, data: bytes | memoryview, written: int) -> None:
+        """After a short write: go on until all is written or an error says why it cannot be."""
+        rest = memoryview(head + bytes(data))[written:]
+        position = self.end + written
+        while rest:
+            count = os.pwrite(self.fd, rest, position)
+            rest, position = rest[count:], position + count
+
+    def _take_back(self) -> None:
+        """Cut a failed append off. Where even that fails, nothing may be appended here again:
+        a shorter section would leave the rest of the failed one behind itself."""
+        try:
+            os.ftruncate(self.fd, self.end)
+        except OSError:
+            self.is_failed = True
+
+    def sync(self) -> None:
+        """Bring the data to disk. After an error, never again: see ``segments``."""
+        os.fdatasync(self.fd)
+
+    def close_with_footer(self) -> None:
+        """Write the footer. Without space for it the segment stays scannable: that is no error."""
+        data = footer(self.index, self.end, self.entries)
+        try:
+            if os.pwrite(self.fd, data, self.end) == len(data):
+                os.ftruncate(self.fd, self.end + len(data))
+                return
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+        os.ftruncate(self.fd, self.end)

@@ -1,0 +1,119 @@
+"""The ordered record of every change made through unifs.
+
+A record is appended in the transaction that makes the change, by the event loop only. Its ``seq``
+is dense and is the change's token towards a backend. Records are never updated; old ones are
+pruned together with history.
+
+``data`` per op, names as bytes:
+
+* CREATE, UNLINK, RMDIR, LINK: the name
+* CONTENT: ``pack_pair(old content, new content)``: what recovery goes back to, and what it checks
+* RENAME: ``pack_rename``: both directories, both names, the inode that was displaced
+* SETATTR: the packed attributes; XATTR: the attribute's name
+* SEAL: the content's id, 8 bytes
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unifs.state.database import Database
+
+_PAIR = struct.Struct("<I")
+_RENAME = struct.Struct("<QQIB")
+
+
+class Op(IntEnum):
+    """What a record says happened."""
+
+    CREATE = 1
+    CONTENT = 2
+    UNLINK = 3
+    RMDIR = 4
+    LINK = 5
+    RENAME = 6
+    SETATTR = 7
+    XATTR = 8
+    SEAL = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of the journal."""
+
+    seq: int
+    time_ns: int
+    op: Op
+    ino: int
+    parent: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """The data of a RENAME record. ``displaced`` is 0 where the new name was free."""
+
+    new_parent: int
+    displaced: int
+    is_exchange: bool
+    name: bytes
+    new_name: bytes
+
+
+INSERT = "insert into journal values(?,?,?,?,?,?,null)"
+
+
+class Log:
+    """Makes journal rows and reads them back."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.seq: int = database.one("select coalesce(max(seq),0) from journal")[0]
+        # Pruning may have emptied the table; numbers go on from the highest ever used.
+        self.seq = max(self.seq, database.get_meta("pruned_seq", 0))
+
+    def row(self, op: Op, ino: int, parent: int, data: bytes) -> tuple[str, tuple[object, ...]]:
+        """The statement that appends a record; it must be executed in the order of these calls."""
+        self.seq += 1
+        return INSERT, (self.seq, time.time_ns(), op.value, ino, parent, data)
+
+    def records(self, after: int = 0, limit: int = -1) -> Iterator[Record]:
+        """Records with a higher seq than ``after``, in order."""
+        query = (
+            "select seq,time_ns,op,ino,parent,data from journal where seq>? order by seq limit ?"
+        )
+        for seq, time_ns, op, ino, parent, data in self._database.rows(query, (after, limit)):
+            yield Record(seq, time_ns, Op(op), ino, parent, data)
+
+
+def pack_pair(old: bytes, new: bytes) -> bytes:
+    """Old and new content of a CONTENT record."""
+    return _PAIR.pack(len(old)) + old + new
+
+
+def unpack_pair(data: bytes) -> tuple[bytes, bytes]:
+    """(old, new) of a CONTENT record."""
+    (length,) = _PAIR.unpack_from(data)
+    return data[4 : 4 + length], data[4 + length :]
+
+
+def pack_rename(renamed: Renamed) -> bytes:
+    """The data of a RENAME record."""
+    head = _RENAME.pack(
+        renamed.new_parent, renamed.displaced, len(renamed.name), renamed.is_exchange
+    )
+    return head + renamed.name + renamed.new_name
+
+
+def unpack_rename(data: bytes) -> Renamed:
+    """What ``pack_rename`` packed."""
+    new_parent, displaced, length, is_exchange = _RENAME.unpack_from(data)
+    names = data[_RENAME.size :]
+    return Renamed(new_parent, displaced, bool(is_exchange), names[:length], names[length:])

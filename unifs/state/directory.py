@@ -1,0 +1,133 @@
+"""The state directory: its layout, its lock, its reserve.
+
+Owned by the daemon, from before the database is opened until after it is closed. One daemon per
+directory: a second one refuses and names the first. Never deletes anything but its own reserve.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from typing import TYPE_CHECKING
+
+from unifs.errors import NoSpace, StateInUse, StateUnusable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Given up so that commits that free space work on a full disk.
+RESERVE_BYTES = 8 << 20
+
+FOLDERS = ("segments", "data", "cache", "lost+found", "nodes")
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot; page cache of an earlier one is gone."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+class StateDirectory:
+    """An exclusively locked state directory with all its folders."""
+
+    def __init__(self, path: Path, mount_point: str = "") -> None:
+        self.path = path
+        self.database = path / "tree.db"
+        self.segments = path / "segments"
+        self.data = path / "data"
+        self.cache = path / "cache"
+        self.lost_found = path / "lost+found"
+        #: DAG nodes and added blocks; a segment store apart from the journal's.
+        self.nodes = path / "nodes"
+        self.boot_id = boot_id()
+        self.has_reserve = False
+        self._reserve = path / "reserve"
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unusable(path, error) from error
+        self._lock = self._take_lock(mount_point)
+        try:
+            for folder in FOLDERS:
+                (path / folder).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            self.close()
+            raise _unusable(path, error) from error
+        self.restore_reserve()
+
+    def _take_lock(self, mount_point: str) -> int:
+        try:
+            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = _owner(os.pread(lock, 4096, 0))
+            os.close(lock)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
+                raise _unusable(self.path, error) from error
+            raise StateInUse(f"{self.path} is in use by {owner}") from error
+        claim = {"pid": os.getpid(), "boot_id": self.boot_id, "mount_point": mount_point}
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, json.dumps(claim).encode(), 0)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                os.close(lock)
+                raise _unusable(self.path, error) from error
+        return lock
+
+    def restore_reserve(self) -> bool:
+        """Hold ``RESERVE_BYTES`` of real blocks again; False where the disk has none to give."""
+        if self.has_reserve:
+            return True
+        try:
+            reserve = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return False
+            raise _unusable(self.path, error) from error
+        try:
+            os.posix_fallocate(reserve, 0, RESERVE_BYTES)
+            self.has_reserve = True
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise _unusable(self.path, error) from error
+            os.ftruncate(reserve, 0)
+        finally:
+            os.close(reserve)
+        return self.has_reserve
+
+    def give_up_reserve(self) -> bool:
+        """Free the reserve for a commit that will free more; False if it is gone already."""
+        if not self.has_reserve:
+            return False
+        self.has_reserve = False
+        os.truncate(self._reserve, 0)
+        return True
+
+    def free_bytes(self) -> int:
+        """What ordinary writes may still use of the disk."""
+        disk = os.statvfs(self.path)
+        return max(0, disk.f_bavail * disk.f_frsize - RESERVE_BYTES)
+
+    def close(self) -> None:
+        """Unlock. The database must be closed."""
+        os.close(self._lock)
+
+
+def _owner(claim: bytes) -> str:
+    try:
+        owner = json.loads(claim)
+        return f"pid {owner['pid']} (mounted at {owner['mount_point'] or 'nowhere'})"
+    except (ValueError, KeyError):
+        return "another process"
+
+
+def _unusable(path: Path, error: OSError) -> StateUnusable | NoSpace:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"no space left for the state directory {path}")
+    return StateUnusable(f"the state directory {path} cannot be used: {error.strerror}")

@@ -1,0 +1,195 @@
+"""The tree: inodes, names and attributes of every mount, in SQLite.
+
+It makes statements and reads rows; it holds no state of its own but counters. A mutation collects
+statements into a list and hands them to ``commit``, which executes them as one transaction; memory
+is changed by the caller afterwards, so a failed commit leaves everything as it was.
+
+Callers: ``TreeVolume`` and the tasks that work on the tree behind it, all in the event loop's
+thread.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from unifs.errors import NoSpace
+from unifs.journal.content import large_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unifs.state.database import Database
+    from unifs.state.directory import StateDirectory
+    from unifs.types import Attributes
+
+#: mode uid gid nlink size atime mtime ctime (ns) rdev
+ATTRIBUTES = struct.Struct("<IIIIQqqqQ")
+
+Statement = tuple[str, tuple[Any, ...]]
+Batch = list[Statement]
+
+INSERT_INODE = "insert into inode values(?,?,?,?,null,?,?,null)"
+UPDATE_INODE = "update inode set parent=?,epoch=?,attributes=?,content=? where ino=?"
+SET_GONE = "update inode set parent=0,gone=?,attributes=? where ino=?"
+KEEP_INODE = (
+    "insert or ignore into inode_past select ino,?,epoch,attributes,content from inode where ino=?"
+)
+INSERT_DENTRY = "insert into dentry values(?,?,?,?,?)"
+DELETE_DENTRY = "delete from dentry where parent=? and name=?"
+KEEP_DENTRY = (
+    "insert into dentry_past select parent,?,id,name,ino,epoch from dentry"
+    " where parent=? and name=? and epoch<?"
+)
+LISTING = (
+    "select d.id,d.name,d.ino,i.attributes from dentry d join inode i on i.ino=d.ino"
+    " where d.parent=? and d.id>? order by d.id limit ?"
+)
+NAMES = "select id,name,ino from dentry where parent=? and id>? order by id limit ?"
+
+
+def pack_attributes(attributes: Attributes) -> bytes:
+    """The attributes column."""
+    a = attributes
+    return ATTRIBUTES.pack(
+        a.st_mode,
+        a.st_uid,
+        a.st_gid,
+        a.st_nlink,
+        a.st_size,
+        a.st_atime_ns,
+        a.st_mtime_ns,
+        a.st_ctime_ns,
+        a.st_rdev,
+    )
+
+
+def fill_attributes(attributes: Attributes, ino: int, packed: bytes, timeout_s: float) -> None:
+    """Set an attributes object from its column."""
+    a = attributes
+    (
+        a.st_mode,
+        a.st_uid,
+        a.st_gid,
+        a.st_nlink,
+        size,
+        a.st_atime_ns,
+        a.st_mtime_ns,
+        a.st_ctime_ns,
+        a.st_rdev,
+    ) = ATTRIBUTES.unpack(packed)
+    a.st_ino = ino
+    a.st_size = size
+    a.st_blocks = (size + 511) >> 9
+    a.st_blksize = 1 << 20
+    a.entry_timeout = a.attr_timeout = timeout_s
+
+
+class Tree:
+    """Statements and queries over inode, dentry, link and xattr."""
+
+    def __init__(self, database: Database, state: StateDirectory) -> None:
+        self.database = database
+        self._state = state
+        self.epoch: int = database.get_meta("epoch", 1)
+        self.last_ino: int = max(
+            1,
+            database.one("select coalesce(max(ino),1) from inode")[0],
+            database.get_meta("last_ino", 1),
+        )
+        # Offsets 1 and 2 are "." and ".." for whoever counts them.
+        self._last_dentry: int = max(
+            database.one("select coalesce(max(id),2) from dentry")[0],
+            database.get_meta("last_dentry", 2),
+        )
+
+    # --- transactions -----------------------------------------------------------------------------
+
+    def commit(self, batch: Batch, frees: bool = False) -> None:
+        """Execute the statements as one transaction.
+
+        NoSpace leaves nothing done; with ``frees`` the reserve is given up for a second attempt.
+        JournalFailed once the database cannot be trusted. WouldBlock, before anything is done,
+        while the WAL is above its limit.
+        """
+        database = self.database
+        database.begin()
+        execute = database.execute
+        try:
+            for sql, bindings in batch:
+                execute(sql, bindings)
+            database.commit()
+        except apsw.Error as error:
+            failure = database.broken(error)
+            if isinstance(failure, NoSpace) and frees and self._state.give_up_reserve():
+                self.commit(batch)
+                return
+            raise failure from error
+        except BaseException:
+            database.rollback()
+            raise
+
+    # --- statements -------------------------------------------------------------------------------
+
+    def new_ino(self) -> int:
+        self.last_ino += 1
+        return self.last_ino
+
+    def add_name(self, parent: int, name: bytes, ino: int) -> Statement:
+        self._last_dentry += 1
+        return INSERT_DENTRY, (parent, self._last_dentry, name, ino, self.epoch)
+
+    def drop_name(self, batch: Batch, parent: int, name: bytes) -> None:
+        epoch = self.epoch
+        batch.append((KEEP_DENTRY, (epoch, parent, name, epoch)))
+        batch.append((DELETE_DENTRY, (parent, name)))
+
+    def keep_inode(self, batch: Batch, ino: int, stored: bytes) -> None:
+        """Before a row of an earlier epoch changes: its present form goes to the past."""
+        batch.append((KEEP_INODE, (self.epoch, ino)))
+        content = large_id(stored)
+        if content:
+            batch.append(("update content set refs=refs+1 where id=?", (content,)))
+
+    # --- queries ----------------------------------------------------------------------------------
+
+    def find(self, parent: int, name: bytes) -> int:
+        """The inode of a name, 0 if there is none."""
+        row = self.database.execute(
+            "select ino from dentry where parent=? and name=?", (parent, name)
+        ).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def inode_row(self, ino: int) -> Any:
+        """(mount, parent, epoch, gone, attributes, content), or None."""
+        return self.database.one(
+            "select mount,parent,epoch,gone,attributes,content from inode where ino=?", (ino,)
+        )
+
+    def is_empty(self, ino: int) -> bool:
+        return self.database.one("select 1 from dentry where parent=? limit 1", (ino,)) is None
+
+    def names(self, parent: int, after: int, limit: int) -> list[Any]:
+        """Rows (id, name, ino) of a directory, by id."""
+        return self.database.execute(NAMES, (parent, after, limit)).fetchall()
+
+    def listing(self, parent: int, after: int, limit: int) -> list[Any]:
+        """Rows (id, name, ino, attributes) of a directory, by id."""
+        return self.database.execute(LISTING, (parent, after, limit)).fetchall()
+
+    def parents(self, ino: int, parent: int) -> Iterator[tuple[int, bytes]]:
+        """Every (directory, name) of an inode whose row says ``parent`` (0: look at its links)."""
+        if parent:
+            query = "select parent,name from dentry where parent=? and ino=?"
+            yield from self.database.all(query, (parent, ino))
+        else:
+            yield from self.database.all("select parent,name from link where ino=?", (ino,))
+
+    def xattr(self, ino: int, name: bytes) -> bytes | None:
+        row = self.database.one("select value from xattr where ino=? and name=?", (ino, name))
+        return None if row is None else bytes(row[0])
+
+    def xattrs(self, ino: int) -> list[bytes]:
+        return [row[0] for row in self.database.all("select name from xattr where ino=?", (ino,))]

@@ -1,0 +1,176 @@
+"""Handles of files and directories of the tree."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from unifs.errors import BadHandle, TooLarge
+from unifs.journal.content import SmallContent
+from unifs.vfs.tree import fill_attributes
+from unifs.vfs.volume import DirectoryHandle, Handle
+from unifs.waiting import WouldBlock
+
+if TYPE_CHECKING:
+    from unifs.vfs.treeinode import TreeInode
+    from unifs.vfs.treevolume import TreeVolume
+    from unifs.vfs.volume import Emit
+
+#: A sparse file of this size has a million leaves; beyond it, sealing would take hours.
+FILE_BYTES_MAX = 1 << 40
+PAGE = 256
+#: relatime: a read moves atime if it is not newer than mtime or is older than a day.
+RELATIME_NS = 86_400_000_000_000
+
+
+class TreeHandle(Handle):
+    """An open regular file of a writable tree volume."""
+
+    __slots__ = ("can_read", "can_write", "has_read", "volume")
+
+    def __init__(
+        self, inode: TreeInode, volume: TreeVolume, can_read: bool, can_write: bool
+    ) -> None:
+        super().__init__(inode)
+        self.volume = volume
+        self.can_read = can_read
+        self.can_write = can_write
+        self.has_read = False
+        inode.opens += 1
+        if can_write:
+            inode.writers += 1
+
+    def read(self, offset: int, size: int) -> bytes | memoryview:
+        inode: TreeInode = self.inode  # type: ignore[assignment]
+        if not self.can_read:
+            raise BadHandle
+        if not self.has_read:
+            self._touch_atime(inode)
+        overlay = inode.overlay
+        contents = self.volume.contents
+        if overlay is not None:
+            if overlay.buffer is not None:
+                return bytes(memoryview(overlay.buffer)[offset : offset + size])
+            end = min(offset + size, inode.attributes.st_size)
+            return contents.read_extents(overlay.extents, offset, end) if offset < end else b""
+        content = inode.content
+        if content is None:
+            if not inode.stored:
+                return b""
+            content = self.volume.writer.content_of(inode)
+        if type(content) is SmallContent:
+            return contents.read_small(content, offset, size)
+        if content is not None:
+            return contents.read_large(content, offset, size)
+        return self.volume.read_linked(inode, offset, size)
+
+    def _touch_atime(self, inode: TreeInode) -> None:
+        self.has_read = True
+        attributes = inode.attributes
+        now = time.time_ns()
+        last = attributes.st_atime_ns
+        if last <= attributes.st_mtime_ns or now - last > RELATIME_NS:
+            attributes.st_atime_ns = now
+            if inode.pending is None and not inode.is_gone:
+                inode.is_touched = True
+                self.volume.writer.touched[inode.ino] = inode
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        inode: TreeInode = self.inode  # type: ignore[assignment]
+        if not self.can_write:
+            raise BadHandle
+        size = len(data)
+        end = offset + size
+        if end > FILE_BYTES_MAX:
+            raise TooLarge(f"a file may have up to {FILE_BYTES_MAX} bytes")
+        volume = self.volume
+        overlay = inode.overlay
+        if overlay is None:
+            overlay = volume.writer.overlay_of(inode)
+        volume.overlays.write(overlay, offset, data)
+        attributes = inode.attributes
+        if end > attributes.st_size:
+            attributes.st_size = end
+        attributes.st_mtime_ns = attributes.st_ctime_ns = time.time_ns()
+        return size
+
+    def flush(self) -> None:
+        inode: TreeInode = self.inode  # type: ignore[assignment]
+        if self.can_write and inode.is_dirty():
+            self.volume.writer.commit(inode)
+
+    def release(self) -> None:
+        inode: TreeInode = self.inode  # type: ignore[assignment]
+        try:
+            self.flush()
+        except WouldBlock:
+            raise
+        except BaseException:
+            self._close(inode)
+            raise
+        self._close(inode)
+
+    def _close(self, inode: TreeInode) -> None:
+        inode.opens -= 1
+        if self.can_write:
+            inode.writers -= 1
+        if inode.writers == 0 and inode.overlay is not None and not inode.is_dirty():
+            self.volume.writer.detach(inode)
+        if inode.opens == 0 and inode.is_gone:
+            self.volume.forgotten(inode.ino)
+
+    def fsync(self, datasync: bool) -> None:
+        inode: TreeInode = self.inode  # type: ignore[assignment]
+        writer = self.volume.writer
+        raise WouldBlock(lambda: writer.make_durable(inode))
+
+
+class TreeDirectory(DirectoryHandle):
+    """An open directory: a range query by row id, ``PAGE`` rows at a time.
+
+    The row id is the offset, so a stream is stable under concurrent create and unlink and needs no
+    snapshot; rows fetched ahead are dropped when the reader seeks.
+    """
+
+    __slots__ = ("_at", "_rows", "volume")
+
+    def __init__(self, inode: TreeInode, volume: TreeVolume) -> None:
+        super().__init__(inode)
+        self.volume = volume
+        self._rows: list[tuple[int, bytes, int, bytes]] = []
+        self._at = -1
+
+    def readdir(self, offset: int, emit: Emit) -> None:
+        if offset == 0:
+            self.volume.commit_names(self.inode.ino)
+        if self._at != offset:
+            self._rows = []
+            self._at = offset
+        volume = self.volume
+        hot = volume.inodes.hot
+        remember = volume.inodes.remember
+        while True:
+            if not self._rows:
+                self._rows = volume.tree.listing(self.inode.ino, self._at, PAGE)
+                if not self._rows:
+                    return
+                self._rows.reverse()
+            rows = self._rows
+            while rows:
+                row_id, name, ino, packed = rows[-1]
+                inode = hot.get(ino)
+                if inode is not None:
+                    attributes = inode.attributes
+                else:
+                    attributes = volume.scratch
+                    fill_attributes(attributes, ino, packed, volume.timeout_s)
+                if not emit(name, attributes, row_id):
+                    return
+                remember(ino)
+                rows.pop()
+                self._at = row_id
+
+    def fsync(self, datasync: bool) -> None:
+        volume = self.volume
+        volume.commit_names(self.inode.ino)
+        raise WouldBlock(volume.storage.flusher.flush)

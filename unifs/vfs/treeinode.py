@@ -1,0 +1,72 @@
+"""Inodes of the tree: what an object of the hot table knows beyond its row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unifs.vfs.volume import Inode
+
+if TYPE_CHECKING:
+    from unifs.journal.content import Content
+    from unifs.journal.overlay import Overlay
+    from unifs.types import Attributes
+    from unifs.vfs.volume import Volume
+
+
+class TreeInode(Inode):
+    """A row of ``inode``, and what its writers have not committed yet."""
+
+    __slots__ = (
+        "changed_at",
+        "content",
+        "epoch",
+        "guard",
+        "is_gone",
+        "is_touched",
+        "overlay",
+        "parent",
+        "pending",
+        "seq",
+        "stored",
+        "writers",
+    )
+
+    def __init__(self, ino: int, volume: Volume, attributes: Attributes) -> None:
+        super().__init__(ino, volume, attributes)
+        #: Its directory while it has one name, else 0.
+        self.parent = 0
+        #: Epoch in which the row got its present form.
+        self.epoch = 0
+        #: No name is left; openable until the kernel forgets it.
+        self.is_gone = False
+        #: Created and not committed yet: (directory, name).
+        self.pending: tuple[int, bytes] | None = None
+        #: The content column as it is in the database.
+        self.stored = b""
+        #: ``stored`` decoded, at first use.
+        self.content: Content | None = None
+        self.overlay: Overlay | None = None
+        #: Open handles that may write.
+        self.writers = 0
+        #: This inode took our name by a rename; our row stays until its content is sealed.
+        self.guard: TreeInode | None = None
+        #: Journal record of the present content; 0 if it is older than this start.
+        self.seq = 0
+        #: Attributes differ from the row (times of a directory, atime).
+        self.is_touched = False
+        #: Monotonic seconds at which it became pending or got its overlay.
+        self.changed_at = 0.0
+
+    def is_busy(self) -> bool:
+        return (
+            self.opens > 0
+            or self.overlay is not None
+            or self.pending is not None
+            or self.is_gone
+            or self.is_touched
+        )
+
+    def is_dirty(self) -> bool:
+        """Whether closing must commit something."""
+        overlay = self.overlay
+        return self.pending is not None or (overlay is not None and overlay.is_dirty)

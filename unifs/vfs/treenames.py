@@ -1,0 +1,424 @@
+"""Name operations of a tree volume: create, unlink, link, rename.
+
+Each is one transaction: the rows of all inodes concerned and the journal's record, committed inline
+before the kernel hears of it; memory changes after the commit. An inode that is still pending
+(created, not committed) gets its rows first. Only a created regular file may stay pending: nothing
+was promised about it yet.
+"""
+
+from __future__ import annotations
+
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from unifs.errors import (
+    Exists,
+    InvalidArgument,
+    IsADirectory,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    NotPermitted,
+    TooManyLinks,
+)
+from unifs.journal.content import symlink_blob
+from unifs.journal.log import Op, Renamed, pack_rename
+from unifs.vfs.tree import SET_GONE, UPDATE_INODE, pack_attributes
+from unifs.vfs.treeinode import TreeInode
+from unifs.vfs.volume import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unifs.types import Attributes, Caller
+    from unifs.vfs.inodes import Inodes
+    from unifs.vfs.tree import Batch
+    from unifs.vfs.volume import Inode
+    from unifs.vfs.writer import Writer
+
+#: As ext4: st_nlink of some programs is 16 bits wide.
+LINKS_MAX = 65_000
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+
+INSERT_LINK = "insert or ignore into link values(?,?,?)"
+DELETE_LINK = "delete from link where ino=? and parent=? and name=?"
+
+
+class TreeNames(Volume):
+    """The names of one tree volume."""
+
+    def __init__(
+        self, name: str, mount_id: int, writer: Writer, factory: Callable[[], Attributes]
+    ) -> None:
+        super().__init__(name)
+        self.mount_id = mount_id
+        self.writer = writer
+        self.storage = writer.storage
+        self.tree = writer.tree
+        self.log = writer.log
+        self.contents = writer.contents
+        self.overlays = writer.overlays
+        self.inodes: Inodes = writer.inodes
+        self.factory = factory
+        #: How long the kernel keeps names and attributes: all changes go through us.
+        self.timeout_s = 3600.0
+
+    # --- finding ----------------------------------------------------------------------------------
+
+    def find(self, parent: Inode, name: bytes) -> TreeInode | None:
+        """The inode of a name, pending ones included."""
+        inode = self.writer.pending.get((parent.ino, name))
+        if inode is not None:
+            return inode
+        ino = self.tree.find(parent.ino, name)
+        return self.inodes.get(ino) if ino else None  # type: ignore[return-value]
+
+    def _need(self, parent: Inode, name: bytes) -> TreeInode:
+        inode = self.find(parent, name)
+        if inode is None:
+            raise NotFound
+        return inode
+
+    def lookup(self, parent: Inode, name: bytes) -> TreeInode:
+        inode = self.find(parent, name)
+        if inode is None:
+            raise NotFound
+        return inode
+
+    def is_empty(self, inode: TreeInode) -> bool:
+        """Whether a directory has no names, pending ones included."""
+        if any(parent == inode.ino for parent, _ in self.writer.pending):
+            return False
+        return self.tree.is_empty(inode.ino)
+
+    def commit_names(self, ino: int) -> None:
+        """Give rows to everything pending in a directory that a listing or fsync will show."""
+        writer = self.writer
+        if writer.pending:
+            for inode in [held for key, held in writer.pending.items() if key[0] == ino]:
+                writer.commit(inode)
+
+    # --- making -----------------------------------------------------------------------------------
+
+    def new_inode(self, parent: Inode, mode: int, caller: Caller, rdev: int = 0) -> TreeInode:
+        """An inode in memory, with the owner and mode that POSIX gives it."""
+        attributes = self.factory()
+        now = time.time_ns()
+        ino = self.tree.new_ino()
+        above = parent.attributes
+        attributes.st_gid = caller.gid
+        if above.st_mode & stat.S_ISGID:
+            attributes.st_gid = above.st_gid
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+        attributes.st_ino = ino
+        attributes.st_mode = mode
+        attributes.st_uid = caller.uid
+        attributes.st_nlink = 2 if stat.S_ISDIR(mode) else 1
+        attributes.st_rdev = rdev
+        attributes.st_blksize = 1 << 20
+        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = now
+        attributes.entry_timeout = attributes.attr_timeout = self.timeout_s
+        inode = TreeInode(ino, self, attributes)
+        inode.epoch = self.tree.epoch
+        return inode
+
+    def _check_new(self, parent: Inode, name: bytes) -> None:
+        if parent.is_gone:  # type: ignore[attr-defined]
+            raise NotFound
+        if self.find(parent, name) is not None:
+            raise Exists
+
+    def add_pending(self, parent: TreeInode, name: bytes, inode: TreeInode) -> None:
+        """The name exists from now on, in memory."""
+        inode.pending = (parent.ino, name)
+        inode.parent = parent.ino
+        inode.changed_at = time.monotonic()
+        self.writer.pending[inode.pending] = inode
+        self.inodes.add(inode)
+        self.writer.touch(parent, inode.attributes.st_mtime_ns)
+
+    def _make(self, parent: Inode, name: bytes, inode: TreeInode) -> TreeInode:
+        """Commit a new inode at once."""
+        writer = self.writer
+        batch: Batch = []
+        inode.pending = (parent.ino, name)
+        blob, inode.stored = inode.stored, b""
+        writer.rows(inode, blob, batch)
+        self.tree.commit(batch)
+        writer.pending[inode.pending] = inode
+        writer.committed(inode, None, blob)
+        self.inodes.add(inode)
+        writer.touch(parent, inode.attributes.st_mtime_ns)  # type: ignore[arg-type]
+        return inode
+
+    def mknod(self, parent: Inode, name: bytes, mode: int, rdev: int, caller: Caller) -> TreeInode:
+        self._check_new(parent, name)
+        return self._make(parent, name, self.new_inode(parent, mode, caller, rdev))
+
+    def mkdir(self, parent: Inode, name: bytes, mode: int, caller: Caller) -> TreeInode:
+        self._check_new(parent, name)
+        made = self._make(parent, name, self.new_inode(parent, mode | stat.S_IFDIR, caller))
+        parent.attributes.st_nlink += 1
+        return made
+
+    def symlink(self, parent: Inode, name: bytes, target: bytes, caller: Caller) -> TreeInode:
+        self._check_new(parent, name)
+        inode = self.new_inode(parent, stat.S_IFLNK | 0o777, caller)
+        inode.attributes.st_size = len(target)
+        inode.stored = symlink_blob(target)
+        return self._make(parent, name, inode)
+
+    def link(self, inode: Inode, parent: Inode, name: bytes, caller: Caller) -> TreeInode:
+        assert isinstance(inode, TreeInode)
+        attributes = inode.attributes
+        if stat.S_ISDIR(attributes.st_mode):
+            raise NotPermitted
+        if inode.is_gone:
+            raise NotFound
+        if attributes.st_nlink >= LINKS_MAX:
+            raise TooManyLinks
+        self._check_new(parent, name)
+        if inode.is_dirty():
+            self.writer.commit(inode)
+        batch: Batch = []
+        now = time.time_ns()
+        if inode.parent:
+            for directory, known in self.tree.parents(inode.ino, inode.parent):
+                batch.append((INSERT_LINK, (inode.ino, directory, known)))
+        batch.append((INSERT_LINK, (inode.ino, parent.ino, name)))
+        batch.append(self.tree.add_name(parent.ino, name, inode.ino))
+        before = (attributes.st_nlink, attributes.st_ctime_ns)
+        attributes.st_nlink, attributes.st_ctime_ns = before[0] + 1, now
+        try:
+            self._update(inode, 0, batch)
+            batch.append(self.log.row(Op.LINK, inode.ino, parent.ino, name))
+            self.tree.commit(batch)
+        except BaseException:
+            attributes.st_nlink, attributes.st_ctime_ns = before
+            raise
+        inode.parent = 0
+        self._updated(inode)
+        self.writer.touch(parent, now)  # type: ignore[arg-type]
+        return inode
+
+    def _update(self, inode: TreeInode, parent: int, batch: Batch) -> None:
+        """The statement that writes an inode's attributes and directory, past form kept."""
+        tree = self.tree
+        if inode.epoch != tree.epoch:
+            tree.keep_inode(batch, inode.ino, inode.stored)
+        packed = pack_attributes(inode.attributes)
+        batch.append((UPDATE_INODE, (parent, tree.epoch, packed, inode.stored, inode.ino)))
+
+    def _updated(self, inode: TreeInode) -> None:
+        inode.epoch = self.tree.epoch
+        inode.is_touched = False
+        self.writer.touched.pop(inode.ino, None)
+        self.writer.mark_changed(inode)
+
+    # --- removing ---------------------------------------------------------------------------------
+
+    def unlink(self, parent: Inode, name: bytes, caller: Caller) -> None:
+        inode = self._need(parent, name)
+        if stat.S_ISDIR(inode.attributes.st_mode):
+            raise IsADirectory
+        now = time.time_ns()
+        if inode.pending is not None:
+            del self.writer.pending[inode.pending]
+            inode.pending = None
+            self._lost_name(inode, now)
+        else:
+            batch: Batch = []
+            self.tree.drop_name(batch, parent.ino, name)
+            undo = self._drop_link(inode, parent.ino, name, now, batch)
+            batch.append(self.log.row(Op.UNLINK, inode.ino, parent.ino, name))
+            self._commit_drop(inode, batch, undo)
+        self.writer.touch(parent, now)  # type: ignore[arg-type]
+        self.writer.changed.setdefault(self.mount_id, set()).add(parent.ino)
+
+    def rmdir(self, parent: Inode, name: bytes, caller: Caller) -> None:
+        inode = self._need(parent, name)
+        if not stat.S_ISDIR(inode.attributes.st_mode):
+            raise NotADirectory
+        if not self.is_empty(inode):
+            raise NotEmpty
+        now = time.time_ns()
+        batch: Batch = []
+        self.tree.drop_name(batch, parent.ino, name)
+        undo = self._drop_link(inode, parent.ino, name, now, batch)
+        batch.append(self.log.row(Op.RMDIR, inode.ino, parent.ino, name))
+        self._commit_drop(inode, batch, undo)
+        parent.attributes.st_nlink -= 1
+        self.writer.touch(parent, now)  # type: ignore[arg-type]
+        self.writer.changed.setdefault(self.mount_id, set()).add(parent.ino)
+
+    def _drop_link(
+        self, inode: TreeInode, parent: int, name: bytes, now: int, batch: Batch
+    ) -> tuple[int, int]:
+        """Statements for one name less; changes the attributes, returns (nlink, ctime) before."""
+        attributes = inode.attributes
+        before = (attributes.st_nlink, attributes.st_ctime_ns)
+        attributes.st_ctime_ns = now
+        if attributes.st_nlink > 1 and not stat.S_ISDIR(attributes.st_mode):
+            attributes.st_nlink -= 1
+            batch.append((DELETE_LINK, (inode.ino, parent, name)))
+            self._update(inode, 0, batch)
+        else:
+            attributes.st_nlink = 0
+            packed = pack_attributes(attributes)
+            batch.append((SET_GONE, (self.tree.epoch, packed, inode.ino)))
+        return before
+
+    def _commit_drop(self, inode: TreeInode, batch: Batch, before: tuple[int, int]) -> None:
+        attributes = inode.attributes
+        try:
+            self.tree.commit(batch, frees=True)
+        except BaseException:
+            attributes.st_nlink, attributes.st_ctime_ns = before
+            raise
+        if attributes.st_nlink == 0:
+            self._lost_name(inode, attributes.st_ctime_ns)
+        else:
+            self._updated(inode)
+
+    def _lost_name(self, inode: TreeInode, now: int) -> None:
+        """No name is left; the object stays until the kernel forgets it."""
+        inode.attributes.st_nlink = 0
+        inode.attributes.st_ctime_ns = now
+        inode.is_gone = True
+        inode.is_touched = False
+        self.writer.touched.pop(inode.ino, None)
+        if not inode.opens and not self.inodes.count(inode.ino):
+            self.forgotten(inode.ino)
+
+    # --- renaming ---------------------------------------------------------------------------------
+
+    def rename(
+        self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int
+    ) -> None:
+        inode = self._need(parent, name)
+        target = self.find(new_parent, new_name)
+        self._check_rename(inode, target, new_parent, flags)
+        if target is inode:
+            return
+        for one in (inode, target):
+            if one is not None and (one.pending is not None or (one is inode and one.is_dirty())):
+                self.writer.commit(one)
+        now = time.time_ns()
+        batch: Batch = []
+        tree = self.tree
+        tree.drop_name(batch, parent.ino, name)
+        undo = None
+        displaced = 0
+        if target is not None:
+            tree.drop_name(batch, new_parent.ino, new_name)
+            if flags & RENAME_EXCHANGE:
+                batch.append(tree.add_name(parent.ino, name, target.ino))
+                self._move(target, (new_parent.ino, new_name), (parent.ino, name), batch)
+            else:
+                displaced = target.ino
+                undo = self._drop_link(target, new_parent.ino, new_name, now, batch)
+        batch.append(tree.add_name(new_parent.ino, new_name, inode.ino))
+        ctime, inode.attributes.st_ctime_ns = inode.attributes.st_ctime_ns, now
+        self._move(inode, (parent.ino, name), (new_parent.ino, new_name), batch)
+        renamed = Renamed(new_parent.ino, displaced, bool(flags & RENAME_EXCHANGE), name, new_name)
+        batch.append(self.log.row(Op.RENAME, inode.ino, parent.ino, pack_rename(renamed)))
+        try:
+            tree.commit(batch, frees=displaced != 0)
+        except BaseException:
+            inode.attributes.st_ctime_ns = ctime
+            if target is not None and undo is not None:
+                target.attributes.st_nlink, target.attributes.st_ctime_ns = undo
+            raise
+        self._renamed(inode, target, parent, new_parent, flags)
+
+    def _move(
+        self, inode: TreeInode, old: tuple[int, bytes], new: tuple[int, bytes], batch: Batch
+    ) -> None:
+        """Statements that tell an inode's row and links its new name."""
+        if inode.parent:
+            self._update(inode, new[0], batch)
+        else:
+            batch.append((DELETE_LINK, (inode.ino, *old)))
+            batch.append((INSERT_LINK, (inode.ino, *new)))
+            self._update(inode, 0, batch)
+
+    def _renamed(
+        self,
+        inode: TreeInode,
+        target: TreeInode | None,
+        parent: Inode,
+        new_parent: Inode,
+        flags: int,
+    ) -> None:
+        now = inode.attributes.st_ctime_ns
+        moved = [(inode, parent, new_parent)]
+        if target is not None:
+            if flags & RENAME_EXCHANGE:
+                moved.append((target, new_parent, parent))
+            else:
+                if stat.S_ISDIR(target.attributes.st_mode):
+                    new_parent.attributes.st_nlink -= 1
+                target.guard = inode
+                if target.attributes.st_nlink == 0:
+                    self._lost_name(target, now)
+                else:
+                    self._updated(target)
+        for one, before, after in moved:
+            if one.parent:
+                one.parent = after.ino
+            if before is not after and stat.S_ISDIR(one.attributes.st_mode):
+                before.attributes.st_nlink -= 1
+                after.attributes.st_nlink += 1
+            self._updated(one)
+        self.writer.touch(parent, now)  # type: ignore[arg-type]
+        self.writer.touch(new_parent, now)  # type: ignore[arg-type]
+        self.writer.changed.setdefault(self.mount_id, set()).update((parent.ino, new_parent.ino))
+
+    def _check_rename(
+        self, inode: TreeInode, target: TreeInode | None, new_parent: Inode, flags: int
+    ) -> None:
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise InvalidArgument
+        if new_parent.is_gone:  # type: ignore[attr-defined]
+            raise NotFound
+        is_directory = stat.S_ISDIR(inode.attributes.st_mode)
+        if target is None:
+            if flags & RENAME_EXCHANGE:
+                raise NotFound
+        elif flags & RENAME_NOREPLACE:
+            raise Exists
+        elif not flags and target is not inode:
+            if stat.S_ISDIR(target.attributes.st_mode):
+                if not is_directory:
+                    raise IsADirectory
+                if not self.is_empty(target):
+                    raise NotEmpty
+            elif is_directory:
+                raise NotADirectory
+        self._check_above(inode, new_parent)
+        if target is not None and flags & RENAME_EXCHANGE:
+            self._check_above(target, self.inodes.get(inode.parent or new_parent.ino))
+
+    def _check_above(self, inode: TreeInode, directory: Inode) -> None:
+        """A directory cannot move into itself."""
+        if not stat.S_ISDIR(inode.attributes.st_mode):
+            return
+        above: Inode = directory
+        while isinstance(above, TreeInode):
+            if above is inode:
+                raise InvalidArgument
+            if not above.parent:
+                return
+            above = self.inodes.get(above.parent)
+
+    def forgotten(self, ino: int) -> None:
+        """Nobody refers to this inode any more: an object without a name can go, with its row."""
+        inode = self.inodes.hot.get(ino)
+        if not isinstance(inode, TreeInode) or not inode.is_gone or inode.opens:
+            return
+        if inode.overlay is not None:
+            self.writer.detach(inode)
+        self.inodes.drop(ino)
+        self.writer.forgotten.append(inode)

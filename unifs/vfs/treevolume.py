@@ -1,0 +1,294 @@
+"""TreeVolume: a mount whose names, attributes and bytes unifs itself keeps (/mfs).
+
+Names stand in ``treenames``, handles in ``treefile``; here are inodes, attributes and opening.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, Any
+
+from unifs.errors import (
+    AttributeNamespace,
+    Exists,
+    InvalidArgument,
+    IsADirectory,
+    NoAttribute,
+    NotADirectory,
+    NotAvailableOffline,
+    NotPermitted,
+    Stale,
+    TooLarge,
+    Unsupported,
+)
+from unifs.journal.content import LINKED, SEALED, SYMLINK, LargeContent, SmallContent
+from unifs.journal.log import Op
+from unifs.journal.overlay import Overlay
+from unifs.vfs.tree import INSERT_INODE, fill_attributes, pack_attributes
+from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
+from unifs.vfs.treeinode import TreeInode
+from unifs.vfs.treenames import TreeNames
+from unifs.vfs.volume import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unifs.types import Attributes, Caller, SetAttributes
+    from unifs.vfs.tree import Batch
+    from unifs.vfs.volume import Handle, Inode
+    from unifs.vfs.writer import Writer
+
+XATTR_NAME_BYTES_MAX = 255
+XATTR_BYTES_MAX = 64 << 10
+
+CID_XATTR = b"ipfs.cid"
+STATE_XATTR = b"user.unifs.state"
+VIRTUAL_PREFIX = b"user.unifs."
+
+
+class TreeLoader(Volume):
+    """All inodes of prefix 0: finds the volume of a row by its mount number."""
+
+    def __init__(self, writer: Writer, factory: Callable[[], Attributes]) -> None:
+        super().__init__("tree")
+        self.writer = writer
+        self.factory = factory
+        self.volumes: dict[int, TreeVolume] = {}
+        writer.inodes.volumes[0] = self
+
+    def add(self, name: str, kind: str, make: type[TreeVolume]) -> TreeVolume:
+        """The volume of a mount, its number and root made at its first use; never two of a name."""
+        tree = self.writer.tree
+        query = "select id,kind,root from mount where name=?"
+        row = tree.database.one(query, (name,))
+        if row is None:
+            row = self._new_mount(name, kind)
+        if row[1] != kind:
+            raise Exists(f"{name} was a mount of kind {row[1]} here before")
+        volume = make(name, row[0], self.writer, self.factory)
+        volume.root = row[2]
+        self.volumes[row[0]] = volume
+        return volume
+
+    def _new_mount(self, name: str, kind: str) -> tuple[int, str, int]:
+        tree = self.writer.tree
+        number = 1 + tree.database.one("select coalesce(max(id),0) from mount")[0]
+        root = tree.new_ino()
+        attributes = self.factory()
+        attributes.st_mode = stat.S_IFDIR | 0o755
+        attributes.st_nlink = 2
+        attributes.st_uid, attributes.st_gid = os.getuid(), os.getgid()
+        attributes.st_size = attributes.st_rdev = 0
+        now = time.time_ns()
+        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = now
+        packed = pack_attributes(attributes)
+        batch: Batch = [("insert into mount values(?,?,?,?)", (number, name, kind, root))]
+        batch.append((INSERT_INODE, (root, number, 0, tree.epoch, packed, b"")))
+        tree.commit(batch)
+        return number, kind, root
+
+    def load(self, ino: int) -> TreeInode:
+        row = self.writer.tree.inode_row(ino)
+        if row is None or row[0] not in self.volumes:
+            raise Stale
+        return self.volumes[row[0]].load_row(ino, row)
+
+
+class TreeVolume(TreeNames):
+    """A writable volume of the tree."""
+
+    def __init__(
+        self, name: str, mount_id: int, writer: Writer, factory: Callable[[], Attributes]
+    ) -> None:
+        super().__init__(name, mount_id, writer, factory)
+        self.scratch = factory()
+        #: The inode number of this volume's root directory.
+        self.root = 0
+
+    # --- inodes -----------------------------------------------------------------------------------
+
+    def load_row(self, ino: int, row: Any) -> TreeInode:
+        """The inode of a row as ``Tree.inode_row`` gives it."""
+        _, parent, epoch, gone, packed, content = row
+        attributes = self.factory()
+        fill_attributes(attributes, ino, packed, self.timeout_s)
+        inode = TreeInode(ino, self, attributes)
+        inode.parent = parent
+        inode.epoch = epoch
+        inode.is_gone = gone is not None
+        inode.stored = content
+        return inode
+
+    def load(self, ino: int) -> TreeInode:
+        row = self.tree.inode_row(ino)
+        if row is None:
+            raise Stale
+        return self.load_row(ino, row)
+
+    def setattr(
+        self, inode: Inode, changes: SetAttributes, handle: Handle | None, caller: Caller
+    ) -> Attributes:
+        assert isinstance(inode, TreeInode)
+        attributes = inode.attributes
+        if changes.size_bytes is not None:
+            self._resize(inode, changes.size_bytes)
+        if changes.mode is not None:
+            attributes.st_mode = stat.S_IFMT(attributes.st_mode) | stat.S_IMODE(changes.mode)
+        if changes.uid is not None:
+            attributes.st_uid = changes.uid
+        if changes.gid is not None:
+            attributes.st_gid = changes.gid
+        if changes.atime_ns is not None:
+            attributes.st_atime_ns = changes.atime_ns
+        if changes.mtime_ns is not None:
+            attributes.st_mtime_ns = changes.mtime_ns
+        attributes.st_ctime_ns = time.time_ns()
+        if inode.pending is None and not inode.is_gone:
+            self.writer.commit(inode)
+            if not inode.opens:
+                self.writer.detach(inode)
+        return attributes
+
+    def _resize(self, inode: TreeInode, size: int) -> None:
+        attributes = inode.attributes
+        if stat.S_ISDIR(attributes.st_mode):
+            raise IsADirectory
+        if not stat.S_ISREG(attributes.st_mode):
+            raise InvalidArgument
+        if size > FILE_BYTES_MAX:
+            raise TooLarge(f"a file may have up to {FILE_BYTES_MAX} bytes")
+        if size != attributes.st_size:
+            if size == 0 and inode.overlay is None:
+                self._empty(inode)
+            else:
+                self.overlays.resize(self.writer.overlay_of(inode), size)
+        attributes.st_size = size
+        attributes.st_blocks = (size + 511) >> 9
+        attributes.st_mtime_ns = time.time_ns()
+
+    def _empty(self, inode: TreeInode) -> None:
+        """Cut off everything without reading it."""
+        overlay = Overlay()
+        overlay.is_dirty = True
+        self.writer.attach(inode, overlay)
+
+    def readlink(self, inode: Inode) -> bytes:
+        assert isinstance(inode, TreeInode)
+        if not inode.stored or inode.stored[0] != SYMLINK:
+            raise InvalidArgument
+        return inode.stored[1:]
+
+    # --- opening ----------------------------------------------------------------------------------
+
+    def open(self, inode: Inode, flags: int, caller: Caller) -> TreeHandle:
+        assert isinstance(inode, TreeInode)
+        if stat.S_ISDIR(inode.attributes.st_mode):
+            raise IsADirectory
+        access = flags & os.O_ACCMODE
+        can_write = access != os.O_RDONLY
+        if flags & os.O_TRUNC and inode.attributes.st_size:
+            self._resize(inode, 0)
+            mode = inode.attributes.st_mode
+            if caller.uid and mode & (stat.S_ISUID | stat.S_ISGID):
+                # The kernel clears these on write and truncate, not on open(O_TRUNC).
+                cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+                inode.attributes.st_mode = mode & ~cleared
+            inode.attributes.st_ctime_ns = inode.attributes.st_mtime_ns
+        elif can_write and inode.overlay is None and inode.stored and inode.stored[0] == LINKED:
+            self.materialize(inode)
+        return TreeHandle(inode, self, access != os.O_WRONLY, can_write)
+
+    def create(
+        self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[TreeInode, TreeHandle]:
+        assert isinstance(parent, TreeInode)
+        self._check_new(parent, name)
+        inode = self.new_inode(parent, mode | stat.S_IFREG, caller)
+        self.add_pending(parent, name, inode)
+        access = flags & os.O_ACCMODE
+        return inode, TreeHandle(inode, self, access != os.O_WRONLY, access != os.O_RDONLY)
+
+    def opendir(self, inode: Inode) -> TreeDirectory:
+        if not stat.S_ISDIR(inode.attributes.st_mode):
+            raise NotADirectory
+        return TreeDirectory(inode, self)  # type: ignore[arg-type]
+
+    def read_linked(self, inode: TreeInode, offset: int, size: int) -> bytes | memoryview:
+        """Bytes of a file that is linked by its CID; a volume with a node knows them."""
+        raise NotAvailableOffline
+
+    def materialize(self, inode: TreeInode) -> None:
+        """Before the first write to a file linked by its CID: its bytes become our own."""
+        raise Unsupported("this volume has no node behind it")
+
+    # --- extended attributes ----------------------------------------------------------------------
+
+    def getxattr(self, inode: Inode, name: bytes) -> bytes:
+        assert isinstance(inode, TreeInode)
+        if name == CID_XATTR:
+            return self.cid_of(inode).encode()
+        if name == STATE_XATTR:
+            return self.state_of(inode).encode()
+        if not name.startswith(b"user."):
+            raise AttributeNamespace
+        value = self.tree.xattr(inode.ino, name)
+        if value is None:
+            raise NoAttribute
+        return value
+
+    def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
+        self._check_xattr(name)
+        if len(value) > XATTR_BYTES_MAX:
+            raise TooLarge("an extended attribute may have 64 KiB")
+        statement = "insert or replace into xattr values(?,?,?)"
+        self._change_xattr(inode, name, (statement, (inode.ino, name, value)))
+
+    def removexattr(self, inode: Inode, name: bytes) -> None:
+        self._check_xattr(name)
+        if self.tree.xattr(inode.ino, name) is None:
+            raise NoAttribute
+        statement = "delete from xattr where ino=? and name=?"
+        self._change_xattr(inode, name, (statement, (inode.ino, name)))
+
+    def _check_xattr(self, name: bytes) -> None:
+        if name == CID_XATTR or name.startswith(VIRTUAL_PREFIX):
+            raise NotPermitted
+        if not name.startswith(b"user."):
+            raise AttributeNamespace
+
+    def _change_xattr(
+        self, inode: Inode, name: bytes, statement: tuple[str, tuple[object, ...]]
+    ) -> None:
+        assert isinstance(inode, TreeInode)
+        if inode.is_dirty():
+            self.writer.commit(inode)
+        batch: Batch = [statement]
+        batch.append(self.log.row(Op.XATTR, inode.ino, inode.parent, name))
+        self.tree.commit(batch)
+        inode.attributes.st_ctime_ns = time.time_ns()
+        if not inode.is_gone:
+            inode.is_touched = True
+            self.writer.touched[inode.ino] = inode
+
+    def listxattr(self, inode: Inode) -> list[bytes]:
+        # Virtual names are never listed: rsync -aX would try to copy them and fail.
+        return self.tree.xattrs(inode.ino)
+
+    # --- what a user may ask ----------------------------------------------------------------------
+
+    def cid_of(self, inode: TreeInode) -> str:
+        """The CID of a file or directory as text; NoAttribute while it has none."""
+        raise NoAttribute
+
+    def state_of(self, inode: TreeInode) -> str:
+        """open, closed or sealed."""
+        if inode.is_dirty() or inode.writers:
+            return "open"
+        content = self.writer.content_of(inode)
+        if isinstance(content, SmallContent) and inode.seq > self.storage.flusher.sealed_seq:
+            return "closed"
+        if isinstance(content, LargeContent) and content.state != SEALED:
+            return "closed"
+        return "sealed"

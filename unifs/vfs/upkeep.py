@@ -1,0 +1,220 @@
+"""What happens behind the tree without anybody asking: late commits, releases, background flushes.
+
+One task ticks four times a second and does, in the loop, a bounded amount of each. A failure (a
+full disk) is logged once per kind until it passes; the next tick tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from unifs.errors import UnifsError
+from unifs.journal.content import SEALED, LargeContent, large_id
+from unifs.vfs.tree import pack_attributes
+from unifs.waiting import WouldBlock, complete
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unifs.vfs.tree import Batch
+    from unifs.vfs.treeinode import TreeInode
+    from unifs.vfs.writer import Writer
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+PENDING_S = 1.0
+OPEN_COMMIT_S = 5.0
+TIMES_S = 1.0
+FLUSH_S = 5.0
+ROWS_MAX = 2_000
+
+UPDATE_TIMES = "update inode set attributes=?,epoch=? where ino=?"
+
+
+class Upkeep:
+    """Keeps a writer's promises that have a time in them."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.storage = writer.storage
+        self._failed: set[str] = set()
+        self._times_at = 0.0
+        self._flushed_at = 0.0
+        self._is_flushing = False
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(TICK_S)
+                now = time.monotonic()
+                self.tick(now)
+                if now - self._flushed_at > FLUSH_S and not self._is_flushing:
+                    self._flushed_at = now
+                    self._try("reserve", self._restore_reserve)
+                    if self.storage.log.seq > self.storage.flusher.sealed_seq:
+                        self._is_flushing = True
+                        nursery.start_soon(self._flush)
+
+    async def finish(self) -> None:
+        """Before a clean stop: commit and flush everything. Raises what that raises."""
+        writer = self.writer
+        for inode in [*writer.pending.values(), *writer.open.values()]:
+            if inode.is_dirty() and not inode.is_gone:
+                await complete(writer.commit, inode)
+        while writer.touched:
+            await complete(self.write_times)
+        await self.storage.flusher.flush()
+        await complete(self.release)
+
+    def tick(self, now: float) -> None:
+        """One round of everything that is due."""
+        self._try("pending", lambda: self._commit_late(now))
+        if now - self._times_at > TIMES_S:
+            self._times_at = now
+            self._try("times", self.write_times)
+        self._try("release", self.release)
+
+    def _try(self, what: str, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except WouldBlock:
+            return
+        except UnifsError as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                log.warning("upkeep failed: what=%s error=%s", what, error)
+        else:
+            self._failed.discard(what)
+
+    async def _flush(self) -> None:
+        try:
+            await self.storage.flusher.flush()
+        except UnifsError as error:
+            log.warning("background flush failed: error=%s", error)
+        finally:
+            self._is_flushing = False
+
+    def _restore_reserve(self) -> None:
+        self.storage.state.restore_reserve()
+
+    def _commit_late(self, now: float) -> None:
+        writer = self.writer
+        late = [held for held in writer.pending.values() if now - held.changed_at > PENDING_S]
+        late += [
+            held
+            for held in writer.open.values()
+            if held.is_dirty() and not held.is_gone and now - held.changed_at > OPEN_COMMIT_S
+        ]
+        for inode in late:
+            inode.changed_at = now
+            if inode.is_dirty():
+                writer.commit(inode)
+
+    def write_times(self) -> None:
+        """Rows for directory times and atimes that moved since the last call."""
+        writer = self.writer
+        tree = writer.tree
+        touched = list(writer.touched.values())[:ROWS_MAX]
+        batch: Batch = []
+        for inode in touched:
+            if inode.is_dirty():
+                continue
+            if inode.epoch != tree.epoch:
+                tree.keep_inode(batch, inode.ino, inode.stored)
+            packed = pack_attributes(inode.attributes)
+            batch.append((UPDATE_TIMES, (packed, tree.epoch, inode.ino)))
+        sealed_seq = self.storage.flusher.sealed_seq
+        if not batch and sealed_seq == self._sealed_seq_written:
+            return
+        meta = "insert or replace into meta values(?,?)"
+        batch.append((meta, ("sealed_seq", sealed_seq)))
+        if len(touched) == len(writer.touched):
+            batch.append((meta, ("times_seq", self.storage.log.seq)))
+        tree.commit(batch)
+        self._sealed_seq_written = sealed_seq
+        for inode in touched:
+            del writer.touched[inode.ino]
+            inode.is_touched = False
+            if not inode.is_dirty():
+                inode.epoch = tree.epoch
+
+    _sealed_seq_written = 0
+
+    # --- releasing --------------------------------------------------------------------------------
+
+    def is_sealed(self, inode: TreeInode) -> bool:
+        """Whether the inode's present content has durable bytes."""
+        content = inode.content
+        if isinstance(content, LargeContent):
+            return content.state == SEALED
+        return inode.seq <= self.storage.flusher.sealed_seq
+
+    def release(self) -> None:
+        """Remove rows and bytes that nobody needs any more."""
+        self._reap()
+        writer = self.writer
+        if writer.replaced:
+            waiting = []
+            for inode, content in writer.replaced:
+                if self.is_sealed(inode):
+                    writer.released.append((self.storage.log.seq, content))
+                else:
+                    waiting.append((inode, content))
+            writer.replaced = waiting
+        durable = self.storage.flusher.durable_seq
+        ready = [content for seq, content in writer.released if seq <= durable]
+        if ready:
+            self._release_contents(ready)
+            writer.released = [item for item in writer.released if item[0] > durable]
+
+    def _reap(self) -> None:
+        writer = self.writer
+        waiting: list[TreeInode] = []
+        batch: Batch = []
+        contents: list[int] = []
+        for inode in writer.forgotten[:ROWS_MAX]:
+            guard = inode.guard
+            if guard is not None and not guard.is_gone and not self.is_sealed(guard):
+                waiting.append(inode)
+                continue
+            batch.append(("delete from xattr where ino=?", (inode.ino,)))
+            if inode.epoch == writer.tree.epoch:
+                batch.append(("delete from inode where ino=? and gone is not null", (inode.ino,)))
+                content = large_id(inode.stored)
+                if content:
+                    contents.append(content)
+        if batch:
+            writer.tree.commit(batch, frees=True)
+        writer.forgotten[:ROWS_MAX] = waiting
+        seq = self.storage.log.seq
+        writer.released.extend((seq, content) for content in contents)
+
+    def _release_contents(self, ids: list[int]) -> None:
+        database = self.storage.database
+        batch: Batch = []
+        files: set[int] = set()
+        for content in ids:
+            row = database.one("select refs from content where id=?", (content,))
+            if row is None:
+                continue
+            if row[0] > 1:
+                batch.append(("update content set refs=refs-1 where id=?", (content,)))
+                continue
+            query = (
+                "select container from holding h where content=? and not exists"
+                " (select 1 from holding o where o.container=h.container and o.content<>?)"
+            )
+            files.update(held for (held,) in database.all(query, (content, content)))
+            batch.append(("delete from content where id=?", (content,)))
+            batch.append(("delete from holding where content=?", (content,)))
+        if batch:
+            self.writer.tree.commit(batch, frees=True)
+        in_use = {held.overlay.container for held in self.writer.open.values() if held.overlay}
+        for container in files - in_use:
+            self.storage.contents.containers.delete(container)

@@ -1,0 +1,294 @@
+"""The write side of the tree: when what is in memory becomes rows, and in which order.
+
+``Writer`` owns every uncommitted thing: created inodes without rows, overlays, directory times. Its
+commit points are called by handles and name operations; ``vfs.upkeep`` calls them for what nobody
+closes. Everything here belongs to the event loop's thread.
+
+Invariants: a batch is built and committed without a checkpoint in between; memory changes after the
+commit; what close() acknowledged has its record. A predecessor's bytes are released only when its
+successor is sealed (``guard``), a removed content only when its removal is durable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from unifs.journal.content import CLOSED, SEALED, LargeContent, SmallContent, large_id
+from unifs.journal.log import Op, pack_pair
+from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
+from unifs.journal.proof import prove
+from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
+
+if TYPE_CHECKING:
+    from unifs.journal.content import Content
+    from unifs.vfs.inodes import Inodes
+    from unifs.vfs.storage import Storage
+    from unifs.vfs.tree import Batch
+    from unifs.vfs.treeinode import TreeInode
+
+log = logging.getLogger(__name__)
+
+INSERT_CONTENT = "insert into content values(?,1,1,?,?,?,?,null,null,null,null)"
+UPDATE_CONTENT = (
+    "update content set boot=?,size=?,extents=?,proof=?,durable_size=?,durable_extents=? where id=?"
+)
+SET_DURABLE = "update content set durable_size=?,durable_extents=? where id=? and state=1"
+
+
+class Writer:
+    """Commits inodes."""
+
+    def __init__(self, storage: Storage, inodes: Inodes) -> None:
+        self.storage = storage
+        self.inodes = inodes
+        self.tree = storage.tree
+        self.log = storage.log
+        self.contents = storage.contents
+        self.overlays = storage.overlays
+        #: Created, no rows yet, by (directory, name).
+        self.pending: dict[tuple[int, bytes], TreeInode] = {}
+        #: Inodes whose times are newer than their rows.
+        self.touched: dict[int, TreeInode] = {}
+        #: Inodes with an overlay.
+        self.open: dict[int, TreeInode] = {}
+        #: Inodes whose closed large content is to be sealed.
+        self.unsealed: dict[int, TreeInode] = {}
+        #: Inodes without a name that the kernel has forgotten: their rows can go.
+        self.forgotten: list[TreeInode] = []
+        #: (inode whose present content must be sealed first, content that it replaced).
+        self.replaced: list[tuple[TreeInode, int]] = []
+        #: (journal record that must be durable first, content without a row that names it).
+        self.released: list[tuple[int, int]] = []
+        #: Directories in which something changed since the last root, by mount number.
+        self.changed: dict[int, set[int]] = {}
+
+    def touch(self, inode: TreeInode, now_ns: int) -> None:
+        """A name in this directory changed: its times move; the row follows at the next tick."""
+        attributes = inode.attributes
+        attributes.st_mtime_ns = attributes.st_ctime_ns = now_ns
+        inode.is_touched = True
+        self.touched[inode.ino] = inode
+
+    # --- overlays ---------------------------------------------------------------------------------
+
+    def content_of(self, inode: TreeInode) -> Content | None:
+        """The committed content, decoded at first use."""
+        if inode.content is None and inode.stored:
+            inode.content = self.contents.decode(inode.stored)
+        return inode.content
+
+    def overlay_of(self, inode: TreeInode) -> Overlay:
+        """The inode's overlay, made on its content at the first change.
+
+        WouldBlock where a small base has to come from the disk first.
+        """
+        overlay = inode.overlay
+        if overlay is None:
+            content = self.content_of(inode)
+            if isinstance(content, SmallContent):
+                whole = self.contents.read_small(content, 0, content.length)
+                overlay = self.overlays.on_small(bytes(whole))
+            elif isinstance(content, LargeContent):
+                overlay = self.overlays.on_large(content)
+            else:
+                overlay = Overlay()
+            self.attach(inode, overlay)
+        return overlay
+
+    def attach(self, inode: TreeInode, overlay: Overlay) -> None:
+        """From now on this overlay is what the inode's readers and writers see."""
+        inode.overlay = overlay
+        inode.changed_at = time.monotonic()
+        self.open[inode.ino] = inode
+
+    def detach(self, inode: TreeInode) -> None:
+        """The overlay is committed and nobody writes: the content speaks for itself."""
+        overlay = inode.overlay
+        if overlay is None:
+            return
+        inode.overlay = None
+        del self.open[inode.ino]
+        if overlay.container:
+            if overlay.content is None:
+                self.overlays.discard(overlay)
+            else:
+                self.contents.containers.release(overlay.container)
+
+    # --- commit -----------------------------------------------------------------------------------
+
+    def commit(self, inode: TreeInode) -> None:
+        """Rows for everything uncommitted of this inode; returns when they are committed.
+
+        On failure (NoSpace, JournalFailed) the inode stays dirty and a later commit tries again.
+        """
+        if inode.is_gone:
+            self._forgo(inode)
+            return
+        batch: Batch = []
+        content, blob = self.prepare(inode, batch)
+        self.rows(inode, blob, batch)
+        self.tree.commit(batch)
+        self.committed(inode, content, blob)
+
+    def _forgo(self, inode: TreeInode) -> None:
+        """Nobody can find this inode after a crash: nothing to record."""
+        if inode.overlay is not None:
+            inode.overlay.is_dirty = False
+
+    def prepare(self, inode: TreeInode, batch: Batch) -> tuple[Content | None, bytes]:
+        """Bring a dirty overlay's bytes to where a row can name them; (content, its column)."""
+        overlay = inode.overlay
+        if overlay is None or not overlay.is_dirty:
+            return inode.content, inode.stored
+        if overlay.buffer is not None:
+            if not overlay.buffer:
+                return None, b""
+            if overlay.commits < COMMITS_SMALL_MAX or not inode.opens:
+                small = self._append(overlay.buffer)
+                return small, small.blob
+            self.overlays.spill(overlay)
+        large = self._large_rows(inode, overlay, batch)
+        return large, large.blob
+
+    def _append(self, buffer: bytearray) -> SmallContent:
+        digest = hashlib.sha256(buffer).digest()
+        place = self.contents.segments.append_raw(digest, buffer)
+        small = SmallContent(place.segment, place.offset, place.length, digest)
+        small.is_verified = True
+        return small
+
+    def _large_rows(self, inode: TreeInode, overlay: Overlay, batch: Batch) -> LargeContent:
+        """Statements for the overlay's content row, new at its first commit, updated later."""
+        size = inode.attributes.st_size
+        extents = overlay.extents.copy()
+        proof = self._proof(overlay)
+        large = overlay.content
+        if large is None:
+            self.contents.last_id += 1
+            large = LargeContent(self.contents.last_id, size, extents)
+            large.base = overlay.base
+            bindings = (large.id, self.contents.boot, size, extents.pack(), proof)
+            batch.append((INSERT_CONTENT, bindings))
+            named: set[int] = set()
+        else:
+            named = set(large.extents.containers)
+            durable = overlay.durable or (None, None)
+            bindings = (self.contents.boot, size, extents.pack(), proof, *durable, large.id)
+            batch.append((UPDATE_CONTENT, bindings))
+        names = set(extents.containers)
+        for container in names - named:
+            batch.append(("insert or ignore into holding values(?,?)", (large.id, container)))
+        for container in named - names:
+            statement = "delete from holding where content=? and container=?"
+            batch.append((statement, (large.id, container)))
+        after = LargeContent(large.id, size, extents)
+        after.base = large.base
+        return after
+
+    def _proof(self, overlay: Overlay) -> bytes | None:
+        if overlay.unsynced is None:
+            return None
+        size = overlay.extents.ends[-1] if overlay.extents.ends else 0
+        ranges = [(start, min(end, size)) for start, end in overlay.unsynced if 0 <= start < size]
+        if sum(end - start for start, end in ranges) > PROOF_BYTES:
+            return None
+        extents, contents = overlay.extents, self.contents
+        return prove(ranges, lambda start, end: contents.read_extents(extents, start, end))
+
+    def rows(self, inode: TreeInode, blob: bytes, batch: Batch) -> None:
+        """Statements for the inode's own rows and the journal's record of them."""
+        attributes = inode.attributes
+        attributes.st_blocks = (attributes.st_size + 511) >> 9
+        tree = self.tree
+        packed = pack_attributes(attributes)
+        ino = inode.ino
+        mount = inode.volume.mount_id  # type: ignore[attr-defined]
+        if inode.pending is not None:
+            parent, name = inode.pending
+            batch.append((INSERT_INODE, (ino, mount, parent, tree.epoch, packed, blob)))
+            batch.append(tree.add_name(parent, name, ino))
+            batch.append(self.log.row(Op.CREATE, ino, parent, name))
+            return
+        if inode.epoch != tree.epoch:
+            tree.keep_inode(batch, ino, inode.stored)
+        batch.append((UPDATE_INODE, (inode.parent, tree.epoch, packed, blob, ino)))
+        if blob != inode.stored or inode.overlay is not None:
+            data = pack_pair(inode.stored, blob)
+            batch.append(self.log.row(Op.CONTENT, ino, inode.parent, data))
+        else:
+            batch.append(self.log.row(Op.SETATTR, ino, inode.parent, packed))
+
+    def committed(self, inode: TreeInode, content: Content | None, blob: bytes) -> None:
+        """The batch is committed: memory follows."""
+        overlay = inode.overlay
+        if inode.pending is not None:
+            del self.pending[inode.pending]
+            inode.parent = inode.pending[0]
+            inode.pending = None
+        inode.epoch = self.tree.epoch
+        inode.seq = self.log.seq
+        inode.is_touched = False
+        self.touched.pop(inode.ino, None)
+        before = large_id(inode.stored)
+        if before and before != large_id(blob):
+            self.replaced.append((inode, before))
+        inode.stored = blob
+        inode.content = content
+        if overlay is not None and overlay.is_dirty:
+            overlay.is_dirty = False
+            overlay.commits += 1
+            if isinstance(content, LargeContent):
+                overlay.content = content
+                self.unsealed[inode.ino] = inode
+        self.mark_changed(inode)
+
+    def mark_changed(self, inode: TreeInode) -> None:
+        """The directories that name this inode differ from the last root."""
+        mount = inode.volume.mount_id  # type: ignore[attr-defined]
+        changed = self.changed.setdefault(mount, set())
+        if inode.parent:
+            changed.add(inode.parent)
+        else:
+            changed.update(parent for parent, _ in self.tree.parents(inode.ino, 0))
+
+    # --- durability -------------------------------------------------------------------------------
+
+    async def make_durable(self, inode: TreeInode) -> None:
+        """fsync: what was written so far survives a power cut when this returns."""
+        if inode.is_dirty() or inode.is_touched:
+            self.commit(inode)
+        content = inode.content
+        if isinstance(content, LargeContent) and content.state == CLOSED:
+            containers = self.contents.containers
+            held = sorted(set(content.extents.containers))
+            descriptors = [containers.hold(container) for container in held]
+            if containers.has_new:
+                containers.has_new = False
+                descriptors.append(containers.directory)
+            try:
+                await self._sync_large(inode, content, descriptors)
+            finally:
+                for container in held:
+                    containers.release(container)
+            return
+        await self.storage.flusher.flush()
+
+    async def _sync_large(
+        self, inode: TreeInode, content: LargeContent, descriptors: list[int]
+    ) -> None:
+        overlay = inode.overlay
+        if overlay is not None and overlay.content is not content:
+            overlay = None
+        form = (content.size, content.extents.pack())
+        is_proven = overlay is not None and overlay.unsynced is not None
+        mark = overlay.ranges_noted() if overlay is not None else 0
+        await self.storage.flusher.flush(descriptors)
+        if overlay is not None:
+            overlay.synced(mark, is_proven)
+            overlay.durable = form
+        if not is_proven and content.state != SEALED:
+            self.tree.commit([(SET_DURABLE, (*form, content.id))])
+            await self.storage.flusher.flush()
