@@ -86,7 +86,7 @@ TABLES = (
         proof blob,             -- while closed: hash of the bytes not yet durable, or null
         durable_size integer,   -- while closed: the form that the last fsync made durable;
         durable_extents blob,   --   null if there was none
-        cid blob,               -- once sealed
+        cid blob,               -- once sealed: Tsize (8 bytes) and CID
         leaves blob             -- once sealed: sha2-256 of each chunk, 32 bytes each
     )""",
     # Which files below data/ a content's extents name; a file that nobody names can go.
