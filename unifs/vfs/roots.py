@@ -44,7 +44,6 @@ from unifs.journal.content import (
     large_id,
     small_content,
 )
-
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
