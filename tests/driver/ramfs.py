@@ -358,7 +358,7 @@ class RamFs:
             target.attributes.st_nlink += 1
 
 
-# --- served by the real driver --------------------------------------------------------------------
+# --- served by the real driver -------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
@@ -369,14 +369,18 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
+def serve(served: RamFs, mount_point: Path, options: SessionOptions) -> int:
+    """Serve until it is unmounted; says "ready" on standard output when it answers."""
+    session = Session(served, options, Metrics(), AccessLog(), Notifications())
+    trio.run(session.serve, str(mount_point.resolve()), lambda: print("ready", flush=True))
+    return 0
+
+
 def main() -> int:
     chosen = parser().parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    served = RamFs(chosen.timeout)
     options = SessionOptions(is_fast_loop_wanted=not chosen.stock_loop)
-    session = Session(served, options, Metrics(), AccessLog(), Notifications())
-    trio.run(session.serve, str(chosen.mount_point.resolve()), lambda: print("ready", flush=True))
-    return 0
+    return serve(RamFs(chosen.timeout), chosen.mount_point, options)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ TABLES = (
         name blob,              -- bytes as the kernel gave them
         ino integer,            -- what it names
         epoch integer,          -- epoch in which the name got this form
-        backend_path blob,      -- where the backend holds it now, if elsewhere than its name says
         primary key(parent, id)
     ) without rowid""",
     "create unique index dentry_name on dentry(parent, name)",
@@ -68,12 +67,14 @@ TABLES = (
     # What is known of a remote object, apart from what the kernel asks for.
     """create table remote(
         ino integer primary key,
+        path blob,              -- where the backend holds it *now*, relative to the mount
         version text,           -- of the object at its backend
         checked_ns integer,     -- when the backend last said so
         listing integer,        -- of a directory: 0 unlisted, 1 partial, 2 complete
         cursor text,            -- of a partial listing: where to go on
         listed_ns integer       -- of a complete listing: when it was
     )""",
+    "create index remote_path on remote(path)",
     # Large contents. Immutable once sealed.
     """create table content(
         id integer primary key,

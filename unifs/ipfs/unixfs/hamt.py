@@ -160,15 +160,15 @@ class HamtUpdate:
         self._sizer = sizer
         self.size_delta = 0
 
-    def apply(self, root: Cid, changes: Mapping[bytes, Link | None]) -> Buckets:
+    def apply(self, root: Shard, changes: Mapping[bytes, Link | None]) -> Buckets:
         """The root's buckets after the changes; sub-shards are already put, the root is not."""
         keyed: list[KeyedChange] = [(name_key(name), name, link) for name, link in changes.items()]
         keyed.sort(key=itemgetter(0, 1))
-        return self._shard(root, 0, keyed)
+        return self._apply(root, 0, keyed)
 
-    def _shard(self, cid: Cid, depth: int, changes: list[KeyedChange]) -> Buckets:
+    def _apply(self, shard: Shard, depth: int, changes: list[KeyedChange]) -> Buckets:
         fanout = self._writer.fanout
-        buckets = split(read_shard(cid, depth, self._get, fanout), fanout)
+        buckets = split(shard, fanout)
         shift, mask = fanout.shift(depth), fanout.mask
         start, count = 0, len(changes)
         while start < count:
@@ -194,7 +194,9 @@ class HamtUpdate:
         if held is not None:
             own = (held.name or b"")[chars:]
             if not own:
-                inner = self._shard(Cid.decode(held.cid_binary), depth + 1, changes)
+                cid = Cid.decode(held.cid_binary)
+                shard = read_shard(cid, depth + 1, self._get, writer.fanout)
+                inner = self._apply(shard, depth + 1, changes)
                 only = next(iter(inner.values()), None)
                 if len(inner) > 1 or (only is not None and len(only.name or b"") == chars):
                     return writer.link(bucket, writer.emit(inner))
