@@ -90,10 +90,14 @@ _WORDS = {
 }
 
 
+def _words(match: re.Match[str]) -> str:
+    return " or ".join(_WORDS.get(kind, kind) for kind in match[1].split(" | "))
+
+
 def sentence(error: str, where: str) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.cache.disk_bytes`" for people."""
     text, _, path = error.partition(" - at `")
     below = path.rstrip("`").removeprefix("$").lstrip(".").removesuffix("[...]")
     place = ".".join(part for part in (where, below) if part) or "the file"
-    text = re.sub(r"`(\w+)`", lambda match: _WORDS.get(match[1], match[1]), text)
+    text = re.sub(r"`(\w+(?: \| \w+)*)`", _words, text)
     return f"{place}: {text[:1].lower()}{text[1:]}"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -18,6 +16,10 @@ from unifs.control.client import Client
 from unifs.control.registry import Registry
 from unifs.control.server import serve
 from unifs.telemetry import AccessLog, Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 
 class Daemon(sample_operations.SampleDaemon):
@@ -84,7 +86,7 @@ async def served(directory: Path, registry: Registry) -> AsyncIterator[Served]:
     """A running server. The caller holds the context, so that it sees how it ends."""
     daemon = Daemon(directory)
     path = directory / "run" / "control.sock"
-    async with serve(registry, daemon, path):  # type: ignore[arg-type]
+    async with serve(registry, daemon, path):
         yield Served(daemon, registry, path)
 
 

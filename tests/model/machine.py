@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.model.memory import Model
-from tests.model.operations import RENAME_EXCHANGE, RENAME_NOREPLACE, Status, Subject
+from tests.model.operations import RENAME_EXCHANGE, RENAME_NOREPLACE, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 HANDLES_MAX = 6
-REMOUNTS_MAX = 2
 
 #: Few names, so that operations meet; among them what is not UTF-8 and what is as long as can be.
 _NAMES = (b"a", b"b", "ü".encode(), b"\xff\n-x", b"n" * 255)
@@ -59,7 +58,8 @@ def profile(examples: int, steps: int) -> settings:
 class FileSystemMachine(RuleBasedStateMachine):
     """Compares a subject with the model. A subclass says in ``make_subject`` what is compared."""
 
-    make_subject: ClassVar[Callable[[], Subject]]
+    remounts_max: ClassVar[int] = 2
+    make_subject: ClassVar[Callable[[], Any]]
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ class FileSystemMachine(RuleBasedStateMachine):
 
     # --- everything -------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.remounts < REMOUNTS_MAX)
+    @precondition(lambda self: self.remounts < self.remounts_max)
     @rule()
     def remount(self) -> None:
         self.remounts += 1

@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import seed as seeded
 from hypothesis import settings
@@ -22,12 +23,15 @@ from tests.crash.daemon import Daemon
 from tests.model.machine import FileSystemMachine, profile
 from tests.model.operations import Directory
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def compare(root: Path, renew: object, options: argparse.Namespace) -> None:
+
+def compare(root: Path, renew: Callable[[], None] | None, options: argparse.Namespace) -> None:
     """Run the machine on directories below ``root``; AssertionError names the first difference."""
     numbers = itertools.count()
 
-    def make() -> Directory:
+    def make() -> Any:
         directory = root / f"example-{next(numbers)}"
         directory.mkdir()
         return Directory(os.fsencode(directory), renew)
@@ -52,7 +56,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir=options.dir) as name:
             compare(Path(name), None, options)
         return 0
-    with tempfile.TemporaryDirectory(prefix="unifs-model-", dir="/var/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="unifs-model-") as name:
         daemon = Daemon(Path(name))
 
         def renew() -> None:

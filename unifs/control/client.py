@@ -21,7 +21,7 @@ from unifs.errors import NoDaemon, TryAgain
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping
     from pathlib import Path
 
 READ_BYTES: Final = 1 << 20
@@ -41,7 +41,9 @@ class Client:
         with self._post(name, parameters) as reply:
             return reply.table()
 
-    def events(self, name: str, parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def events(
+        self, name: str, parameters: Mapping[str, Any]
+    ) -> Generator[dict[str, Any], None, None]:
         """The events of a stream as they come. Closing the iterator ends the operation."""
         with self._post(name, parameters) as reply:
             yield from reply.events()

@@ -71,14 +71,23 @@ class Exchange:
         """Return when the caller has gone away."""
         await self._connection.gone()
 
+    async def answer(self, status: int, content_type: str, body: bytes) -> None:
+        """Send a whole answer at once."""
+        self.answering, self.is_finished = content_type, True
+        headers = [("content-type", content_type), ("content-length", str(len(body)))]
+        await self._connection.send(
+            h11.Response(status_code=status, headers=_encoded(headers)),
+            h11.Data(data=b"" if self.method == "HEAD" else body),
+            h11.EndOfMessage(),
+        )
+
     async def start(
         self, status: int, content_type: str, headers: Sequence[tuple[str, str]] = ()
     ) -> None:
-        """Send the status and headers. Without content-length the body goes in chunks."""
+        """Send the status and headers of a stream; its body goes in chunks."""
         self.answering = content_type
+        self._connection.is_streaming = True
         sent = [("content-type", content_type), *headers]
-        if not any(name == "content-length" for name, _ in headers):
-            self._connection.is_streaming = True
         await self._connection.send(h11.Response(status_code=status, headers=_encoded(sent)))
 
     async def write(self, data: bytes) -> None:
@@ -150,10 +159,11 @@ class Connection:
         body = self._malformed(str(error))
         headers = [("content-type", "application/json"), ("connection", "close")]
         headers.append(("content-length", str(len(body))))
-        status = error.error_status_hint
-        await self.send(h11.Response(status_code=status, headers=_encoded(headers)))
-        await self.send(h11.Data(data=body))
-        await self.send(h11.EndOfMessage())
+        await self.send(
+            h11.Response(status_code=error.error_status_hint, headers=_encoded(headers)),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        )
 
     async def next_event(self) -> object:
         """The next h11 event, reading as much as it takes."""
@@ -167,9 +177,9 @@ class Connection:
                 await self.send(h11.InformationalResponse(status_code=100, headers=[]))
             self._http.receive_data(await self._stream.receive_some(READ_BYTES))
 
-    async def send(self, event: h11.Event) -> None:
-        """Send one h11 event. Returns when the socket has taken it."""
-        data = self._http.send(event)
+    async def send(self, *events: h11.Event) -> None:
+        """Send h11 events in one write. Returns when the socket has taken them."""
+        data = b"".join(self._http.send(event) or b"" for event in events)
         if data:
             await self._stream.send_all(data)
 

@@ -100,10 +100,11 @@ class _Server:
         while True:
             accepted, _ = await listener.accept()
             connection = Connection(trio.SocketStream(accepted), _malformed)
-            handle = self._answer
-            if len(self._connections) >= self._limits.requests_max and not self._drop_idle():
-                handle = _refuse_busy
-            nursery.start_soon(self._serve_connection, connection, handle)
+            handle, scope = _refuse_busy, trio.CancelScope()
+            if len(self._connections) < self._limits.requests_max or self._drop_idle():
+                handle = self._answer
+                self._connections[connection] = scope
+            nursery.start_soon(self._serve_connection, connection, scope, handle)
 
     def _drop_idle(self) -> bool:
         idle = next((each for each in self._connections if each.is_idle), None)
@@ -112,19 +113,20 @@ class _Server:
         return idle is not None
 
     async def _serve_connection(
-        self, connection: Connection, handle: Callable[[Exchange], Awaitable[None]]
+        self,
+        connection: Connection,
+        scope: trio.CancelScope,
+        handle: Callable[[Exchange], Awaitable[None]],
     ) -> None:
-        with trio.CancelScope() as scope:
-            if handle == self._answer:
-                self._connections[connection] = scope
-            try:
+        try:
+            with scope:
                 await connection.serve(handle)
-            except Exception:
-                log.exception("control_connection_failed")
-            finally:
-                connection.abort()
-                self._connections.pop(connection, None)
-                self._changed.set()
+        except Exception:
+            log.exception("control_connection_failed")
+        finally:
+            connection.abort()
+            self._connections.pop(connection, None)
+            self._changed.set()
 
     async def end(self) -> None:
         """Cancel streams, let answers finish, then cancel them, then give up what is left."""
@@ -155,16 +157,17 @@ class _Server:
             await self._dispatch(exchange, name)
         except (Gone, trio.BrokenResourceError, trio.ClosedResourceError):
             raise
-        except trio.Cancelled:
-            with trio.move_on_after(FAREWELL_S, shield=True):
-                await _refuse(exchange, TryAgain("unifs is stopping"))
-            raise
         except Exception as error:
             named = _named(error, name)
             self._daemon.metrics.counter(
                 telemetry.CONTROL_ERRORS, name or "other", named.code
             ).value += 1
             await _refuse(exchange, named)
+        except BaseException:
+            # Cancelled: alone, or in a group. What the caller was doing is over, not done.
+            with trio.move_on_after(FAREWELL_S, shield=True):
+                await _refuse(exchange, TryAgain("unifs is stopping"))
+            raise
         finally:
             elapsed_ns = time.perf_counter_ns() - started_ns
             label = name or "other"
@@ -209,7 +212,7 @@ class _Server:
                 raise UnknownOperation(f"there is nothing at {exchange.path}", path=exchange.path)
         if exchange.method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{exchange.path} is read with GET, not {exchange.method}")
-        await _send(exchange, 200, body, content_type)
+        await exchange.answer(200, content_type, body)
 
     async def _json_body(self, exchange: Exchange) -> dict[str, Any]:
         if exchange.query:
@@ -243,16 +246,10 @@ class _Server:
         if isinstance(result, Download):
             await _send_download(exchange, result)
         else:
-            await _send(exchange, 200, msgspec.json.encode(wire.success(result)))
+            await exchange.answer(200, JSON, msgspec.json.encode(wire.success(result)))
 
 
 # --- answers --------------------------------------------------------------------------------------
-
-
-async def _send(exchange: Exchange, status: int, body: bytes, content_type: str = JSON) -> None:
-    await exchange.start(status, content_type, [("content-length", str(len(body)))])
-    await exchange.write(b"" if exchange.method == "HEAD" else body)
-    await exchange.finish()
 
 
 async def _send_events(exchange: Exchange, events: AsyncGenerator[Struct, None]) -> None:
@@ -288,7 +285,7 @@ async def _refuse(exchange: Exchange, error: UnifsError) -> None:
     if exchange.is_finished:
         return
     if not exchange.answering:
-        await _send(exchange, error.http_status, msgspec.json.encode(table))
+        await exchange.answer(error.http_status, JSON, msgspec.json.encode(table))
     elif exchange.answering == NDJSON:
         await exchange.write(wire.line(table))
         await exchange.finish()

@@ -248,7 +248,7 @@ def shard_of(cid: Cid, links: list[PbLink], data: UnixfsData, fanout: Fanout) ->
 def read_shard(cid: Cid, depth: int, get: Get, fanout: Fanout) -> Shard:
     """The shard that a HAMT of this fan-out links at ``depth``; below the root none is empty."""
     if fanout.shift(depth) < 0:
-        raise Corrupt(f"{cid}: a HAMT deeper than its hash is long")
+        raise _too_deep(cid)
     if cid.codec != DAG_PB:
         raise Corrupt(f"{cid}: no shard where a HAMT links one")
     node = dagpb.decode(load(cid, get))
@@ -313,7 +313,13 @@ def find(
         if link.name != prefix:
             return None
         depth += 1
+        if fanout.shift(depth) < 0:
+            raise _too_deep(shard.cid)
         shard = read(Cid.decode(link.cid_binary), depth)
+
+
+def _too_deep(cid: Cid) -> Corrupt:
+    return Corrupt(f"{cid}: a HAMT deeper than its hash is long")
 
 
 def _misnamed(cid: Cid, link: PbLink, bucket: int) -> Corrupt:
