@@ -41,6 +41,7 @@ TABLES = (
         content blob,           -- journal.content: empty, small, large, symlink, linked CID
         cid blob                -- of a directory: CID and Tsize as of the last MFS root
     )""",
+    "create index inode_gone on inode(gone) where gone is not null",
     # Live names. The id is the readdir offset: names keep it, merges never re-insert.
     """create table dentry(
         parent integer,         -- directory
@@ -115,6 +116,8 @@ TABLES = (
         parent integer, until integer, id integer, name blob, ino integer, epoch integer,
         primary key(parent, until, id)
     ) without rowid""",
+    "create index inode_past_until on inode_past(until)",
+    "create index dentry_past_until on dentry_past(until)",
     # One row for each MFS root that was built.
     """create table epoch(
         epoch integer primary key,

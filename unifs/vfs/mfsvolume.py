@@ -1,4 +1,4 @@
-"""MfsVolume: the tree volume that is also a UnixFS directory: every file and directory has its CID."""
+"""MfsVolume: the tree volume that is a UnixFS directory too: all that is in it has a CID."""
 
 from __future__ import annotations
 

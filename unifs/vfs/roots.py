@@ -153,13 +153,9 @@ class RootJob:
             for _, _, _, content, _ in rows
             if content and content[0] == LARGE
         }
-        found: dict[int, bytes] = {}
-        for content_id in wanted:
-            query = "select cid from content where id=? and cid is not null"
-            row = connection.execute(query, (content_id,)).fetchone()
-            if row is not None:
-                found[content_id] = row[0]
-        return found
+        query = "select cid from content where id=? and cid is not null"
+        rows = {key: connection.execute(query, (key,)).fetchone() for key in wanted}
+        return {key: row[0] for key, row in rows.items() if row is not None}
 
     def _entry(
         self,
