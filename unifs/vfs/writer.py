@@ -157,7 +157,7 @@ class Writer:
 
     def _append(self, buffer: bytearray) -> SmallContent:
         digest = hashlib.sha256(buffer).digest()
-        place = self.contents.segments.append_raw(digest, buffer)
+        place = self.contents.segments.append_raw(digest, memoryview(buffer))
         small = SmallContent(place.segment, place.offset, place.length, digest)
         small.is_verified = True
         return small
