@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from unifs.driver.mounting import remove_dead
 from unifs.driver.mountinfo import resolved
+from unifs.driver.mounting import remove_dead
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.errors import (
