@@ -19,9 +19,11 @@ from unifs.driver.waits import Deadlines
 from unifs.errors import UnifsError
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import AccessLog, Metrics
+from unifs.vfs.mfsvolume import MfsVolume
+from unifs.vfs.roots import MfsRoots
 from unifs.vfs.sealing import Sealer
 from unifs.vfs.storage import Storage
-from unifs.vfs.treevolume import TreeLoader, TreeVolume
+from unifs.vfs.treevolume import TreeLoader
 from unifs.vfs.upkeep import Upkeep
 from unifs.vfs.vfs import Vfs
 from unifs.vfs.writer import Writer
@@ -68,7 +70,10 @@ class Daemon:
         )
 
     def _add_volumes(self) -> None:
-        mfs = self.trees.add("mfs", "mfs", TreeVolume)
+        mfs = self.trees.add("mfs", "mfs", MfsVolume)
+        assert isinstance(mfs, MfsVolume)
+        self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
+        mfs.connect(self.sealer, self.roots)
         self.vfs.namespace.add(self.vfs.namespace.root, b"mfs", mfs.root)
 
     async def serve(self, ready: Callable[[], None]) -> None:
@@ -78,6 +83,7 @@ class Daemon:
                 self.sealer.find_closed()
                 nursery.start_soon(self.upkeep.run)
                 nursery.start_soon(self.sealer.run)
+                nursery.start_soon(self.roots.run)
                 await self.session.serve(self.mount_point, ready)
                 nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):

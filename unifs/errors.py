@@ -317,6 +317,20 @@ class MountFailed(UnifsError):
     hint = "`unifs doctor` looks for the cause"
 
 
+class UnknownOperation(InvalidArgument):
+    """There is no such operation."""
+
+    code, http_status = "UNKNOWN_OPERATION", 404
+    hint = "`unifs ctl --help` lists them; so does /openapi.json"
+
+
+class MethodNotAllowed(InvalidArgument):
+    """That path is asked for with another HTTP method."""
+
+    code, http_status = "METHOD_NOT_ALLOWED", 405
+    hint = "operations are POST; /openapi.json, /tools.json, /health and /metrics are GET"
+
+
 class NoDaemon(UnifsError):
     """No unifs daemon answers there."""
 

@@ -181,7 +181,7 @@ def _check_cid(binary: bytes, at: int) -> None:
         raise _corrupt(f"a link's hash is not a CID ({error})", at) from error
 
 
-def read_varint(view: bytes, at: int) -> tuple[int, int]:
+def read_varint(view: Bytes, at: int) -> tuple[int, int]:
     """The protobuf varint at ``at`` and the offset behind it; raises ``Corrupt``."""
     try:
         byte = view[at]

@@ -1,9 +1,9 @@
 """RemoteVolume: a mount whose truth lies at a backend, seen through the tree.
 
-Names and attributes that the backend told are rows like any others; what is known of the object behind
-a row (its path there, its version, when that was checked, how far a directory is listed) stands in
-``remote``. A look-up that the rows cannot answer waits for one ``stat``; a listing waits for one page.
-Absence is answered only from a complete, fresh listing or by the backend itself.
+Names and attributes that the backend told are rows like any others; what is known of the object
+behind a row (its path there, its version, when that was checked, how far a directory is listed)
+stands in ``remote``. A look-up that the rows cannot answer waits for one ``stat``; a listing waits
+for one page. Absence is answered only from a complete, fresh listing or by the backend itself.
 
 Rows of immutable mounts (/ipfs) are fresh for ever, others for the mount's time. A handle pins the
 version that it opened: its reads never mix two.
@@ -241,9 +241,7 @@ class RemoteVolume(TreeVolume):
         for inode in made:
             self.inodes.add(inode)
 
-    def _insert(
-        self, parent: RemoteInode, name: bytes, node: Node, batch: Batch
-    ) -> RemoteInode:
+    def _insert(self, parent: RemoteInode, name: bytes, node: Node, batch: Batch) -> RemoteInode:
         attributes = self.factory()
         inode = RemoteInode(self.tree.new_ino(), self, attributes)
         attributes.st_ino = inode.ino
@@ -310,7 +308,8 @@ class RemoteVolume(TreeVolume):
         assert isinstance(inode, RemoteInode)
         return RemoteDirectory(inode, self)
 
-    # --- what a read-only mount refuses -------------------------------------------------------------
+    # --- what a read-only mount refuses
+    # -------------------------------------------------------------
 
     def setattr(
         self, inode: Inode, changes: SetAttributes, handle: Handle | None, caller: Caller
