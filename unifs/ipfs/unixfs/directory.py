@@ -145,6 +145,8 @@ def _update_hamt(
         by_name: dict[bytes, DirEntry] = {}
         for link in hamt.iterate(root.cid, buckets, writer.fanout, get_updated):
             entry = _entry(link)
+            if not is_showable(entry.name):
+                continue
             size += sizer(link.cid_binary, entry.name, entry.tsize)
             if size > profile.hamt_threshold_bytes:
                 break

@@ -66,8 +66,8 @@ class Leaf:
     """A range of a file that lies in one block.
 
     The ``length`` bytes at ``file_offset`` of the file are those at ``inner_offset`` of the block's
-    own content, which is ``leaf_bytes`` long: the whole block if it is raw, else its UnixFS data. An
-    identity CID carries its content itself; no store has it.
+    own content, which is ``leaf_bytes`` long: the whole block if it is raw, else its UnixFS data.
+    An identity CID carries its content itself; no store has it.
     """
 
     cid: Cid
