@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _DIRECTORY_DATA: Final = b"\x0a\x02\x08\x01"
 
 
-#: Decoded links kept per reader, about 12 MiB.
+#: Decoded links kept per reader, about 15 MiB.
 CACHED_LINKS_MAX: Final = 1 << 16
 
 _NO_NAMES: Final = frozenset((b"", b".", b".."))
