@@ -1,8 +1,8 @@
 """Hot inodes and the kernel's look-up counts.
 
 Readdirplus makes the kernel remember every name it has ever listed; an object for each would cost
-700 bytes, so objects are an LRU of ``HOT_MAX`` while the counts, which must be exact, lie in a compact
-array indexed by inode number (4 bytes each). An inode that left the table is loaded again by its
+700 bytes, so objects are an LRU of ``HOT_MAX`` while the counts, which must be exact, lie in a
+compact array by inode number (4 bytes each). An inode that left the table is loaded again by its
 volume.
 """
 

@@ -1,0 +1,114 @@
+"""The composition root: from settings to a served tree, everything in one nursery.
+
+``run`` is what the mount command's child process calls. Order of opening: state directory (lock,
+database, recovery), node, volumes, control socket, FUSE session; closing is the reverse, so that the
+state is closed clean only after the kernel can send nothing more. No other module knows all parts.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pyfuse3
+import trio
+
+from unifs.driver.notify import Notifications
+from unifs.driver.session import Session, SessionOptions
+from unifs.driver.waits import Deadlines
+from unifs.errors import UnifsError
+from unifs.state.directory import RESERVE_BYTES
+from unifs.telemetry import AccessLog, Metrics
+from unifs.vfs.mfsvolume import MfsVolume
+from unifs.vfs.roots import MfsRoots
+from unifs.vfs.sealing import Sealer
+from unifs.vfs.storage import Storage
+from unifs.vfs.treevolume import TreeLoader
+from unifs.vfs.upkeep import Upkeep
+from unifs.vfs.vfs import Vfs
+from unifs.vfs.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unifs.config import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """Everything that one mounted tree consists of."""
+
+    def __init__(self, settings: Settings, mount_point: str) -> None:
+        self.settings = settings
+        self.mount_point = mount_point
+        self.metrics = Metrics()
+        self.access_log = AccessLog()
+        self.notifications = Notifications()
+        self.storage = Storage(settings.state_directory, mount_point, settings.profile)
+        self.vfs = Vfs(
+            settings.state_directory, factory=pyfuse3.EntryAttributes, reserve=RESERVE_BYTES
+        )
+        self.writer = Writer(self.storage, self.vfs.inodes)
+        self.upkeep = Upkeep(self.writer)
+        self.trees = TreeLoader(self.writer, self.vfs.factory)
+        self.sealer = Sealer(self.writer, self.storage.blocks, self.storage.profile)
+        self._add_volumes()
+        self.session = Session(
+            self.vfs, self._options(), self.metrics, self.access_log, self.notifications
+        )
+
+    def _options(self) -> SessionOptions:
+        settings = self.settings
+        return SessionOptions(
+            allow_other=settings.allow_other,
+            read_only=settings.read_only,
+            deadlines=Deadlines(
+                lookup_s=settings.deadlines.lookup_s, read_s=settings.deadlines.read_s
+            ),
+            per_mount_max=settings.deadlines.suspended_max,
+        )
+
+    def _add_volumes(self) -> None:
+        mfs = self.trees.add("mfs", "mfs", MfsVolume)
+        assert isinstance(mfs, MfsVolume)
+        self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
+        mfs.connect(self.sealer, self.roots)
+        self.vfs.namespace.add(self.vfs.namespace.root, b"mfs", mfs.root)
+
+    async def serve(self, ready: Callable[[], None]) -> None:
+        """Serve until unmounted."""
+        async with self.storage.serve():
+            async with trio.open_nursery() as nursery:
+                self.sealer.find_closed()
+                nursery.start_soon(self.upkeep.run)
+                nursery.start_soon(self.sealer.run)
+                nursery.start_soon(self.roots.run)
+                await self.session.serve(self.mount_point, ready)
+                nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await self.upkeep.finish()
+
+    def close(self, is_clean: bool) -> None:
+        """Close the state directory."""
+        self.storage.close(is_clean)
+
+
+def run(settings: Settings, mount_point: str, ready: Callable[[], None]) -> int:
+    """Serve the tree at ``mount_point`` until it is unmounted; the exit code.
+
+    ``ready`` is called once the tree answers. Failures before that are raised as UnifsError.
+    """
+    daemon = Daemon(settings, mount_point)
+    is_clean = False
+    try:
+        trio.run(daemon.serve, ready)
+        is_clean = True
+    except BaseExceptionGroup as group:
+        failures, rest = group.split(UnifsError)
+        if rest is not None or failures is None or len(failures.exceptions) != 1:
+            raise
+        raise failures.exceptions[0] from group
+    finally:
+        daemon.close(is_clean)
+    return 0
