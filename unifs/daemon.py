@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
+from unifs.config import LocalMount
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
 from unifs.errors import UnifsError
+from unifs.mounttable import MountInfo, MountTable
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import AccessLog, Metrics
+from unifs.vfs.mfsvolume import MfsVolume
+from unifs.vfs.roots import MfsRoots
 from unifs.vfs.sealing import Sealer
 from unifs.vfs.storage import Storage
-from unifs.vfs.treevolume import TreeLoader, TreeVolume
+from unifs.vfs.treevolume import TreeLoader
 from unifs.vfs.upkeep import Upkeep
 from unifs.vfs.vfs import Vfs
 from unifs.vfs.writer import Writer
@@ -51,6 +55,7 @@ class Daemon:
         self.upkeep = Upkeep(self.writer)
         self.trees = TreeLoader(self.writer, self.vfs.factory)
         self.sealer = Sealer(self.writer, self.storage.blocks, self.storage.profile)
+        self.mounts = MountTable(self.vfs, self.storage, self.notifications, mount_point)
         self._add_volumes()
         self.session = Session(
             self.vfs, self._options(), self.metrics, self.access_log, self.notifications
@@ -68,8 +73,15 @@ class Daemon:
         )
 
     def _add_volumes(self) -> None:
-        mfs = self.trees.add("mfs", "mfs", TreeVolume)
-        self.vfs.namespace.add(self.vfs.namespace.root, b"mfs", mfs.root)
+        mfs = self.trees.add("mfs", "mfs", MfsVolume)
+        assert isinstance(mfs, MfsVolume)
+        self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
+        mfs.connect(self.sealer, self.roots)
+        self.mounts.add_fixed(MountInfo("mfs", "mfs", "", True, False), mfs.root)
+        local = self.settings.mounts.get("local")
+        if isinstance(local, LocalMount) and local.enabled:
+            for problem in self.mounts.add_local(local.directories, local.attribute_timeout_s):
+                log.warning("not shown: %s", problem)
 
     async def serve(self, ready: Callable[[], None]) -> None:
         """Serve until unmounted."""
@@ -78,6 +90,7 @@ class Daemon:
                 self.sealer.find_closed()
                 nursery.start_soon(self.upkeep.run)
                 nursery.start_soon(self.sealer.run)
+                nursery.start_soon(self.roots.run)
                 await self.session.serve(self.mount_point, ready)
                 nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):

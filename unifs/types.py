@@ -1,7 +1,7 @@
 """Value types that cross layers. No I/O, no behaviour beyond construction.
 
-Paths inside unifs are mount-relative ``str`` with surrogateescape ("" is the mount's root, no leading
-slash); names are ``bytes`` in the driver, in SQLite and in the vfs.
+Paths inside unifs are mount-relative ``str`` with surrogateescape ("" is the mount's root, no
+leading slash); names are ``bytes`` in the driver, in SQLite and in the vfs.
 """
 
 from __future__ import annotations

@@ -44,6 +44,13 @@ async def read(cache: ReadCache, source: Source, offset: int, size: int) -> byte
     return bytes(await complete(cache.read_nowait, source, offset, size))
 
 
+async def settled(cache: ReadCache, extents: int) -> None:
+    """Wait until the threads have written that many extents."""
+    with trio.fail_after(5):
+        while (disk := cache.statistics().disk) is None or disk.extents < extents:
+            await wait_all_tasks_blocked(0.001)
+
+
 @pytest.mark.parametrize(
     ("offset", "size"),
     [
@@ -257,8 +264,7 @@ async def test_extents_survive_a_restart_and_the_backend_is_not_asked_again(tmp_
     source = await source_of(remote)
     async with cache_of(tmp_path) as cache:
         assert await read(cache, source, 0, len(BYTES)) == BYTES
-        while cache.statistics().disk.extents < 3:
-            await trio.sleep(0.001)
+        await settled(cache, 3)
     remote.freeze()
     async with cache_of(tmp_path) as cache:
         with trio.fail_after(5):

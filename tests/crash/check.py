@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tests.crash.history import ANYTHING, Crash, History, Inode, Seen, Verdict, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 LABEL = "user.crash"
 
@@ -142,7 +142,7 @@ class _Check:
             return f"holds {now.content}, not one of {allowed[:6]}"
         return ""
 
-    def _since(self, values: list[tuple[int, object]]) -> list[object]:
+    def _since(self, values: Sequence[tuple[int, object]]) -> list[object]:
         later = [value for step, value in values if step > self.since]
         first = [value for step, value in values if step <= self.since][-1:]
         return [*first, *later]

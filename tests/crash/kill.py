@@ -64,7 +64,7 @@ def peer(name: str, base: Path) -> Daemon:
         command += ["--vfs-cache-mode", "full", "--cache-dir", base / "cache"]
         return Daemon(base, [str(word) for word in command], below="")
     meta = f"sqlite3://{base}/meta.db"
-    setup = [programs / "juicefs", "format", "--storage", "file", "--trash-days", "0"]
+    setup = [str(programs / "juicefs"), "format", "--storage", "file", "--trash-days", "0"]
     setup += ["--bucket", f"{base}/objects/"]
     subprocess.run([*setup, meta, "crash"], check=True, capture_output=True)
     command = [programs / "juicefs", "mount", "--no-usage-report", "--enable-xattr"]
@@ -88,7 +88,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--target", choices=("unifs", "juicefs", "rclone"), default="unifs")
-    parser.add_argument("--dir", default="/var/tmp", help="on the disk that holds the state")
+    parser.add_argument(
+        "--dir", default=tempfile.gettempdir(), help="on the disk that holds the state"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="unifs-kill-", dir=options.dir) as name:
         base, scratch = Path(name) / "base", Path(name) / "manifests"

@@ -188,7 +188,9 @@ def main() -> int:
     parser.add_argument("--target", choices=("unifs", "plain"), default="unifs")
     parser.add_argument("--scenario", choices=("mixed", "closed_not_synced"), default="mixed")
     parser.add_argument("--fake-fsync", action="store_true", help="a planted fault")
-    parser.add_argument("--dir", default="/var/tmp", help="where the disk's image is kept")
+    parser.add_argument(
+        "--dir", default=tempfile.gettempdir(), help="where the disk's image is kept"
+    )
     options = parser.parse_args()
     if INSIDE not in os.environ:
         command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-m"]

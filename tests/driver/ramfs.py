@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
+from unifs.driver.mountinfo import resolved
+from unifs.driver.mounting import remove_dead
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.errors import (
@@ -358,7 +360,7 @@ class RamFs:
             target.attributes.st_nlink += 1
 
 
-# --- served by the real driver --------------------------------------------------------------------
+# --- served by the real driver -------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
@@ -369,14 +371,20 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
+def serve(served: RamFs, mount_point: Path, options: SessionOptions) -> int:
+    """Serve until it is unmounted; says "ready" on standard output when it answers."""
+    place = resolved(mount_point)
+    remove_dead(place)
+    session = Session(served, options, Metrics(), AccessLog(), Notifications())
+    trio.run(session.serve, place, lambda: print("ready", flush=True))
+    return 0
+
+
 def main() -> int:
     chosen = parser().parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    served = RamFs(chosen.timeout)
     options = SessionOptions(is_fast_loop_wanted=not chosen.stock_loop)
-    session = Session(served, options, Metrics(), AccessLog(), Notifications())
-    trio.run(session.serve, str(chosen.mount_point.resolve()), lambda: print("ready", flush=True))
-    return 0
+    return serve(RamFs(chosen.timeout), chosen.mount_point, options)
 
 
 if __name__ == "__main__":

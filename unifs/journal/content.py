@@ -28,6 +28,7 @@ import trio
 
 from unifs.errors import Corrupt, NotFound
 from unifs.ipfs.embedded.segment_file import Descriptor
+from unifs.ipfs.embedded.segments import Place
 from unifs.ipfs.unixfs.builder import leaf_block_parts
 from unifs.journal.extents import HOLE, ExtentMap
 from unifs.waiting import RETRY, WouldBlock
@@ -68,6 +69,10 @@ class SmallContent:
         self.is_verified = False
         self.blob = _SMALL.pack(SMALL, segment, offset, length, digest)
 
+    def place(self) -> Place:
+        """Where its bytes lie."""
+        return Place(self.segment, self.offset, self.length)
+
 
 class LargeContent:
     """A row of the content table. ``verified`` has a byte per leaf; None: there are no hashes."""
@@ -98,6 +103,12 @@ def symlink_blob(target: bytes) -> bytes:
 def linked_blob(cid: bytes) -> bytes:
     """The content column of a file linked by its CID."""
     return bytes((LINKED,)) + cid
+
+
+def small_content(blob: bytes) -> SmallContent:
+    """The small content in a content column."""
+    _, segment, offset, length, digest = _SMALL.unpack(blob)
+    return SmallContent(segment, offset, length, digest)
 
 
 def large_blob(content_id: int) -> bytes:
@@ -238,8 +249,7 @@ class Contents:
         if not blob or blob[0] > LARGE:
             return None
         if blob[0] == SMALL:
-            _, segment, offset, length, digest = _SMALL.unpack(blob)
-            return SmallContent(segment, offset, length, digest)
+            return small_content(blob)
         return self.large(large_id(blob))
 
     def large(self, content_id: int) -> LargeContent:

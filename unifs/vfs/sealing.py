@@ -1,13 +1,13 @@
 """Sealing: a closed large content becomes durable, immutable, and gets its CID.
 
-``Sealer`` (in the event loop) picks contents that have come to rest; ``SealJob`` (in a thread, which is
-fine because its time is I/O and hashing, both without the GIL) does the work on duplicated
-descriptors:
+``Sealer`` (in the event loop) picks contents that have come to rest; ``SealJob`` (in a thread,
+which is fine because its time is I/O and hashing, both without the GIL) does the work on
+duplicated descriptors:
 
 1. more than ``CONTAINERS_MAX`` containers: the live ranges of the smallest move to the newest;
 2. a leaf that lies in several containers is completed in the newest, so that each leaf lies in one
-   and the block index can point at it; what is taken from a base is hashed first, so that rot in the
-   base is found and never sealed under a new CID;
+   and the block index can point at it; what is taken from a base is hashed first, so that rot in
+   the base is found and never sealed under a new CID;
 3. leaves that changed are hashed, the others keep their hashes; the DAG above them is built;
 4. containers and DAG nodes are fdatasynced.
 
@@ -64,6 +64,7 @@ class SealJob:
     #: container -> duplicated descriptor
     descriptors: dict[int, int]
     base: LargeContent | None
+    #: The CID column: Tsize, 8 bytes little-endian, then the binary CID.
     cid: bytes = b""
     leaves: bytearray = field(default_factory=bytearray)
     _buffer: bytearray = field(default_factory=bytearray)
@@ -83,7 +84,8 @@ class SealJob:
                 digest = self._leaf(index, start, end, newest)
                 self.leaves += digest
                 builder.leaf_digest(digest, end - start)
-            self.cid = builder.finish().cid.binary
+            link = builder.finish()
+            self.cid = link.tsize.to_bytes(8, "little") + link.cid.binary
             for container in set(self.extents.containers):
                 os.fdatasync(self.descriptors[container])
             self.blocks.sync()
@@ -116,9 +118,9 @@ class SealJob:
         holder = self.extents.single(start, end)
         if base is not None and end <= base.size:
             is_same_length = min(start + self.profile.chunk_bytes, base.size) == end
-            if holder not in (HOLE, newest) and is_same_length:
-                if base.extents.single(start, end) == holder:
-                    return base.leaves[index * 32 : index * 32 + 32]
+            is_untouched = holder not in (HOLE, newest) and is_same_length
+            if is_untouched and base.extents.single(start, end) == holder:
+                return base.leaves[index * 32 : index * 32 + 32]
         if holder == HOLE:
             self._complete(index, start, end, newest)
             holder = newest
@@ -149,7 +151,8 @@ class SealJob:
             elif holder in self.descriptors:
                 self._read(holder, part, first)
             else:
-                # That range of the base is gone from this content as well: nothing is taken from it.
+                # That range of the base is gone from this content as well: nothing is taken from
+                # it.
                 return
         if hash_leaf(self.profile, view) != base.leaves[index * 32 : index * 32 + 32]:
             raise Corrupt(f"content {base.id} at {start}: bytes do not match their hash")

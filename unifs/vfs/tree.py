@@ -37,7 +37,7 @@ SET_GONE = "update inode set parent=0,gone=?,attributes=? where ino=?"
 KEEP_INODE = (
     "insert or ignore into inode_past select ino,?,epoch,attributes,content from inode where ino=?"
 )
-INSERT_DENTRY = "insert into dentry values(?,?,?,?,?,null)"
+INSERT_DENTRY = "insert into dentry values(?,?,?,?,?)"
 DELETE_DENTRY = "delete from dentry where parent=? and name=?"
 KEEP_DENTRY = (
     "insert into dentry_past select parent,?,id,name,ino,epoch from dentry"

@@ -216,5 +216,4 @@ class Upkeep:
         if batch:
             self.writer.tree.commit(batch, frees=True)
         in_use = {held.overlay.container for held in self.writer.open.values() if held.overlay}
-        for container in files - in_use:
-            self.storage.contents.containers.delete(container)
+        self.writer.dead_containers.update(files - in_use)

@@ -67,6 +67,8 @@ class Vfs:
         inodes = self.inodes
         above = inodes.get(parent)
         inode = above.volume.lookup(above, name)
+        if inode.ino not in inodes.hot:
+            inodes.add(inode)
         inodes.remember(inode.ino)
         return inode.attributes
 
@@ -92,6 +94,8 @@ class Vfs:
         return inode.volume.readlink(inode)
 
     def _made(self, inode: Inode) -> Attributes:
+        if inode.ino not in self.inodes.hot:
+            self.inodes.add(inode)
         self.inodes.remember(inode.ino)
         return inode.attributes
 
@@ -168,8 +172,7 @@ class Vfs:
             raise TooManyHandles
         above = self.inodes.get(parent)
         inode, handle = above.volume.create(above, name, mode, flags, caller)
-        self.inodes.remember(inode.ino)
-        return self._opened(handle), inode.attributes
+        return self._opened(handle), self._made(inode)
 
     def handle(self, fh: int) -> Handle:
         """The open file of that number; BadHandle if there is none."""

@@ -62,6 +62,8 @@ class Writer:
         self.replaced: list[tuple[TreeInode, int]] = []
         #: (journal record that must be durable first, content without a row that names it).
         self.released: list[tuple[int, int]] = []
+        #: Containers that no content names any more; ``vfs.keeper`` deletes them.
+        self.dead_containers: set[int] = set()
         #: Directories in which something changed since the last root, by mount number.
         self.changed: dict[int, set[int]] = {}
 
@@ -155,7 +157,7 @@ class Writer:
 
     def _append(self, buffer: bytearray) -> SmallContent:
         digest = hashlib.sha256(buffer).digest()
-        place = self.contents.segments.append_raw(digest, buffer)
+        place = self.contents.segments.append_raw(digest, memoryview(buffer))
         small = SmallContent(place.segment, place.offset, place.length, digest)
         small.is_verified = True
         return small

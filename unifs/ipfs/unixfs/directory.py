@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _DIRECTORY_DATA: Final = b"\x0a\x02\x08\x01"
 
 
-#: Decoded links kept per reader, about 12 MiB.
+#: Decoded links kept per reader, about 15 MiB.
 CACHED_LINKS_MAX: Final = 1 << 16
 
 _NO_NAMES: Final = frozenset((b"", b".", b".."))
@@ -81,10 +81,11 @@ def update_directory(
     for name in changes:
         if not is_showable(name):
             raise InvalidArgument(f"a directory cannot have an entry {name!r}")
-    _links, data = _decode(root, get)
+    links, data = _decode(root, get)
     is_own = data.fanout == profile.hamt_fanout and root.version == profile.cid_version
     if data.kind is DataType.HAMT_SHARD and is_own:
-        return _update_hamt(root, changes, get, put, profile)
+        shard = hamt.shard_of(root, links, data, hamt.Fanout(profile.hamt_fanout))
+        return _update_hamt(shard, changes, get, put, profile)
     by_name = {entry.name: entry for entry in list_directory(root, get)}
     for name, link in changes.items():
         if link is None:
@@ -121,7 +122,11 @@ def _build_hamt(entries: Iterable[DirEntry], profile: Profile, put: Put | None) 
 
 
 def _update_hamt(
-    root: Cid, changes: Mapping[bytes, Link | None], get: Get, put: Put | None, profile: Profile
+    root: hamt.Shard,
+    changes: Mapping[bytes, Link | None],
+    get: Get,
+    put: Put | None,
+    profile: Profile,
 ) -> Link:
     fresh: dict[Cid, bytes] = {}
     writer = hamt.HamtWriter(profile, fresh.__setitem__)
@@ -138,8 +143,10 @@ def _update_hamt(
         # ends at the threshold, so a large directory pays for 256 KiB of entries and not for all.
         size = len(_DIRECTORY_DATA) if profile.hamt_rule == "block" else 0
         by_name: dict[bytes, DirEntry] = {}
-        for link in hamt.iterate(root, buckets, writer.fanout, get_updated):
+        for link in hamt.iterate(root.cid, buckets, writer.fanout, get_updated):
             entry = _entry(link)
+            if not is_showable(entry.name):
+                continue
             size += sizer(link.cid_binary, entry.name, entry.tsize)
             if size > profile.hamt_threshold_bytes:
                 break

@@ -160,15 +160,15 @@ class HamtUpdate:
         self._sizer = sizer
         self.size_delta = 0
 
-    def apply(self, root: Cid, changes: Mapping[bytes, Link | None]) -> Buckets:
+    def apply(self, root: Shard, changes: Mapping[bytes, Link | None]) -> Buckets:
         """The root's buckets after the changes; sub-shards are already put, the root is not."""
         keyed: list[KeyedChange] = [(name_key(name), name, link) for name, link in changes.items()]
         keyed.sort(key=itemgetter(0, 1))
-        return self._shard(root, 0, keyed)
+        return self._apply(root, 0, keyed)
 
-    def _shard(self, cid: Cid, depth: int, changes: list[KeyedChange]) -> Buckets:
+    def _apply(self, shard: Shard, depth: int, changes: list[KeyedChange]) -> Buckets:
         fanout = self._writer.fanout
-        buckets = split(read_shard(cid, depth, self._get, fanout), fanout)
+        buckets = split(shard, fanout)
         shift, mask = fanout.shift(depth), fanout.mask
         start, count = 0, len(changes)
         while start < count:
@@ -194,7 +194,9 @@ class HamtUpdate:
         if held is not None:
             own = (held.name or b"")[chars:]
             if not own:
-                inner = self._shard(Cid.decode(held.cid_binary), depth + 1, changes)
+                cid = Cid.decode(held.cid_binary)
+                shard = read_shard(cid, depth + 1, self._get, writer.fanout)
+                inner = self._apply(shard, depth + 1, changes)
                 only = next(iter(inner.values()), None)
                 if len(inner) > 1 or (only is not None and len(only.name or b"") == chars):
                     return writer.link(bucket, writer.emit(inner))
@@ -246,7 +248,7 @@ def shard_of(cid: Cid, links: list[PbLink], data: UnixfsData, fanout: Fanout) ->
 def read_shard(cid: Cid, depth: int, get: Get, fanout: Fanout) -> Shard:
     """The shard that a HAMT of this fan-out links at ``depth``; below the root none is empty."""
     if fanout.shift(depth) < 0:
-        raise Corrupt(f"{cid}: a HAMT deeper than its hash is long")
+        raise _too_deep(cid)
     if cid.codec != DAG_PB:
         raise Corrupt(f"{cid}: no shard where a HAMT links one")
     node = dagpb.decode(load(cid, get))
@@ -311,7 +313,13 @@ def find(
         if link.name != prefix:
             return None
         depth += 1
+        if fanout.shift(depth) < 0:
+            raise _too_deep(shard.cid)
         shard = read(Cid.decode(link.cid_binary), depth)
+
+
+def _too_deep(cid: Cid) -> Corrupt:
+    return Corrupt(f"{cid}: a HAMT deeper than its hash is long")
 
 
 def _misnamed(cid: Cid, link: PbLink, bucket: int) -> Corrupt:
