@@ -92,6 +92,18 @@ class Log:
         for seq, time_ns, op, ino, parent, data in self._database.rows(query, (after, limit)):
             yield Record(seq, time_ns, Op(op), ino, parent, data)
 
+    def newest(self) -> Iterator[Record]:
+        """Records from the newest back; fetched a page at a time, so the caller may take its time."""
+        before = self.seq + 1
+        query = (
+            "select seq,time_ns,op,ino,parent,data from journal where seq<? order by seq desc"
+            " limit 256"
+        )
+        while rows := self._database.all(query, (before,)):
+            for seq, time_ns, op, ino, parent, data in rows:
+                yield Record(seq, time_ns, Op(op), ino, parent, data)
+            before = rows[-1][0]
+
 
 def pack_pair(old: bytes, new: bytes) -> bytes:
     """Old and new content of a CONTENT record."""
