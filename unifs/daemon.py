@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
+from unifs.config import LocalMount
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
 from unifs.errors import UnifsError
+from unifs.ipfs.embedded.node import EmbeddedNode
+from unifs.ipfs.embedded.pins import Pins
+from unifs.mounttable import MountInfo, MountTable
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import AccessLog, Metrics
+from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
+from unifs.vfs.retention import Retention
 from unifs.vfs.roots import MfsRoots
 from unifs.vfs.sealing import Sealer
 from unifs.vfs.storage import Storage
@@ -53,6 +59,18 @@ class Daemon:
         self.upkeep = Upkeep(self.writer)
         self.trees = TreeLoader(self.writer, self.vfs.factory)
         self.sealer = Sealer(self.writer, self.storage.blocks, self.storage.profile)
+        self.keeper = Keeper(self.writer)
+        self.retention = Retention(self.writer)
+        self.pins = Pins(settings.state_directory / "pins.db")
+        self.node = EmbeddedNode(
+            self.storage.blocks,
+            self.pins,
+            profile=self.storage.profile,
+            limit_bytes=settings.storage.limit_bytes or None,
+            owner=self.keeper,
+            tree_roots=self.keeper.roots,
+        )
+        self.mounts = MountTable(self.vfs, self.storage, self.notifications, mount_point)
         self._add_volumes()
         self.session = Session(
             self.vfs, self._options(), self.metrics, self.access_log, self.notifications
@@ -73,8 +91,12 @@ class Daemon:
         mfs = self.trees.add("mfs", "mfs", MfsVolume)
         assert isinstance(mfs, MfsVolume)
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
-        mfs.connect(self.sealer, self.roots)
-        self.vfs.namespace.add(self.vfs.namespace.root, b"mfs", mfs.root)
+        mfs.connect(self.sealer, self.roots, self.node)
+        self.mounts.add_fixed(MountInfo("mfs", "mfs", "", True, False), mfs.root)
+        local = self.settings.mounts.get("local")
+        if isinstance(local, LocalMount) and local.enabled:
+            for problem in self.mounts.add_local(local.directories, local.attribute_timeout_s):
+                log.warning("not shown: %s", problem)
 
     async def serve(self, ready: Callable[[], None]) -> None:
         """Serve until unmounted."""
@@ -84,13 +106,17 @@ class Daemon:
                 nursery.start_soon(self.upkeep.run)
                 nursery.start_soon(self.sealer.run)
                 nursery.start_soon(self.roots.run)
-                await self.session.serve(self.mount_point, ready)
+                nursery.start_soon(self.retention.run)
+                nursery.start_soon(self.keeper.run, self.node)
+                async with self.node.serve():
+                    await self.session.serve(self.mount_point, ready)
                 nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await self.upkeep.finish()
 
     def close(self, is_clean: bool) -> None:
         """Close the state directory."""
+        self.pins.close()
         self.storage.close(is_clean)
 
 

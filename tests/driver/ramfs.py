@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
+from unifs.driver.mountinfo import resolved
+from unifs.driver.mounting import remove_dead
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.errors import (
@@ -371,8 +373,10 @@ def parser() -> argparse.ArgumentParser:
 
 def serve(served: RamFs, mount_point: Path, options: SessionOptions) -> int:
     """Serve until it is unmounted; says "ready" on standard output when it answers."""
+    place = resolved(mount_point)
+    remove_dead(place)
     session = Session(served, options, Metrics(), AccessLog(), Notifications())
-    trio.run(session.serve, str(mount_point.resolve()), lambda: print("ready", flush=True))
+    trio.run(session.serve, place, lambda: print("ready", flush=True))
     return 0
 
 

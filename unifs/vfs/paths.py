@@ -27,6 +27,7 @@ from unifs.waiting import complete
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from unifs.types import Attributes
     from unifs.vfs.vfs import Vfs
     from unifs.vfs.volume import Inode, Invalidator
 
@@ -45,6 +46,21 @@ class PathEntry:
     nlink: int
     uid: int
     gid: int
+
+
+class _Batch:
+    """Takes what readdir emits, 256 names at a time."""
+
+    def __init__(self) -> None:
+        self.names: list[tuple[bytes, int]] = []
+        self.offset = 0
+
+    def emit(self, name: bytes, attributes: Attributes, offset: int) -> bool:
+        if len(self.names) >= 256:
+            return False
+        self.names.append((name, attributes.st_ino))
+        self.offset = offset
+        return True
 
 
 class Paths:
@@ -108,19 +124,14 @@ class Paths:
         inode = await self.find(path)
         fh = await complete(self.vfs.opendir, inode.ino, self.caller)
         try:
-            offset = 0
+            batch = _Batch()
             while True:
-                batch: list[tuple[bytes, int, int]] = []
-
-                def emit(name: bytes, attributes: object, cookie: int) -> bool:
-                    batch.append((name, attributes.st_ino, cookie))  # type: ignore[attr-defined]
-
-
-                await complete(self.vfs.readdir, fh, offset, emit)
-                if not batch:
+                offset = batch.offset
+                batch.names.clear()
+                await complete(self.vfs.readdir, fh, offset, batch.emit)
+                if not batch.names:
                     return
-                offset = batch[-1][2]
-                yield [self._listed(name, ino) for name, ino, _ in batch]
+                yield [self._listed(name, ino) for name, ino in batch.names]
         finally:
             self.vfs.releasedir(fh)
 
