@@ -6,11 +6,12 @@ Four kinds stand in an inode's row, told apart by their first byte:
 * small (1): at most ``SMALL_BYTES`` in a CAR section of a segment, named by its sha2-256;
 * large (2): a row of ``content`` whose extents lie in containers, files below ``data/``;
 * symlink (3): the target itself;
-* linked (4): a CID whose blocks the node keeps; it stays that CID until first written.
+* linked (4): a CID whose blocks the node keeps; it stays that CID until first written;
+* expanded (5): of a directory that was linked, whose names have rows now.
 
 Reads are inline where the page cache has the bytes (``preadv(RWF_NOWAIT)``: 1 µs for 4 KiB, against
-57 µs for a thread) and raise WouldBlock where the disk must be waited for. A small content is hashed at
-its first read since start, a sealed large one leaf by leaf; what was hashed when it was sealed is
+57 µs for a thread) and raise WouldBlock where the disk must be waited for. A small content is
+hashed at its first read since start, a sealed large one leaf by leaf; what was hashed when sealed is
 not hashed again.
 """
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 SMALL_BYTES = 64 << 10
 
-SMALL, LARGE, SYMLINK, LINKED = 1, 2, 3, 4
+SMALL, LARGE, SYMLINK, LINKED, EXPANDED = 1, 2, 3, 4, 5
 CLOSED, SEALED = 1, 2
 
 _SMALL = struct.Struct("<BIQI32s")

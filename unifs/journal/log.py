@@ -95,7 +95,7 @@ class Log:
             yield Record(seq, time_ns, Op(op), ino, parent, data)
 
     def newest(self) -> Iterator[Record]:
-        """Records from the newest back; fetched a page at a time, so the caller may take its time."""
+        """Records from the newest back, fetched a page at a time: the caller may take its time."""
         before = self.seq + 1
         query = (
             "select seq,time_ns,op,ino,parent,data from journal where seq<? order by seq desc"

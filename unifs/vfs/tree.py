@@ -187,6 +187,11 @@ class Tree:
         else:
             yield from self.database.all("select parent,name from link where ino=?", (ino,))
 
+    def names_of(self, ino: int) -> list[tuple[int, bytes]]:
+        """Every (directory, name) of an inode."""
+        row = self.inode_row(ino)
+        return [] if row is None else list(self.parents(ino, row[1]))
+
     def path(self, ino: int) -> bytes | None:
         """One path of an inode below its volume's root, None where it has no name."""
         names: list[bytes] = []

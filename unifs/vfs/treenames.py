@@ -72,7 +72,11 @@ class TreeNames(Volume):
         if inode is not None:
             return inode
         ino = self.tree.find(parent.ino, name)
-        return self.inodes.get(ino) if ino else None  # type: ignore[return-value]
+        if not ino:
+            return None
+        found: TreeInode = self.inodes.get(ino)  # type: ignore[assignment]
+        found.name = name
+        return found
 
     def _need(self, parent: Inode, name: bytes) -> TreeInode:
         inode = self.find(parent, name)
@@ -133,6 +137,7 @@ class TreeNames(Volume):
     def add_pending(self, parent: TreeInode, name: bytes, inode: TreeInode) -> None:
         """The name exists from now on, in memory."""
         inode.pending = (parent.ino, name)
+        inode.name = name
         inode.parent = parent.ino
         inode.changed_at = time.monotonic()
         self.writer.pending[inode.pending] = inode
@@ -144,6 +149,7 @@ class TreeNames(Volume):
         writer = self.writer
         batch: Batch = []
         inode.pending = (parent.ino, name)
+        inode.name = name
         blob, inode.stored = inode.stored, b""
         writer.rows(inode, blob, batch)
         self.tree.commit(batch)
@@ -235,7 +241,7 @@ class TreeNames(Volume):
             batch.append(self.log.row(Op.UNLINK, inode.ino, parent.ino, name))
             self._commit_drop(inode, batch, undo)
         self.writer.touch(parent, now)  # type: ignore[arg-type]
-        self.writer.changed.setdefault(self.mount_id, set()).add(parent.ino)
+        self.writer.mark(self.mount_id, parent.ino, name)
 
     def rmdir(self, parent: Inode, name: bytes, caller: Caller) -> None:
         inode = self._need(parent, name)
@@ -251,7 +257,7 @@ class TreeNames(Volume):
         self._commit_drop(inode, batch, undo)
         parent.attributes.st_nlink -= 1
         self.writer.touch(parent, now)  # type: ignore[arg-type]
-        self.writer.changed.setdefault(self.mount_id, set()).add(parent.ino)
+        self.writer.mark(self.mount_id, parent.ino, name)
 
     def _drop_link(
         self, inode: TreeInode, parent: int, name: bytes, now: int, batch: Batch
@@ -332,6 +338,9 @@ class TreeNames(Volume):
                 target.attributes.st_nlink, target.attributes.st_ctime_ns = undo
             raise
         self._renamed(inode, target, parent, new_parent, flags)
+        inode.name = new_name
+        self.writer.mark(self.mount_id, parent.ino, name)
+        self.writer.mark(self.mount_id, new_parent.ino, new_name)
 
     def _move(
         self, inode: TreeInode, old: tuple[int, bytes], new: tuple[int, bytes], batch: Batch
@@ -374,7 +383,6 @@ class TreeNames(Volume):
             self._updated(one)
         self.writer.touch(parent, now)  # type: ignore[arg-type]
         self.writer.touch(new_parent, now)  # type: ignore[arg-type]
-        self.writer.changed.setdefault(self.mount_id, set()).update((parent.ino, new_parent.ino))
 
     def _check_rename(
         self, inode: TreeInode, target: TreeInode | None, new_parent: Inode, flags: int
