@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -285,8 +285,9 @@ class EmbeddedNode:
     async def dag_export(self, roots: Sequence[Cid]) -> AsyncIterator[bytes]:
         """A CAR with all blocks of these DAGs."""
         await self._thread(self.blocks.catch_up)
-        async for piece in archives.export(roots, self.blocks, self._limiter):
-            yield piece
+        async with aclosing(archives.export(roots, self.blocks, self._limiter)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def dag_import(
         self, pieces: AsyncIterable[bytes], pin_roots: bool = True, pin_name: str | None = None
