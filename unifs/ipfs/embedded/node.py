@@ -117,10 +117,20 @@ class EmbeddedNode:
             nursery.cancel_scope.cancel()
 
     async def _keep_up(self) -> None:
+        failing = ""
         while True:
             await trio.sleep(_CATCH_UP_S)
-            if self.blocks.lag_bytes() or self.blocks.index.pending:
+            if not (self.blocks.lag_bytes() or self.blocks.index.pending):
+                continue
+            try:
                 await self._thread(self._index)
+            except UnifsError as error:
+                # Nothing is lost: it stays in memory and in the segments, and is tried again.
+                if error.code != failing:
+                    log.warning("indexing failed error_code=%s error=%s", error.code, error)
+                failing = error.code
+            else:
+                failing = ""
 
     def _index(self) -> None:
         self.blocks.catch_up()
