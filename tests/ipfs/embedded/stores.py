@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import resource
 from typing import TYPE_CHECKING
 
 from unifs.errors import NotFound
@@ -13,7 +15,7 @@ from unifs.ipfs.embedded.blocks import Blocks
 from unifs.ipfs.embedded.segments import Place, Segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 
@@ -36,6 +38,17 @@ def put_node(blocks: Blocks, children: Iterable[Cid], label: bytes = b"") -> Cid
     cid = Cid.dag_pb(digest(block))
     blocks.put(cid, block)
     return cid
+
+
+@contextlib.contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """Every file ends at ``limit`` bytes, as on a full disk: short writes, then errors."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class Owner:

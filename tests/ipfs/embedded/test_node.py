@@ -15,6 +15,7 @@ from unifs.errors import (
     Corrupt,
     InvalidCid,
     IsADirectory,
+    NoSpace,
     NotADirectory,
     NotAvailableOffline,
     NotFound,
@@ -32,7 +33,7 @@ from unifs.ipfs.unixfs.directory import build_directory
 from unifs.ipfs.unixfs.profiles import PROFILES
 from unifs.waiting import RETRY, WouldBlock, complete
 
-from .stores import Store, digest, put_raw, raw
+from .stores import Store, digest, file_size_limit, put_raw, raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,6 +213,22 @@ async def test_a_file_that_shrinks_is_not_added(
     assert await node.pins_scan() == []
 
 
+async def test_a_full_disk_is_said_and_costs_nothing_that_was_there(
+    node: EmbeddedNode, store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content(6 << 20))
+    kept = await node.add(StreamSource(pieces(b"kept")), KEEP)
+    with file_size_limit(2 << 20), pytest.raises(NoSpace):
+        await node.add(HostSource(path), KEEP)
+    assert [pin.cid for pin in await node.pins_scan()] == [kept.cid]
+    assert await cat(node, str((await node.add(HostSource(path), KEEP)).cid)) == content(6 << 20)
+    store.kill()
+    store.open()
+    assert store.own.damages == []
+    assert store.blocks.get(kept.cid) == b"kept"
+
+
 async def test_large_directories_are_built_in_a_worker_process(
     node: EmbeddedNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +254,25 @@ async def test_a_cancelled_add_pins_nothing_and_leaves_only_garbage(
     assert await node.pins_scan() == []
     await node.repo_gc()
     assert (await node.repo_stat()).blocks == 0
+
+
+async def test_a_collection_in_the_middle_of_an_add_takes_nothing_of_it(
+    node: EmbeddedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "_BATCH_BYTES", 1 << 20)
+    data = content(5 << 20)
+    source = pieces(data, 1 << 20)
+    stored: list[int] = []
+
+    class Collecting(Pieces):
+        async def __anext__(self) -> bytes:
+            await node.repo_gc()
+            stored.append((await node.repo_stat()).blocks)
+            return await source.__anext__()
+
+    added = await node.add(StreamSource(Collecting(b"", 1)), KEEP)
+    assert max(stored) >= 2, "there was something to collect"
+    assert await cat(node, str(added.cid)) == data
 
 
 async def test_adds_and_collections_at_the_same_time(node: EmbeddedNode, tmp_path: Path) -> None:

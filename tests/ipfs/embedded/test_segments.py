@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import hashlib
 import os
-import resource
 import threading
 from typing import TYPE_CHECKING
 
@@ -17,8 +15,9 @@ from unifs.errors import Corrupt, DiskFailed, NoSpace, NotFound
 from unifs.ipfs.embedded.sections import HEADER, RAW_PREFIX, Gap
 from unifs.ipfs.embedded.segments import DESCRIPTORS_MAX, Damage, Place, Segments
 
+from .stores import file_size_limit
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 CONTENTS = [b"", b"a", b"b" * 91, b"c" * 92, b"d" * 300, bytes(40), b"last"]
@@ -52,16 +51,6 @@ def crash(segments: Segments) -> None:
     """Forget the object as kill -9 would: no footer, no sync."""
     segments._open = None
     segments._files.clear()
-
-
-@contextlib.contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_appended_blocks_are_read_back_and_found(tmp_path: Path) -> None:
