@@ -399,7 +399,8 @@ async def test_reads_wait_only_for_what_was_not_verified(
     assert file.size_bytes == len(data)
     if profile.has_raw_leaves:
         assert node.read_nowait(added.cid, 1_000_000, 131_072) == data[1_000_000:][:131_072]
-    assert file.read_nowait(len(data) - 5, 100) in (data[-5:],) if profile is V1 else True
+        assert file.read_nowait(1_000_001, 1000) == data[1_000_001:1_001_001]
+        assert file.read_nowait(len(data) - 5, 100) == data[-5:]
     assert file.read_nowait(len(data), 10) == b""
     for offset in range(0, len(data), 999_983):
         got = await complete(node.read_nowait, added.cid, offset, 200_000)
@@ -422,10 +423,24 @@ async def test_containers_are_read_without_copies(node: EmbeddedNode, store: Sto
         root = builder.finish().cid
         assert await cat(node, str(root)) == data
         got = node.read_nowait(root, 500_000, 1_000_000)
-        assert isinstance(got, memoryview)
         assert got == data[500_000:1_500_000]
     store.owner.container(1, b"rot" + data[3:])
     assert (await node.repo_verify()).damages != ()
+
+
+@pytest.mark.parametrize("size", [4096, 131_072, 1_500_000])
+async def test_every_range_of_a_file_can_be_read_at_once(node: EmbeddedNode, size: int) -> None:
+    data = content((5 << 20) + 333)
+    added = await node.add(StreamSource(pieces(data)), KEEP)
+    await node._files.load(added.cid)
+    order = list(range(0, len(data) + 1, size // 3 * 2 + 1))
+    random.Random(size).shuffle(order)
+    for offset in order:
+        assert node.read_nowait(added.cid, offset, size) == data[offset : offset + size]
+    await node.pins_remove(added.cid)
+    file = node.open(added.cid)
+    assert (await node.repo_gc()).freed_bytes > 5 << 20
+    assert file.read_nowait(0, 4096) == data[:4096], "its reader holds the segment"
 
 
 async def test_rot_is_an_error_for_the_reader(node: EmbeddedNode, store: Store) -> None:
