@@ -289,6 +289,13 @@ class Node(Protocol):
 
     def pins_verify(self) -> AsyncIterator[PinVerdict]: ...
 
+    def hold(self, cid: Cid) -> AbstractAsyncContextManager[None]:
+        """Keep a DAG from being collected while it is linked elsewhere.
+
+        NotAvailableOffline if it is not complete here.
+        """
+        ...
+
     # --- the repository ---------------------------------------------------------------------------
 
     async def repo_stat(self) -> RepoStat: ...
