@@ -4,7 +4,8 @@
 ``VERB KIND [ARGUMENT]``. What is not named there behaves as ``ramfs`` does.
 
 Setting ``user.change`` on a file changes its bytes behind the kernel's back, ``user.forget`` and
-``user.forget-name`` (PARENT/NAME) tell the kernel.
+``user.forget-name`` (PARENT/NAME) tell the kernel; ``user.frozen`` is how many requests wait for
+a thaw.
 
 A name that begins with "frozen" belongs to a mount of that name whose reads wait until the line
 ``thaw`` stands in FILE. "slow" in the same place waits 0.2 s, and a look-up of "stuck" waits as a
@@ -61,6 +62,7 @@ class FaultFs(RamFs):
         self._faults = faults
         self._invalidator = notifications.for_mount("ram")
         self._names: dict[int, bytes] = {}
+        self._frozen = 0
         for verb in VERBS:
             setattr(self, verb, partial(self._faulty, verb, getattr(self, verb)))
 
@@ -117,6 +119,11 @@ class FaultFs(RamFs):
         else:
             super().setxattr(ino, name, value)
 
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        if name == b"user.frozen":
+            return str(self._frozen).encode()
+        return super().getxattr(ino, name)
+
     def _slow(self, answer: Any) -> Any:
         async def wait() -> object:
             await trio.sleep(SLOW_S)
@@ -126,8 +133,12 @@ class FaultFs(RamFs):
 
     async def _until_thawed(self) -> object:
         # Another process says so, in a file.
-        while ["thaw"] not in self._lines():  # noqa: ASYNC110
-            await trio.sleep(THAW_POLL_S)
+        self._frozen += 1
+        try:
+            while ["thaw"] not in self._lines():  # noqa: ASYNC110
+                await trio.sleep(THAW_POLL_S)
+        finally:
+            self._frozen -= 1
         return RETRY
 
 
@@ -155,7 +166,9 @@ def pretend(what: str) -> None:
 def main() -> int:
     arguments = parser()
     arguments.add_argument("--faults", type=Path, required=True)
-    arguments.add_argument("--deadline", type=float, default=30.0, help="of every request, seconds")
+    arguments.add_argument(
+        "--deadline", type=float, default=600.0, help="of every request, seconds"
+    )
     arguments.add_argument("--per-mount", type=int, default=256)
     arguments.add_argument("--grace", type=float, default=5.0)
     arguments.add_argument("--read-only", action="store_true")

@@ -168,8 +168,7 @@ def test_a_frozen_mount_holds_up_nobody_else(
     frozen = Threads()
     for n in range(stuck):
         frozen.run((root / f"frozen{n}").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= stuck, f"{stuck} reads wait")
+    until(lambda: _frozen(mounted) == stuck, f"{stuck} reads wait")
     # All of this ends while the frozen reads still wait: they are released below.
     for n in range(20):
         (root / f"new{n}").write_bytes(b"x" * 100_000)
@@ -190,8 +189,7 @@ def test_a_frozen_mount_has_only_so_many_places(mounts: Mounts) -> None:
     frozen = Threads()
     for n in range(4):
         frozen.run((root / f"frozen{n}").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= 4, "4 reads wait")
+    until(lambda: _frozen(mounted) == 4, "4 reads wait")
     for n in (4, 5):
         with pytest.raises(OSError, match="timed out") as caught:
             (root / f"frozen{n}").read_bytes()
@@ -346,8 +344,7 @@ def test_a_signal_ends_waiting_requests_with_an_answer(
     (mounted.path / "frozen").write_bytes(b"frozen")
     frozen = Threads()
     frozen.run((mounted.path / "frozen").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= 1, "a read waits")
+    until(lambda: _frozen(mounted) == 1, "a read waits")
     assert mounted.end() == 0
     assert frozen.join() == [errno.ENOTCONN]
 
@@ -371,9 +368,8 @@ def test_an_aborted_connection_ends_the_process_though_requests_wait(mounts: Mou
     (mounted.path / "frozen").write_bytes(b"frozen")
     frozen = Threads()
     frozen.run((mounted.path / "frozen").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= 1, "a read waits")
-    connection.abort()
+    until(lambda: _frozen(mounted) == 1, "a read waits")
+    fusectl.Connection.of(_found(mounted)).abort()
     assert mounted.process.wait(PATIENCE_S) == 0
     assert len(frozen.join()) == 1
 
@@ -470,8 +466,7 @@ def test_an_invalidation_that_blocks_holds_up_nobody(mounts: Mounts, loop: tuple
     (root / "file").write_bytes(b"data")
     threads = Threads()
     threads.run((directory / "stuck").stat)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= 1, "a look-up waits")
+    until(lambda: _frozen(mounted) == 1, "a look-up waits")
     # The kernel holds the directory for the look-up, so the notification waits for it.
     name = f"{directory.stat().st_ino}/stuck".encode()
     os.setxattr(root / "file", "user.forget-name", name)
@@ -556,8 +551,9 @@ def _found(mounted: Mounted) -> Any:
     return found
 
 
-def _waiting(connection: fusectl.Connection) -> int:
-    return int((connection.directory / "waiting").read_text())
+def _frozen(mounted: Mounted) -> int:
+    """How many requests wait for a thaw."""
+    return int(os.getxattr(mounted.path, "user.frozen"))
 
 
 def _drop_pages(path: Path) -> None:
