@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from urllib.parse import parse_qsl, quote
 
 import msgspec
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
     from msgspec import Struct
 
-    from unifs.control.daemon_protocol import Daemon
+    from unifs.config import Settings
     from unifs.control.registry import Operation, Registry
+    from unifs.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,16 @@ JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 
 
+class Served(Protocol):
+    """What the server itself asks of the daemon; operations ask more (``daemon_protocol``)."""
+
+    settings: Settings
+    metrics: Metrics
+
+
 @asynccontextmanager
 async def serve(
-    registry: Registry, daemon: Daemon, socket_path: Path, link_path: Path | None = None
+    registry: Registry, daemon: Served, socket_path: Path, link_path: Path | None = None
 ) -> AsyncIterator[None]:
     """Answer control requests at ``socket_path`` inside this context.
 
@@ -86,7 +94,7 @@ async def serve(
 
 
 class _Server:
-    def __init__(self, registry: Registry, daemon: Daemon) -> None:
+    def __init__(self, registry: Registry, daemon: Served) -> None:
         self._registry = registry
         self._daemon = daemon
         self._limits = daemon.settings.control
@@ -193,8 +201,7 @@ class _Server:
             arguments = operation.check(_query(exchange.query, operation), is_text=True)
         else:
             arguments = operation.check(await self._json_body(exchange))
-        called = operation.call(self._daemon, arguments, upload)
-        await _while_present(exchange, self._run(exchange, operation, called))
+        await _while_present(exchange, self._run(exchange, operation, arguments, upload))
 
     async def _send_document(self, exchange: Exchange) -> None:
         content_type = JSON
@@ -237,13 +244,17 @@ class _Server:
         return decoded
 
     async def _run(
-        self, exchange: Exchange, operation: Operation, called: Awaitable[Any] | AsyncIterator[Any]
+        self,
+        exchange: Exchange,
+        operation: Operation,
+        arguments: dict[str, Any],
+        upload: Upload | None,
     ) -> None:
+        lines = _Lines(exchange)
+        result = await operation.call(self._daemon, arguments, upload, lines.emit)
         if operation.kind == "events":
-            await _send_events(exchange, cast("AsyncGenerator[Struct, None]", called))
-            return
-        result = await cast("Awaitable[Any]", called)
-        if isinstance(result, Download):
+            await lines.finish()
+        elif isinstance(result, Download):
             await _send_download(exchange, result)
         else:
             await exchange.answer(200, JSON, msgspec.json.encode(wire.success(result)))
@@ -252,17 +263,23 @@ class _Server:
 # --- answers --------------------------------------------------------------------------------------
 
 
-async def _send_events(exchange: Exchange, events: AsyncGenerator[Struct, None]) -> None:
-    """One line per event. What fails before the first event still has a status of its own."""
-    async with aclosing(events):
-        first = await anext(events, None)
-        await exchange.start(200, NDJSON)
-        if first is not None:
-            await exchange.write(wire.line(wire.plain(first)))
-            async for event in events:
-                await exchange.write(wire.line(wire.plain(event)))
-    await exchange.write(wire.line({"status": "success"}))
-    await exchange.finish()
+class _Lines:
+    """Events as lines. What fails before the first event still has a status of its own."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def emit(self, event: Struct, /) -> None:
+        await self._write(wire.plain(event))
+
+    async def finish(self) -> None:
+        await self._write({"status": "success"})
+        await self._exchange.finish()
+
+    async def _write(self, table: dict[str, Any]) -> None:
+        if not self._exchange.answering:
+            await self._exchange.start(200, NDJSON)
+        await self._exchange.write(wire.line(table))
 
 
 async def _send_download(exchange: Exchange, download: Download) -> None:

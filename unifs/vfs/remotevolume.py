@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unifs.cache.reads import Source
 from unifs.errors import (
@@ -144,8 +144,8 @@ class RemoteVolume(TreeVolume):
 
     # --- inodes -----------------------------------------------------------------------------------
 
-    def load_row(self, ino: int, row: object) -> RemoteInode:
-        _, parent, epoch, gone, packed, content = row  # type: ignore[misc]
+    def load_row(self, ino: int, row: Any) -> RemoteInode:
+        _, parent, epoch, gone, packed, content = row
         attributes = self.factory()
         fill_attributes(attributes, ino, packed, self.timeout_s)
         inode = RemoteInode(ino, self, attributes)

@@ -19,7 +19,7 @@ import logging
 import stat
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import trio
@@ -34,7 +34,8 @@ from unifs.ipfs.unixfs.builder import (
     leaf_block_parts,
     leaf_cid,
 )
-from unifs.ipfs.unixfs.directory import DirEntry, build_directory
+from unifs.ipfs.unixfs.directory import build_directory
+from unifs.ipfs.unixfs.node import DirEntry
 from unifs.journal.content import (
     LARGE,
     LINKED,
@@ -128,7 +129,7 @@ class RootJob:
         for start in self.changed | {self.root}:
             chain = [start]
             while chain[-1] != self.root:
-                row = connection.execute(parents, (chain[-1],)).fetchone()
+                row: Any = connection.execute(parents, (chain[-1],)).fetchone()
                 if row is None or row[1] is not None or not row[0]:
                     chain = []
                     break
@@ -138,7 +139,7 @@ class RootJob:
         todo = list(depth)
         while todo:
             directory = todo.pop()
-            rows = connection.execute(ROWS, (directory,)).fetchall()
+            rows: list[Any] = connection.execute(ROWS, (directory,)).fetchall()
             self._rows[directory] = rows
             for _, ino, attributes, _, cid in rows:
                 if cid is None and _mode(attributes) == stat.S_IFDIR and ino not in depth:
@@ -248,6 +249,12 @@ class MfsRoots:
         row = self.writer.storage.database.one(query)
         return None if row is None else (Cid.decode(row[0]), row[1])
 
+    def built_seq(self) -> int:
+        """The last journal record that a root contains."""
+        query = "select seq from epoch order by epoch desc limit 1"
+        row = self.writer.storage.database.one(query)
+        return 0 if row is None else int(row[0])
+
     def changed(self) -> set[int]:
         return self.writer.changed.setdefault(self.volume.mount_id, set())
 
@@ -319,7 +326,10 @@ class MfsRoots:
         profile = self.writer.storage.profile
         if len(entries) <= INLINE_ENTRIES_MAX:
             return build_directory(entries, profile, self.blocks.put)
-        link, blocks = trio.from_thread.run(trio_parallel.run_sync, build_entries, entries, profile)
+        answer: tuple[Link, list[tuple[Cid, bytes]]] = trio.from_thread.run(
+            trio_parallel.run_sync, build_entries, entries, profile
+        )
+        link, blocks = answer
         for cid, data in blocks:
             self.blocks.put(cid, data)
         return link

@@ -235,7 +235,7 @@ class Blocks:
         """The block's length in bytes; NotAvailableOffline if it is not here."""
         if cid.is_identity:
             return len(cid.digest)
-        places = self.index.places(cid.multihash)
+        places = self._places(cid)
         if not places:
             raise _absent(cid)
         return places[0].length + _wrapping_bytes(places[0])
@@ -245,12 +245,19 @@ class Blocks:
         if cid.is_identity:
             return cid.digest
         failures: list[UnifsError] = []
-        for place in self.index.places(cid.multihash):
+        for place in self._places(cid):
             try:
                 return self._read_verified(cid, place)
             except (Corrupt, NotFound, DiskFailed) as error:
                 failures.append(error)
         raise _worst(cid, failures)
+
+    def _places(self, cid: Cid) -> list[BlockPlace]:
+        """All places; before saying that there is none, look at what the stores got just now."""
+        places = self.index.places(cid.multihash)
+        if not places and self.catch_up():
+            places = self.index.places(cid.multihash)
+        return places
 
     def _read_verified(self, cid: Cid, place: BlockPlace) -> bytes:
         if self._is_always or place not in self._verified:
@@ -284,7 +291,8 @@ class Blocks:
     def locate(self, cid: Cid) -> Located:
         """Where the block's bytes lie, for a pread by the caller. NotAvailableOffline, NotFound.
 
-        Not for identity CIDs, which lie nowhere.
+        By the index as it is: ``get`` finds what the stores got just now too. Not for identity
+        CIDs, which lie nowhere.
         """
         places = self.index.places(cid.multihash)
         if not places:

@@ -103,13 +103,14 @@ class Collector:
         roots: Sequence[Roots],
         limit_bytes: int | None = None,
         owner: ContentOwner | None = None,
+        sweep_lock: threading.Lock | None = None,
     ) -> None:
         """``roots`` are called in threads. ``limit_bytes`` is for the node's own segments."""
         self.blocks = blocks
         self.roots = list(roots)
         self.limit_bytes = limit_bytes
         self.owner = owner
-        self.sweep_lock = threading.Lock()
+        self.sweep_lock = sweep_lock or threading.Lock()
         self._running = trio.Lock()
 
     def is_due(self) -> bool:

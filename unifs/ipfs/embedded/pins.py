@@ -137,11 +137,11 @@ class Pins:
         ]
 
     def _change(self, sql: str, values: tuple[bytes | int | str, ...]) -> None:
-        self.generation += 1
         try:
             self._db.execute(sql, values)
         except apsw.Error as error:
             raise _named(error) from error
+        self.generation += 1
 
     def close(self) -> None:
         """Close the database."""
