@@ -1,7 +1,7 @@
-"""Turns a parsed TOML table into a struct, with one sentence about the first mistake.
+"""Turns a parsed table into a struct, with one sentence about the first mistake.
 
-Only ``config.py`` calls it; it knows no setting by name and reads nothing. Sizes (keys that say
-``_bytes``) may be text such as "64 MiB".
+``config.py`` calls ``convert``; the control plane says its mistakes in the same words. It knows no
+setting by name and reads nothing. Sizes (keys that say ``_bytes``) may be text such as "64 MiB".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def convert(struct: type[S], table: Mapping[str, object], where: str) -> S:
     try:
         return msgspec.convert(_checked(struct, table, where), struct)
     except msgspec.ValidationError as error:
-        raise MistakeError(_sentence(str(error), where)) from error
+        raise MistakeError(sentence(str(error), where)) from error
 
 
 def _checked(struct: type[Struct], table: Mapping[str, object], where: str) -> dict[str, object]:
@@ -90,10 +90,14 @@ _WORDS = {
 }
 
 
-def _sentence(error: str, where: str) -> str:
+def _words(match: re.Match[str]) -> str:
+    return " or ".join(_WORDS.get(kind, kind) for kind in match[1].split(" | "))
+
+
+def sentence(error: str, where: str) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.cache.disk_bytes`" for people."""
     text, _, path = error.partition(" - at `")
     below = path.rstrip("`").removeprefix("$").lstrip(".").removesuffix("[...]")
     place = ".".join(part for part in (where, below) if part) or "the file"
-    text = re.sub(r"`(\w+)`", lambda match: _WORDS.get(match[1], match[1]), text)
+    text = re.sub(r"`(\w+(?: \| \w+)*)`", _words, text)
     return f"{place}: {text[:1].lower()}{text[1:]}"

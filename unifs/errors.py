@@ -240,7 +240,9 @@ class NotAvailableOffline(Unreachable):
     """The content is not on this machine."""
 
     code, is_transient = "NOT_AVAILABLE_OFFLINE", False
-    hint = "import it (`unifs ctl dag import FILE.car`); fetching from the network is not configured"
+    hint = (
+        "import it (`unifs ctl dag import FILE.car`); fetching from the network is not configured"
+    )
 
 
 class DeadlineExceeded(UnifsError):
@@ -313,6 +315,20 @@ class MountFailed(UnifsError):
 
     errno, code, http_status, exit_code = _errno.EIO, "MOUNT_FAILED", 500, 5
     hint = "`unifs doctor` looks for the cause"
+
+
+class UnknownOperation(InvalidArgument):
+    """There is no such operation."""
+
+    code, http_status = "UNKNOWN_OPERATION", 404
+    hint = "`unifs ctl --help` lists them; so does /openapi.json"
+
+
+class MethodNotAllowed(InvalidArgument):
+    """That path is asked for with another HTTP method."""
+
+    code, http_status = "METHOD_NOT_ALLOWED", 405
+    hint = "operations are POST; /openapi.json, /tools.json, /health and /metrics are GET"
 
 
 class NoDaemon(UnifsError):

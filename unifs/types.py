@@ -1,7 +1,7 @@
 """Value types that cross layers. No I/O, no behaviour beyond construction.
 
-Paths inside unifs are mount-relative ``str`` with surrogateescape ("" is the mount's root, no leading
-slash); names are ``bytes`` in the driver, in SQLite and in the vfs.
+Paths inside unifs are mount-relative ``str`` with surrogateescape ("" is the mount's root, no
+leading slash); names are ``bytes`` in the driver, in SQLite and in the vfs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ SYMLINK_MAX_BYTES = 4095
 class Caller(Protocol):
     """Who makes a request. pyfuse3's RequestContext is one."""
 
-    uid: int
-    gid: int
-    pid: int
-    umask: int
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def umask(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

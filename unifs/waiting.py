@@ -1,14 +1,15 @@
 """Synchronous first, waiting only where there is something to wait for.
 
 The vfs's operations are plain functions. One that cannot answer from memory, the database or the
-page cache raises ``WouldBlock``, *before it has changed anything*, and hands over the one thing that
-has to happen first. ``complete`` waits for that and calls the function again (or takes the answer
-that the waiting brought along). So there is one implementation of each operation, the hot path
-contains no await, no lock and no cancel scope, and a mutation has no checkpoint between its commit
-and its reply.
+page cache raises ``WouldBlock``, *before it has changed anything*, and hands over the one thing
+that has to happen first. ``complete`` waits for that and calls the function again (or takes the
+answer that the waiting brought along). So there is one implementation of each operation, the hot
+path contains no await, no lock and no cancel scope, and a mutation has no checkpoint between its
+commit and its reply.
 
 The deadline is the caller's cancel scope around ``complete``. Cancelling it is safe at any point:
-whoever waits may go away, the work that several wait for (a single-flight read, a flush round) goes on.
+whoever waits may go away, the work that several wait for (a single-flight read, a flush round)
+goes on.
 """
 
 from __future__ import annotations

@@ -109,9 +109,9 @@ class _Runner:
         if name in self.failures or not ours or not theirs:
             failure = self.failures.get(name, "no sample")
             return Outcome(name, about, 1, 1, 1, 1, 0, 0, failure)
-        cpus = [statistics.median(self.cpu[name, which]) for which in (0, 1)]
         medians = statistics.median(ours), statistics.median(theirs)
-        return Outcome(name, about, *medians, min(ours), min(theirs), *cpus)
+        cpu = statistics.median(self.cpu[name, 0]), statistics.median(self.cpu[name, 1])
+        return Outcome(name, about, *medians, min(ours), min(theirs), *cpu)
 
 
 def compare(ours: Side, theirs: Side, plan: Plan, scratch: Path) -> Comparison:

@@ -1,4 +1,4 @@
-"""The power-cut harness proved on plain file systems: an honest disk passes, a lying fsync is found."""
+"""The power-cut harness on plain disks: an honest one passes, a lying fsync is found."""
 
 from __future__ import annotations
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.crash.calls import Directory
 from tests.crash.check import check, observe
-from tests.crash.history import KILL, POWER_CUT, History, Recorder
-from tests.crash.workload import Directory, Workload, closed_not_synced
+from tests.crash.history import KILL, POWER_CUT, Crash, History, Recorder
+from tests.crash.scenarios import closed_not_synced
+from tests.crash.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ def directory(tmp_path: Path) -> Iterator[Directory]:
     os.umask(previous)
 
 
-def violations(tmp_path: Path, crash=KILL) -> list[str]:
+def violations(tmp_path: Path, crash: Crash = KILL) -> list[str]:
     history = History.load(tmp_path / "manifest")
     assert history.acknowledged > 0
     return check(history, observe(str(tmp_path / "tree")), crash).violations
@@ -48,6 +50,11 @@ def swap(first: Path, second: Path) -> None:
     second.write_bytes(content)
 
 
+def become_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 FAULTS: dict[str, Callable[[Path], object]] = {
     "a closed file is gone": lambda tree: (tree / "new4096").unlink(),
     "a closed file is empty": lambda tree: write(tree / "new4096", b""),
@@ -62,10 +69,7 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     ),
     "a stranger appears": lambda tree: write(tree / "stranger", b""),
     "a mode is lost": lambda tree: (tree / "new100").chmod(0o600),
-    "a file has become a directory": lambda tree: (
-        (tree / "new100").unlink(),
-        (tree / "new100").mkdir(),
-    ),
+    "a file has become a directory": lambda tree: become_directory(tree / "new100"),
 }
 
 

@@ -1,0 +1,1 @@
+"""File operations against a plain dictionary model: results, errno, bytes, sizes, links."""

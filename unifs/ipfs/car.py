@@ -145,11 +145,14 @@ class CarReader:
         self._index_start = 0
 
     def feed(self, piece: Bytes) -> Iterator[Section]:
-        """The sections that this piece completes. Iterate to the end before feeding the next."""
+        """Take a piece; the iterator gives the sections that are complete by then."""
         del self._data[: self._at]
         self._base += self._at
         self._at = 0
         self._data += piece
+        return self._sections()
+
+    def _sections(self) -> Iterator[Section]:
         while self.roots is None:
             if not self._read_header():
                 return

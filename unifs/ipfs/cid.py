@@ -5,8 +5,9 @@ users type through ``Cid.parse``. Only this module knows multibase, codecs and m
 does I/O, and it never accepts bytes whose hash it cannot compute: such a CID parses (its name is
 known), and ``verify`` refuses it by name.
 
-``libipld`` does the base conversions (0.3 µs); ``multiformats`` (95 ms to import, 150 µs a call) is
-asked only for the name of a code that stands in neither table below.
+``libipld`` does the base conversions (a whole ``parse`` takes 1.3 µs);
+``multiformats`` (95 ms to import, 150 µs a call) is asked only for the name of a code that stands
+in neither table below.
 """
 
 from __future__ import annotations
@@ -115,10 +116,11 @@ class Cid:
         is_v0 = len(text) == 46 and text.startswith("Qm")
         if len(text) < 2:
             raise InvalidCid(f"{text!r} is too short for a CID")
+        based = "z" + text if is_v0 else text
         try:
-            _base, binary = decode_multibase("z" + text if is_v0 else text)
+            _base, binary = decode_multibase(based)
         except ValueError as error:
-            raise InvalidCid(f"{_shown(text)} is not a CID: {_multibase_fault(text)}") from error
+            raise InvalidCid(f"{_shown(text)} is not a CID: {_multibase_fault(based)}") from error
         if not is_v0 and binary[:2] == _SHA2_256_32:
             raise InvalidCid(f"{_shown(text)} is not a CID: a CIDv0 takes no multibase prefix")
         try:
@@ -129,6 +131,10 @@ class Cid:
     @staticmethod
     def decode(binary: Bytes) -> Cid:
         """The CID that these bytes are, all of them; raises ``InvalidCid`` otherwise."""
+        if len(binary) == 36:
+            head = binary[:4]
+            if head == _RAW_SHA2_256 or head == _DAG_PB_SHA2_256:  # noqa: SIM109 (memoryviews)
+                return Cid(1, binary[1], bytes(binary[2:]))
         cid, end = Cid.read(binary, 0)
         if end != len(binary):
             raise InvalidCid(f"{len(binary) - end} bytes follow the digest")

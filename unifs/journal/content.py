@@ -19,13 +19,17 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import threading
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import Corrupt
+from unifs.errors import Corrupt, NotFound
+from unifs.ipfs.embedded.segment_file import Descriptor
+from unifs.ipfs.embedded.segments import Place
+from unifs.ipfs.unixfs.builder import leaf_block_parts
 from unifs.journal.extents import HOLE, ExtentMap
 from unifs.waiting import RETRY, WouldBlock
 
@@ -34,11 +38,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from unifs.ipfs.embedded.segments import Segments
+    from unifs.ipfs.unixfs.profiles import Profile
     from unifs.state.database import Database
+    from unifs.state.directory import StateDirectory
 
 SMALL_BYTES = 64 << 10
-#: Chunk of the unixfs-v1-2025 profile: what one leaf hash covers.
-LEAF_BYTES = 1 << 20
 
 SMALL, LARGE, SYMLINK, LINKED = 1, 2, 3, 4
 CLOSED, SEALED = 1, 2
@@ -48,6 +52,8 @@ _LARGE = struct.Struct("<BQ")
 
 #: Descriptors of containers kept open besides those of open files.
 DESCRIPTORS_MAX = 512
+#: Descriptors of containers kept open for the block store.
+SHARED_MAX = 64
 
 
 class SmallContent:
@@ -62,6 +68,10 @@ class SmallContent:
         self.digest = digest
         self.is_verified = False
         self.blob = _SMALL.pack(SMALL, segment, offset, length, digest)
+
+    def place(self) -> Place:
+        """Where its bytes lie."""
+        return Place(self.segment, self.offset, self.length)
 
 
 class LargeContent:
@@ -79,7 +89,7 @@ class LargeContent:
         self.verified: bytearray | None = None
         #: The nearest sealed content that this one was laid over, while this one is not sealed.
         self.base: LargeContent | None = None
-        self.blob = _LARGE.pack(LARGE, content_id)
+        self.blob = large_blob(content_id)
 
 
 Content = SmallContent | LargeContent
@@ -95,11 +105,27 @@ def linked_blob(cid: bytes) -> bytes:
     return bytes((LINKED,)) + cid
 
 
+def small_content(blob: bytes) -> SmallContent:
+    """The small content in a content column."""
+    _, segment, offset, length, digest = _SMALL.unpack(blob)
+    return SmallContent(segment, offset, length, digest)
+
+
+def large_blob(content_id: int) -> bytes:
+    """The content column of a large content."""
+    return _LARGE.pack(LARGE, content_id)
+
+
 def large_id(blob: bytes) -> int:
     """The content id in a content column, 0 where it is not a large content."""
     if blob and blob[0] == LARGE:
         return int(_LARGE.unpack(blob)[1])
     return 0
+
+
+def is_container_name(name: str) -> bool:
+    """Whether a file below data/ is a container: somebody else's file there is left alone."""
+    return len(name) == 16 and all(digit in "0123456789abcdef" for digit in name)
 
 
 class Containers:
@@ -113,6 +139,8 @@ class Containers:
         self.has_new = False
         self._cold: OrderedDict[int, int] = OrderedDict()
         self._pinned: dict[int, list[int]] = {}
+        self._lock = threading.Lock()
+        self._shared: OrderedDict[int, Descriptor] = OrderedDict()
 
     def path(self, container: int) -> Path:
         return self._directory / f"{container:016x}"
@@ -163,12 +191,36 @@ class Containers:
 
     def delete(self, container: int) -> None:
         """Remove the file; a descriptor that somebody holds stays valid."""
+        with self._lock:
+            self._shared.pop(container, None)
         descriptor = self._cold.pop(container, None)
         if descriptor is not None:
             os.close(descriptor)
         self.path(container).unlink(missing_ok=True)
 
+    def shared(self, container: int) -> Descriptor:
+        """A descriptor for any thread, open as long as the object is referred to.
+
+        NotFound if the container is gone.
+        """
+        with self._lock:
+            descriptor = self._shared.get(container)
+            if descriptor is None:
+                try:
+                    descriptor = Descriptor(
+                        os.open(self.path(container), os.O_RDONLY | os.O_CLOEXEC)
+                    )
+                except FileNotFoundError:
+                    raise NotFound(f"container {container} is gone") from None
+                self._shared[container] = descriptor
+                if len(self._shared) > SHARED_MAX:
+                    self._shared.popitem(last=False)
+            else:
+                self._shared.move_to_end(container)
+            return descriptor
+
     def close(self) -> None:
+        self._shared.clear()
         for descriptor in self._cold.values():
             os.close(descriptor)
         self._cold.clear()
@@ -181,13 +233,18 @@ class Containers:
 class Contents:
     """Reads contents and knows where new ones go. Belongs to the event loop's thread."""
 
-    def __init__(self, database: Database, segments: Segments, data: Path, boot: str) -> None:
+    def __init__(
+        self, database: Database, segments: Segments, state: StateDirectory, profile: Profile
+    ) -> None:
         self._database = database
         self.segments = segments
-        self.boot = boot.encode()
-        names = [int(path.name, 16) for path in data.iterdir()]
+        #: How files become CIDs: what one leaf hash covers, and what stands around a leaf's bytes.
+        self.profile = profile
+        self.boot = state.boot_id.encode()
+        listed = (path.name for path in state.data.iterdir())
+        names = [int(name, 16) for name in listed if is_container_name(name)]
         rows = database.one("select coalesce(max(container),0) from holding")[0]
-        self.containers = Containers(data, max([rows, *names]))
+        self.containers = Containers(state.data, max([rows, *names]))
         self.last_id: int = database.one("select coalesce(max(id),0) from content")[0]
         self._buffer = memoryview(bytearray(1 << 20))
         #: Threads that wait for the disk on behalf of readers.
@@ -198,8 +255,7 @@ class Contents:
         if not blob or blob[0] > LARGE:
             return None
         if blob[0] == SMALL:
-            _, segment, offset, length, digest = _SMALL.unpack(blob)
-            return SmallContent(segment, offset, length, digest)
+            return small_content(blob)
         return self.large(large_id(blob))
 
     def large(self, content_id: int) -> LargeContent:
@@ -275,20 +331,22 @@ class Contents:
             return b""
         verified = content.verified
         if verified is not None:
-            for leaf in range(offset // LEAF_BYTES, (end - 1) // LEAF_BYTES + 1):
+            leaf_bytes = self.profile.chunk_bytes
+            for leaf in range(offset // leaf_bytes, (end - 1) // leaf_bytes + 1):
                 if not verified[leaf]:
                     raise WouldBlock(partial(self._verify, content, leaf))
         return self.read_extents(content.extents, offset, end)
 
     async def _verify(self, content: LargeContent, leaf: int) -> object:
-        pieces = self.duplicate(
-            content.extents, leaf * LEAF_BYTES, min((leaf + 1) * LEAF_BYTES, content.size)
-        )
-        digest = await trio.to_thread.run_sync(hash_pieces, pieces, limiter=self.disk)
+        start = leaf * self.profile.chunk_bytes
+        end = min(start + self.profile.chunk_bytes, content.size)
+        pieces = self.duplicate(content.extents, start, end)
+        job = partial(hash_pieces, self.profile, end - start, pieces)
+        digest = await trio.to_thread.run_sync(job, limiter=self.disk)
         if digest != content.leaves[leaf * 32 : leaf * 32 + 32]:
-            raise Corrupt(f"content {content.id} at {leaf * LEAF_BYTES}: bytes do not match")
-        assert content.verified is not None
-        content.verified[leaf] = 1
+            raise Corrupt(f"content {content.id} at {start}: bytes do not match their hash")
+        if content.verified is not None:
+            content.verified[leaf] = 1
         return RETRY
 
     def duplicate(self, extents: ExtentMap, offset: int, end: int) -> list[tuple[int, int, int]]:
@@ -330,9 +388,11 @@ def read_pieces(pieces: list[tuple[int, int, int]]) -> Iterator[bytes]:
                 os.close(descriptor)
 
 
-def hash_pieces(pieces: list[tuple[int, int, int]]) -> bytes:
-    """The sha2-256 of ``Contents.duplicate``'s pieces, in a thread."""
-    digest = hashlib.sha256()
+def hash_pieces(profile: Profile, length: int, pieces: list[tuple[int, int, int]]) -> bytes:
+    """The digest of the leaf block whose chunk the pieces are, in a thread."""
+    prefix, suffix = leaf_block_parts(profile, length)
+    digest = hashlib.sha256(prefix)
     for part in read_pieces(pieces):
         digest.update(part)
+    digest.update(suffix)
     return digest.digest()

@@ -3,17 +3,18 @@
 A mount is small. It maps names and errors and makes one remote call per method. It keeps no cache,
 no journal and no retry loop: the tree caches names, the cache caches bytes, writeback retries.
 
-A capability is an overridden method; nobody declares what they can do, ``supports("rename")`` looks.
-What a backend lacks (symlinks, links, special files) lives in the tree only.
+A capability is an overridden method; nobody declares what they can do, ``supports("rename")``
+looks. What a backend lacks (symlinks, links, special files) lives in the tree only.
 
 Deadlines are the caller's cancel scopes; no method takes a timeout. Every method is cancellable at
 every await, and leaves nothing half done at the backend that a later call cannot overwrite.
 
 Paths are mount-relative ``str`` with surrogateescape: "" is the root, "a/b" a child of "a".
 
-Errors are those of ``unifs.errors`` and nothing else: NotFound only for proven absence; Unreachable,
-DeadlineExceeded, RateLimited for what may pass; Conflict where the backend's version is not
-``base``; Stale where a version cannot be had any more; Corrupt, NoSpace, Unsupported for what they say.
+Errors are those of ``unifs.errors`` and nothing else: NotFound only for proven absence;
+Unreachable, DeadlineExceeded, RateLimited for what may pass; Conflict where the backend's version
+is not ``base``; Stale where a version cannot be had any more; Corrupt, NoSpace, Unsupported for
+what they say.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ class Mount:
     ) -> Node:
         """Store a whole object atomically: readers see the old or the new one.
 
-        ``base`` is the version that this content replaces (None: there must be none); Conflict if the
-        backend holds another, unless that other one carries ``token``: then it is our own earlier
-        attempt and this is success. Returns the stored object with its new version.
+        ``base`` is the version that this content replaces (None: there must be none); Conflict if
+        the backend holds another, unless that other one carries ``token``: then it is our own
+        earlier attempt and this is success. Returns the stored object with its new version.
         """
         raise Unsupported(f"{self.kind} is read-only")
 
@@ -102,9 +103,10 @@ class Mount:
     ) -> list[Node | UnifsError | None]:
         """Bring many changes to the backend; one outcome each, in order.
 
-        The default is a loop; backends that profit (one hub commit, one CAR) override it. An outcome
-        is the stored Node, None where there is none to tell, or the error of that change; changes
-        after a failed one are still tried: writeback has ordered only independent ones together.
+        The default is a loop; backends that profit (one hub commit, one CAR) override it. An
+        outcome is the stored Node, None where there is none to tell, or the error of that change;
+        changes after a failed one are still tried: writeback has ordered only independent ones
+        together.
         """
         outcomes: list[Node | UnifsError | None] = []
         for change, content in changes:

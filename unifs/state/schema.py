@@ -41,6 +41,7 @@ TABLES = (
         content blob,           -- journal.content: empty, small, large, symlink, linked CID
         cid blob                -- of a directory: CID and Tsize as of the last MFS root
     )""",
+    "create index inode_gone on inode(gone) where gone is not null",
     # Live names. The id is the readdir offset: names keep it, merges never re-insert.
     """create table dentry(
         parent integer,         -- directory
@@ -48,7 +49,6 @@ TABLES = (
         name blob,              -- bytes as the kernel gave them
         ino integer,            -- what it names
         epoch integer,          -- epoch in which the name got this form
-        backend_path blob,      -- where the backend holds it now, if elsewhere than its name says
         primary key(parent, id)
     ) without rowid""",
     "create unique index dentry_name on dentry(parent, name)",
@@ -68,12 +68,14 @@ TABLES = (
     # What is known of a remote object, apart from what the kernel asks for.
     """create table remote(
         ino integer primary key,
+        path blob,              -- where the backend holds it *now*, relative to the mount
         version text,           -- of the object at its backend
         checked_ns integer,     -- when the backend last said so
         listing integer,        -- of a directory: 0 unlisted, 1 partial, 2 complete
         cursor text,            -- of a partial listing: where to go on
         listed_ns integer       -- of a complete listing: when it was
     )""",
+    "create index remote_path on remote(path)",
     # Large contents. Immutable once sealed.
     """create table content(
         id integer primary key,
@@ -85,7 +87,7 @@ TABLES = (
         proof blob,             -- while closed: hash of the bytes not yet durable, or null
         durable_size integer,   -- while closed: the form that the last fsync made durable;
         durable_extents blob,   --   null if there was none
-        cid blob,               -- once sealed
+        cid blob,               -- once sealed: Tsize (8 bytes) and CID
         leaves blob             -- once sealed: sha2-256 of each chunk, 32 bytes each
     )""",
     # Which files below data/ a content's extents name; a file that nobody names can go.
@@ -114,6 +116,8 @@ TABLES = (
         parent integer, until integer, id integer, name blob, ino integer, epoch integer,
         primary key(parent, until, id)
     ) without rowid""",
+    "create index inode_past_until on inode_past(until)",
+    "create index dentry_past_until on dentry_past(until)",
     # One row for each MFS root that was built.
     """create table epoch(
         epoch integer primary key,

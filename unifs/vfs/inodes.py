@@ -1,8 +1,8 @@
 """Hot inodes and the kernel's look-up counts.
 
 Readdirplus makes the kernel remember every name it has ever listed; an object for each would cost
-700 bytes, so objects are an LRU of ``HOT_MAX`` while the counts, which must be exact, lie in a compact
-array indexed by inode number (4 bytes each). An inode that left the table is loaded again by its
+700 bytes, so objects are an LRU of ``HOT_MAX`` while the counts, which must be exact, lie in a
+compact array by inode number (4 bytes each). An inode that left the table is loaded again by its
 volume.
 """
 
@@ -87,8 +87,11 @@ class Inodes:
             left = self._far[ino] = self._far.get(ino, 0) - lookups
             if left <= 0:
                 del self._far[ino]
-        else:
-            left = self.counts[ino] = max(0, self.counts[ino] - lookups)
+                volume = self.volumes.get(ino >> INO_SHIFT)
+                if volume is not None:
+                    volume.forgotten(ino)
+            return
+        left = self.counts[ino] = max(0, self.counts[ino] - lookups)
         if left <= 0:
             inode = self.hot.get(ino)
             if inode is not None:

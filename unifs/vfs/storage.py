@@ -10,7 +10,10 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from unifs.errors import ConfigInvalid
+from unifs.ipfs.embedded.blocks import Blocks
 from unifs.ipfs.embedded.segments import Segments
+from unifs.ipfs.unixfs.profiles import PROFILES
 from unifs.journal.content import Contents
 from unifs.journal.flush import Flusher
 from unifs.journal.log import Log
@@ -24,30 +27,54 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from unifs.ipfs.unixfs.profiles import Profile
     from unifs.journal.recovery import Receipt
+
+DEFAULT_PROFILE = "unixfs-v1-2025"
 
 
 class Storage:
     """An open state directory. Belongs to the event loop's thread."""
 
-    def __init__(self, path: Path, mount_point: str = "") -> None:
+    def __init__(self, path: Path, mount_point: str = "", profile: str = DEFAULT_PROFILE) -> None:
         self.state = StateDirectory(path, mount_point)
         try:
-            self._open()
+            self._open(profile)
         except BaseException:
             self.state.close()
             raise
 
-    def _open(self) -> None:
+    def _open(self, profile: str) -> None:
         state = self.state
         self.database = Database(state.database)
+        self.profile = self._fixed_profile(profile)
         self.segments = Segments(state.segments)
         self.receipt: Receipt | None = Recovery(self.database, self.segments, state).run()
         self.log = Log(self.database)
-        self.contents = Contents(self.database, self.segments, state.data, state.boot_id)
+        self.contents = Contents(self.database, self.segments, state, self.profile)
+        #: The node's own segments: DAG nodes, added and imported blocks.
+        self.nodes = Segments(state.nodes)
+        self.blocks = Blocks(
+            state.path / "blocks.db",
+            (self.nodes, self.segments),
+            open_container=self.contents.containers.shared,
+        )
         self.overlays = Overlays(self.contents.containers)
         self.flusher = Flusher(self.database, self.segments, self.log)
         self.tree = Tree(self.database, state)
+
+    def _fixed_profile(self, wanted: str) -> Profile:
+        """How files become CIDs is fixed at the first start: CIDs would change with it."""
+        fixed = self.database.get_meta("profile")
+        if fixed is None:
+            self.database.begin()
+            self.database.set_meta("profile", wanted)
+            self.database.commit()
+        elif fixed != wanted:
+            raise ConfigInvalid(
+                f"{self.state.path} was made with the profile {fixed}; it cannot become {wanted}"
+            )
+        return PROFILES[wanted]
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
@@ -69,7 +96,9 @@ class Storage:
             self.database.set_meta("last_ino", self.tree.last_ino)
             self.database.set_meta("is_clean", int(is_clean))
             self.database.commit()
+        self.blocks.close()
         self.contents.close()
+        self.nodes.close()
         self.segments.close()
         self.database.close()
         self.state.close()

@@ -58,7 +58,7 @@ class TreeHandle(Handle):
             if not inode.stored:
                 return b""
             content = self.volume.writer.content_of(inode)
-        if type(content) is SmallContent:
+        if isinstance(content, SmallContent):
             return contents.read_small(content, offset, size)
         if content is not None:
             return contents.read_large(content, offset, size)

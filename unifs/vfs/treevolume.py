@@ -23,7 +23,7 @@ from unifs.errors import (
     TooLarge,
     Unsupported,
 )
-from unifs.journal.content import LINKED, SEALED, SYMLINK, LargeContent, SmallContent
+from unifs.journal.content import SEALED, SYMLINK, LargeContent, SmallContent
 from unifs.journal.log import Op
 from unifs.journal.overlay import Overlay
 from unifs.vfs.tree import INSERT_INODE, fill_attributes, pack_attributes
@@ -196,8 +196,6 @@ class TreeVolume(TreeNames):
                 cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
                 inode.attributes.st_mode = mode & ~cleared
             inode.attributes.st_ctime_ns = inode.attributes.st_mtime_ns
-        elif can_write and inode.overlay is None and inode.stored and inode.stored[0] == LINKED:
-            self.materialize(inode)
         return TreeHandle(inode, self, access != os.O_WRONLY, can_write)
 
     def create(
@@ -220,7 +218,10 @@ class TreeVolume(TreeNames):
         raise NotAvailableOffline
 
     def materialize(self, inode: TreeInode) -> None:
-        """Before the first write to a file linked by its CID: its bytes become our own."""
+        """Before the first write to a file linked by its CID: its bytes become our own.
+
+        Always raises; WouldBlock's wait leaves the inode with an overlay that holds the bytes.
+        """
         raise Unsupported("this volume has no node behind it")
 
     # --- extended attributes ----------------------------------------------------------------------

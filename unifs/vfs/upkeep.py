@@ -15,7 +15,7 @@ import trio
 from unifs.errors import UnifsError
 from unifs.journal.content import SEALED, LargeContent, large_id
 from unifs.vfs.tree import pack_attributes
-from unifs.waiting import WouldBlock
+from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +60,17 @@ class Upkeep:
                     if self.storage.log.seq > self.storage.flusher.sealed_seq:
                         self._is_flushing = True
                         nursery.start_soon(self._flush)
+
+    async def finish(self) -> None:
+        """Before a clean stop: commit and flush everything. Raises what that raises."""
+        writer = self.writer
+        for inode in [*writer.pending.values(), *writer.open.values()]:
+            if inode.is_dirty() and not inode.is_gone:
+                await complete(writer.commit, inode)
+        while writer.touched:
+            await complete(self.write_times)
+        await self.storage.flusher.flush()
+        await complete(self.release)
 
     def tick(self, now: float) -> None:
         """One round of everything that is due."""
@@ -205,5 +216,4 @@ class Upkeep:
         if batch:
             self.writer.tree.commit(batch, frees=True)
         in_use = {held.overlay.container for held in self.writer.open.values() if held.overlay}
-        for container in files - in_use:
-            self.storage.contents.containers.delete(container)
+        self.writer.dead_containers.update(files - in_use)

@@ -22,6 +22,7 @@ from unifs.errors import (
 from unifs.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, PlainAttributes, SetAttributes, Space
 from unifs.vfs.inodes import Inodes
 from unifs.vfs.namespace import Namespace
+from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,6 +67,8 @@ class Vfs:
         inodes = self.inodes
         above = inodes.get(parent)
         inode = above.volume.lookup(above, name)
+        if inode.ino not in inodes.hot:
+            inodes.add(inode)
         inodes.remember(inode.ino)
         return inode.attributes
 
@@ -91,6 +94,8 @@ class Vfs:
         return inode.volume.readlink(inode)
 
     def _made(self, inode: Inode) -> Attributes:
+        if inode.ino not in self.inodes.hot:
+            self.inodes.add(inode)
         self.inodes.remember(inode.ino)
         return inode.attributes
 
@@ -167,8 +172,7 @@ class Vfs:
             raise TooManyHandles
         above = self.inodes.get(parent)
         inode, handle = above.volume.create(above, name, mode, flags, caller)
-        self.inodes.remember(inode.ino)
-        return self._opened(handle), inode.attributes
+        return self._opened(handle), self._made(inode)
 
     def handle(self, fh: int) -> Handle:
         """The open file of that number; BadHandle if there is none."""
@@ -195,12 +199,20 @@ class Vfs:
         self.handle(fh).flush()
 
     def release(self, fh: int) -> None:
-        self.handle(fh).release()
+        try:
+            self.handle(fh).release()
+        except WouldBlock:
+            raise
+        except BaseException:
+            # The kernel does not ask twice.
+            self._handles.pop(fh, None)
+            raise
         del self._handles[fh]
 
-    def abandon(self, fh: int) -> None:
-        """Forget a handle whose release failed; the kernel does not ask twice."""
-        self._handles.pop(fh, None)
+    def inode_of(self, fh: int) -> int:
+        """The inode of an open file or directory, 0 where it is gone."""
+        opened = self._handles.get(fh) or self._directories.get(fh)
+        return opened.inode.ino if opened is not None else 0
 
     def fsync(self, fh: int, datasync: bool) -> None:
         self.handle(fh).fsync(datasync)

@@ -16,7 +16,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from unifs.journal.content import CLOSED, SEALED, LargeContent, SmallContent, large_id
+from unifs.journal.content import CLOSED, LINKED, SEALED, LargeContent, SmallContent, large_id
 from unifs.journal.log import Op, pack_pair
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
@@ -62,6 +62,8 @@ class Writer:
         self.replaced: list[tuple[TreeInode, int]] = []
         #: (journal record that must be durable first, content without a row that names it).
         self.released: list[tuple[int, int]] = []
+        #: Containers that no content names any more; ``vfs.keeper`` deletes them.
+        self.dead_containers: set[int] = set()
         #: Directories in which something changed since the last root, by mount number.
         self.changed: dict[int, set[int]] = {}
 
@@ -87,6 +89,8 @@ class Writer:
         """
         overlay = inode.overlay
         if overlay is None:
+            if inode.stored and inode.stored[0] == LINKED:
+                inode.volume.materialize(inode)  # type: ignore[attr-defined]
             content = self.content_of(inode)
             if isinstance(content, SmallContent):
                 whole = self.contents.read_small(content, 0, content.length)
@@ -155,7 +159,7 @@ class Writer:
 
     def _append(self, buffer: bytearray) -> SmallContent:
         digest = hashlib.sha256(buffer).digest()
-        place = self.contents.segments.append_raw(digest, buffer)
+        place = self.contents.segments.append_raw(digest, memoryview(buffer))
         small = SmallContent(place.segment, place.offset, place.length, digest)
         small.is_verified = True
         return small

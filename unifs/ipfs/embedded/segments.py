@@ -226,9 +226,16 @@ class Segments:
         return ends
 
     def position(self) -> tuple[int, int]:
-        """(open segment, where its next section goes); (0, 0) before the first append."""
+        """(segment, offset) before which every section exists and after which none does yet."""
         with self._lock:
-            return (self._open.number, self._open.end) if self._open is not None else (0, 0)
+            if self._open is None:
+                return max(self._ends, default=0) + 1, len(HEADER)
+            return self._open.number, self._open.end
+
+    def open_segment(self) -> int:
+        """The segment that takes appends, 0 if the next append begins one."""
+        with self._lock:
+            return self._open.number if self._open is not None else 0
 
     def iterate(self, segment: int, start_offset: int = 0) -> Iterator[tuple[bytes, Place]]:
         """(CID, place) of the sections of ``segment`` that begin at or after ``start_offset``.

@@ -15,7 +15,7 @@ have the same depth; a node's tsize is the length of its block and its children'
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from unifs.ipfs.cid import Cid, encode_varint
 from unifs.ipfs.dagpb import encode_link
@@ -70,20 +70,21 @@ def leaf_cid(profile: Profile, digest: bytes) -> Cid:
 class _Level:
     """The children that a node one level up is going to link."""
 
-    __slots__ = ("links", "only", "size_bytes", "sizes", "tsize")
+    __slots__ = ("last", "links", "size_bytes", "sizes", "tsize")
 
     def __init__(self) -> None:
         self.links: list[bytes] = []
         self.sizes: list[bytes] = []
         self.tsize = 0
         self.size_bytes = 0
-        self.only: Link | None = None
+        self.last: Cid | None = None
 
-    def add(self, binary: bytes, tsize: int, size_bytes: int) -> None:
-        self.links.append(encode_link(binary, b"", tsize))
+    def add(self, cid: Cid, tsize: int, size_bytes: int) -> None:
+        self.links.append(encode_link(cid.binary, b"", tsize))
         self.sizes.append(b"\x20" + encode_varint(size_bytes))
         self.tsize += tsize
         self.size_bytes += size_bytes
+        self.last = cid
 
 
 class FileBuilder:
@@ -115,8 +116,7 @@ class FileBuilder:
     def leaf(self, cid: Cid, length_bytes: int) -> None:
         """Link the profile's leaf that has this CID and holds a chunk of this length."""
         prefix, suffix = leaf_block_parts(self._profile, length_bytes)
-        tsize = len(prefix) + length_bytes + len(suffix)
-        self._append(0, Link(cid, tsize, length_bytes))
+        self._append(0, cid, len(prefix) + length_bytes + len(suffix), length_bytes)
 
     def finish(self) -> Link:
         """The root. A file without leaves is the profile's empty leaf, which is stored."""
@@ -126,18 +126,17 @@ class FileBuilder:
         while True:
             level = self._levels[height]
             is_top = height == len(self._levels) - 1
-            if is_top and len(level.links) == 1 and level.only is not None:
-                return level.only
+            if is_top and len(level.links) == 1 and level.last is not None:
+                return Link(level.last, level.tsize, level.size_bytes)
             if level.links:
                 self._close(height)
             height += 1
 
-    def _append(self, height: int, link: Link) -> None:
+    def _append(self, height: int, cid: Cid, tsize: int, size_bytes: int) -> None:
         if height == len(self._levels):
             self._levels.append(_Level())
         level = self._levels[height]
-        level.add(link.cid.binary, link.tsize, link.size_bytes)
-        level.only = link
+        level.add(cid, tsize, size_bytes)
         if len(level.links) == self._profile.width:
             self._close(height)
 
@@ -150,13 +149,13 @@ class FileBuilder:
         cid = Cid.dag_pb(hashlib.sha256(block).digest(), self._profile.cid_version)
         if self._put is not None:
             self._put(cid, block)
-        self._append(height + 1, Link(cid, level.tsize + len(block), level.size_bytes))
+        self._append(height + 1, cid, level.tsize + len(block), level.size_bytes)
 
 
 def rebuild(profile: Profile, leaves: Iterable[tuple[Cid, int]], put: Put | None) -> Link:
     """The root over leaves that are known by CID and length, in order, without their bytes.
 
-    1.3 µs per leaf. Interior nodes go to ``put``; so does the leaf of an empty file.
+    2 µs per leaf. Interior nodes go to ``put``; so does the leaf of an empty file.
     """
     builder = FileBuilder(profile, put)
     for cid, length_bytes in leaves:
@@ -164,25 +163,20 @@ def rebuild(profile: Profile, leaves: Iterable[tuple[Cid, int]], put: Put | None
     return builder.finish()
 
 
-#: Only hashing: how much is read at once. 4 MiB costs 3 % less than one chunk of 256 KiB at a time.
-_READ_BYTES: Final = 4 << 20
-
-
 def import_file(source: Readable, profile: Profile, put: Put | None) -> Link:
     """Cut a file into the profile's chunks and build its DAG. ``put`` None only computes the CID.
 
     Reads from the source's position to its end. With ``put`` each block is a ``bytes`` of its own
-    that the caller may keep.
+    that the caller may keep. Without, 1 GiB costs 1.02 to 1.05 times its sha2-256: one buffer of a
+    chunk stays in the processor's cache.
     """
     builder = FileBuilder(profile, put)
-    chunk_bytes = profile.chunk_bytes
-    buffer = memoryview(bytearray(chunk_bytes * max(1, _READ_BYTES // chunk_bytes)))
-    while True:
-        filled = _fill(source, buffer)
-        for start in range(0, filled, chunk_bytes):
-            builder.add_leaf(buffer[start : min(start + chunk_bytes, filled)])
+    buffer = memoryview(bytearray(profile.chunk_bytes))
+    while filled := _fill(source, buffer):
+        builder.add_leaf(buffer[:filled])
         if filled < len(buffer):
-            return builder.finish()
+            break
+    return builder.finish()
 
 
 def import_chunks(pieces: Iterable[Bytes], profile: Profile, put: Put | None) -> Link:

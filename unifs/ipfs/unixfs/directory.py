@@ -12,6 +12,7 @@ find them. They never become entries here: a writer that gets one raises ``Inval
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import InvalidArgument, NotADirectory
@@ -22,7 +23,7 @@ from unifs.ipfs.unixfs.node import DataType, DirEntry, Link, decode_data, load
 from unifs.types import NAME_MAX_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from unifs.ipfs.unixfs.node import Get, Put, UnixfsData
     from unifs.ipfs.unixfs.profiles import Profile
@@ -31,14 +32,19 @@ if TYPE_CHECKING:
 _DIRECTORY_DATA: Final = b"\x0a\x02\x08\x01"
 
 
+#: Decoded links kept per reader, about 15 MiB.
+CACHED_LINKS_MAX: Final = 1 << 16
+
+_NO_NAMES: Final = frozenset((b"", b".", b".."))
+
+
 def is_showable(name: bytes) -> bool:
     """Whether a file system can have an entry of this name."""
     return (
-        0 < len(name) <= NAME_MAX_BYTES
+        name not in _NO_NAMES
+        and len(name) <= NAME_MAX_BYTES
         and b"/" not in name
         and b"\0" not in name
-        and name != b"."
-        and name != b".."
     )
 
 
@@ -78,8 +84,9 @@ def update_directory(
     links, data = _decode(root, get)
     is_own = data.fanout == profile.hamt_fanout and root.version == profile.cid_version
     if data.kind is DataType.HAMT_SHARD and is_own:
-        return _update_hamt(root, dict(changes), get, put, profile)
-    by_name = {entry.name: entry for entry in _listing(root, links, data, get)}
+        shard = hamt.shard_of(root, links, data, hamt.Fanout(profile.hamt_fanout))
+        return _update_hamt(shard, changes, get, put, profile)
+    by_name = {entry.name: entry for entry in list_directory(root, get)}
     for name, link in changes.items():
         if link is None:
             by_name.pop(name, None)
@@ -111,13 +118,15 @@ def _build(by_name: Mapping[bytes, DirEntry], profile: Profile, put: Put | None)
 
 
 def _build_hamt(entries: Iterable[DirEntry], profile: Profile, put: Put | None) -> Link:
-    items = sorted([hamt.item(entry.name, entry.cid, entry.tsize) for entry in entries])
-    shard = hamt.HamtWriter(profile, put).build(items)
-    return Link(Cid.decode(shard.cid_binary), shard.tsize)
+    return hamt.HamtWriter(profile, put).build(sorted([hamt.item(entry) for entry in entries]))
 
 
 def _update_hamt(
-    root: Cid, changes: dict[bytes, Link | None], get: Get, put: Put | None, profile: Profile
+    root: hamt.Shard,
+    changes: Mapping[bytes, Link | None],
+    get: Get,
+    put: Put | None,
+    profile: Profile,
 ) -> Link:
     fresh: dict[Cid, bytes] = {}
     writer = hamt.HamtWriter(profile, fresh.__setitem__)
@@ -134,26 +143,33 @@ def _update_hamt(
         # ends at the threshold, so a large directory pays for 256 KiB of entries and not for all.
         size = len(_DIRECTORY_DATA) if profile.hamt_rule == "block" else 0
         by_name: dict[bytes, DirEntry] = {}
-        for item in hamt.iterate(root, buckets, writer.fanout, get_updated):
-            size += sizer(item.name, item.cid_binary, item.tsize)
+        for link in hamt.iterate(root.cid, buckets, writer.fanout, get_updated):
+            entry = _entry(link)
+            if not is_showable(entry.name):
+                continue
+            size += sizer(link.cid_binary, entry.name, entry.tsize)
             if size > profile.hamt_threshold_bytes:
                 break
-            by_name[item.name] = item.entry
+            by_name[entry.name] = entry
         else:
             return _build(by_name, profile, put)
     shard = writer.emit(buckets)
     if put is not None:
         for cid, block in fresh.items():
             put(cid, block)
-    return Link(Cid.decode(shard.cid_binary), shard.tsize)
+    return shard
 
 
-def _link_bytes(name: bytes, cid_binary: bytes, tsize: int) -> int:
+def _link_bytes(cid_binary: bytes, name: bytes, tsize: int | None) -> int:
     return len(dagpb.encode_link(cid_binary, name, tsize))
 
 
-def _name_and_cid_bytes(name: bytes, cid_binary: bytes, _tsize: int) -> int:
+def _name_and_cid_bytes(cid_binary: bytes, name: bytes, _tsize: int | None) -> int:
     return len(name) + len(cid_binary)
+
+
+def _entry(link: dagpb.PbLink) -> DirEntry:
+    return DirEntry(link.name or b"", Cid.decode(link.cid_binary), link.tsize or 0)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -162,69 +178,89 @@ def _name_and_cid_bytes(name: bytes, cid_binary: bytes, _tsize: int) -> int:
 class Listing:
     """An iterator over a directory's entries. ``hidden`` counts the names left out so far."""
 
-    def __init__(self, items: Iterator[DirEntry]) -> None:
-        self._items = items
-        self._seen: set[bytes] | None = None
+    def __init__(self, links: Iterable[dagpb.PbLink], may_repeat: bool) -> None:
+        self._links = iter(links)
+        self._seen: set[bytes] | None = set() if may_repeat else None
         self.hidden = 0
-
-    @classmethod
-    def of_links(cls, links: list[dagpb.PbLink]) -> Listing:
-        """The entries of a directory in one block, in the block's order, the first of each name."""
-        listing = cls(
-            DirEntry(name or b"", Cid.decode(binary), tsize or 0) for binary, name, tsize in links
-        )
-        listing._seen = set()
-        return listing
 
     def __iter__(self) -> Listing:
         return self
 
     def __next__(self) -> DirEntry:
         seen = self._seen
-        for entry in self._items:
-            if not is_showable(entry.name) or (seen is not None and entry.name in seen):
+        for cid_binary, name, tsize in self._links:
+            if name is None or not is_showable(name) or (seen is not None and name in seen):
                 self.hidden += 1
                 continue
             if seen is not None:
-                seen.add(entry.name)
-            return entry
+                seen.add(name)
+            return DirEntry(name, Cid.decode(cid_binary), tsize or 0)
         raise StopIteration
 
 
-def list_directory(root: Cid, get: Get) -> Listing:
-    """The entries of the directory at ``root``; a HAMT's shards are read as the iteration goes.
+class DirectoryReader:
+    """One directory, decoded once: for look-up after look-up, and for listing.
 
-    Raises ``NotADirectory`` at once for anything else; ``Corrupt`` and whatever ``get`` raises may
-    come from the iteration. The types and sizes of entries are not known here: stat their CIDs.
+    Keeps the names of a directory in one block, and up to 64 Ki links of a HAMT's shards. Raises
+    ``NotADirectory`` at once for anything else; ``Corrupt`` and what ``get`` raises come from any
+    method, for a HAMT also while a listing is iterated.
     """
-    links, data = _decode(root, get)
-    return _listing(root, links, data, get)
+
+    def __init__(self, root: Cid, get: Get) -> None:
+        self.root = root
+        self._get = get
+        self._links, data = _decode(root, get)
+        self._fanout: hamt.Fanout | None = None
+        if data.kind is DataType.DIRECTORY:
+            # Reversed, so that the first of several entries of one name is the one that stays.
+            self._by_name = {link.name: link for link in reversed(self._links)}
+        else:
+            self._fanout = hamt.Fanout(data.fanout or 0)
+            self._shard = hamt.shard_of(root, self._links, data, self._fanout)
+            self._shards: OrderedDict[Cid, hamt.Shard] = OrderedDict()
+            self._cached_links = 0
+
+    def entries(self) -> Listing:
+        """The entries. Their types and sizes are not known here: stat their CIDs."""
+        if self._fanout is None:
+            return Listing(self._links, may_repeat=True)
+        # A HAMT repeats no name: each can stand on one path only, and the walk checks that.
+        buckets = hamt.split(self._shard, self._fanout)
+        return Listing(hamt.iterate(self.root, buckets, self._fanout, self._get), may_repeat=False)
+
+    def lookup(self, name: bytes) -> DirEntry | None:
+        """The entry of that name, or None; in a HAMT reads at most one block per level."""
+        if not is_showable(name):
+            return None
+        if self._fanout is None:
+            found = self._by_name.get(name)
+        else:
+            found = hamt.find(name, self._shard, self._fanout, self._read)
+        return None if found is None else _entry(found)
+
+    def _read(self, cid: Cid, depth: int) -> hamt.Shard:
+        shard = self._shards.get(cid)
+        if shard is not None:
+            self._shards.move_to_end(cid)
+            return shard
+        assert self._fanout is not None, "only a HAMT has shards"
+        shard = hamt.read_shard(cid, depth, self._get, self._fanout)
+        self._shards[cid] = shard
+        self._cached_links += len(shard.links)
+        while self._cached_links > CACHED_LINKS_MAX:
+            _, old = self._shards.popitem(last=False)
+            self._cached_links -= len(old.links)
+        return shard
+
+
+def list_directory(root: Cid, get: Get) -> Listing:
+    """The entries of the directory at ``root``; a HAMT's shards are read as the iteration goes."""
+    return DirectoryReader(root, get).entries()
 
 
 def lookup(root: Cid, name: bytes, get: Get) -> DirEntry | None:
-    """The entry of that name, or None. Reads one block, in a HAMT one per level.
-
-    Raises ``NotADirectory``, ``Corrupt``, and whatever ``get`` raises.
-    """
-    links, data = _decode(root, get)
-    if not is_showable(name):
-        return None
-    if data.kind is DataType.DIRECTORY:
-        for binary, own, tsize in links:
-            if own == name:
-                return DirEntry(name, Cid.decode(binary), tsize or 0)
-        return None
-    fanout = hamt.Fanout(data.fanout or 0)
-    found = hamt.find(name, hamt.parse_shard(root, links, data, fanout), fanout, get)
-    return None if found is None else found.entry
-
-
-def _listing(root: Cid, links: list[dagpb.PbLink], data: UnixfsData, get: Get) -> Listing:
-    if data.kind is DataType.DIRECTORY:
-        return Listing.of_links(links)
-    fanout = hamt.Fanout(data.fanout or 0)
-    buckets = hamt.parse_shard(root, links, data, fanout)
-    return Listing(item.entry for item in hamt.iterate(root, buckets, fanout, get))
+    """The entry of that name, or None. For many look-ups keep a ``DirectoryReader``."""
+    return DirectoryReader(root, get).lookup(name)
 
 
 def _decode(root: Cid, get: Get) -> tuple[list[dagpb.PbLink], UnixfsData]:

@@ -25,26 +25,24 @@ from mmh3 import mmh3_x64_128_utupledigest
 
 from unifs.errors import Corrupt, Unsupported
 from unifs.ipfs import dagpb
-from unifs.ipfs.cid import Cid, encode_varint
+from unifs.ipfs.cid import DAG_PB, Cid, encode_varint
+from unifs.ipfs.dagpb import PbLink
 from unifs.ipfs.unixfs.node import (
     HASH_MURMUR3,
     DataType,
-    DirEntry,
     Link,
-    UnixfsData,
     decode_data,
-    encode_data,
     load,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from unifs.ipfs.unixfs.node import Get, Put
+    from unifs.ipfs.unixfs.node import DirEntry, Get, Put, UnixfsData
     from unifs.ipfs.unixfs.profiles import Profile
 
-    #: The size of an entry by a profile's rule: name, CID bytes, tsize → bytes.
-    EntrySizer = Callable[[bytes, bytes, int], int]
+    #: The size of an entry by a profile's rule: CID bytes, name, tsize → bytes.
+    EntrySizer = Callable[[bytes, bytes, int | None], int]
     KeyedChange = tuple[int, bytes, Link | None]
 
 KEY_BITS: Final = 64
@@ -57,23 +55,12 @@ class Item(NamedTuple):
     key: int
     name: bytes
     cid_binary: bytes
-    tsize: int
-
-    @property
-    def entry(self) -> DirEntry:
-        """The entry without its key."""
-        return DirEntry(self.name, Cid.decode(self.cid_binary), self.tsize)
+    tsize: int | None
 
 
-class SubShard(NamedTuple):
-    """A link to a shard one level down."""
-
-    cid_binary: bytes
-    tsize: int
-
-
-#: What each occupied bucket of a shard holds.
-Buckets = dict[int, Item | SubShard]
+#: The links of a shard by their buckets, in ascending order, named as in the block: an entry's link
+#: by prefix and name, a sub-shard's by the prefix alone.
+Buckets = dict[int, PbLink]
 
 
 def name_key(name: bytes) -> int:
@@ -82,9 +69,9 @@ def name_key(name: bytes) -> int:
     return key
 
 
-def item(name: bytes, cid: Cid, tsize: int) -> Item:
+def item(entry: DirEntry) -> Item:
     """An entry with its key computed."""
-    return Item(name_key(name), name, cid.binary, tsize)
+    return Item(name_key(entry.name), entry.name, entry.cid.binary, entry.tsize)
 
 
 class Fanout:
@@ -115,61 +102,56 @@ class HamtWriter:
     def __init__(self, profile: Profile, put: Put | None) -> None:
         self.fanout = Fanout(profile.hamt_fanout)
         self._version = profile.cid_version
+        self._tail = b"\x28\x22\x30" + encode_varint(profile.hamt_fanout)
         self._put = put
 
-    def build(self, items: Sequence[Item], depth: int = 0) -> SubShard:
+    def build(self, items: Sequence[Item], depth: int = 0) -> Link:
         """The shard at ``depth`` over ``items``, sorted by key, all with the same path to it."""
         shift = self.fanout.shift(depth)
         if shift < 0:
             names = " and ".join(repr(entry.name) for entry in items[:2])
             raise Unsupported(f"the names {names} have the same hash: no HAMT can hold both")
-        mask = self.fanout.mask
+        mask, prefixes = self.fanout.mask, self.fanout.prefixes
         buckets: Buckets = {}
         start, count = 0, len(items)
         while start < count:
-            bucket = (items[start].key >> shift) & mask
+            key, name, cid_binary, tsize = items[start]
+            bucket = (key >> shift) & mask
             stop = start + 1
             while stop < count and (items[stop].key >> shift) & mask == bucket:
                 stop += 1
             if stop - start == 1:
-                buckets[bucket] = items[start]
+                buckets[bucket] = PbLink(cid_binary, prefixes[bucket] + name, tsize)
             else:
-                buckets[bucket] = self.build(items[start:stop], depth + 1)
+                shard = self.build(items[start:stop], depth + 1)
+                buckets[bucket] = self.link(bucket, shard)
             start = stop
         return self.emit(buckets)
 
-    def emit(self, buckets: Buckets) -> SubShard:
-        """Make the block of one shard. ``buckets`` are in ascending order."""
-        prefixes = self.fanout.prefixes
-        parts: list[bytes] = []
-        bitmap = total = 0
-        for bucket, held in buckets.items():
+    def link(self, bucket: int, shard: Link) -> PbLink:
+        """The link to a sub-shard in a bucket."""
+        return PbLink(shard.cid.binary, self.fanout.prefixes[bucket], shard.tsize)
+
+    def emit(self, buckets: Buckets) -> Link:
+        """Make the block of one shard."""
+        parts = [dagpb.encode_link(*link) for link in buckets.values()]
+        bitmap = 0
+        for bucket in buckets:
             bitmap |= 1 << bucket
-            name = prefixes[bucket]
-            if isinstance(held, Item):
-                name += held.name
-            total += held.tsize
-            parts.append(dagpb.encode_link(held.cid_binary, name, held.tsize))
-        message = encode_data(
-            UnixfsData(
-                DataType.HAMT_SHARD,
-                bitmap.to_bytes((bitmap.bit_length() + 7) // 8, "big"),
-                hash_type=HASH_MURMUR3,
-                fanout=self.fanout.size,
-            )
-        )
+        bitmap_bytes = bitmap.to_bytes((bitmap.bit_length() + 7) // 8, "big")
+        message = b"\x08\x05\x12" + encode_varint(len(bitmap_bytes)) + bitmap_bytes + self._tail
         parts.append(b"\x0a" + encode_varint(len(message)) + message)
         block = b"".join(parts)
         cid = Cid.dag_pb(hashlib.sha256(block).digest(), self._version)
         if self._put is not None:
             self._put(cid, block)
-        return SubShard(cid.binary, total + len(block))
+        return Link(cid, len(block) + sum([link.tsize or 0 for link in buckets.values()]))
 
 
 class HamtUpdate:
     """Applies changes to one HAMT along their paths; unchanged shards are linked, not read.
 
-    ``size_delta`` tells by how much the entries' size (as ``sizer`` tells it) has changed.
+    ``size_delta`` tells by how much the entries' size, as ``sizer`` tells it, has changed.
     """
 
     def __init__(self, writer: HamtWriter, get: Get, sizer: EntrySizer) -> None:
@@ -178,17 +160,15 @@ class HamtUpdate:
         self._sizer = sizer
         self.size_delta = 0
 
-    def apply(self, root: Cid, changes: dict[bytes, Link | None]) -> Buckets:
+    def apply(self, root: Shard, changes: Mapping[bytes, Link | None]) -> Buckets:
         """The root's buckets after the changes; sub-shards are already put, the root is not."""
         keyed: list[KeyedChange] = [(name_key(name), name, link) for name, link in changes.items()]
         keyed.sort(key=itemgetter(0, 1))
-        return self._shard(root, 0, keyed)
+        return self._apply(root, 0, keyed)
 
-    def _shard(self, cid: Cid, depth: int, changes: list[KeyedChange]) -> Buckets:
+    def _apply(self, shard: Shard, depth: int, changes: list[KeyedChange]) -> Buckets:
         fanout = self._writer.fanout
-        buckets = read_shard(cid, self._get, fanout)
-        if buckets is None or fanout.shift(depth) < 0:
-            raise Corrupt(f"{cid}: not a shard of this HAMT")
+        buckets = split(shard, fanout)
         shift, mask = fanout.shift(depth), fanout.mask
         start, count = 0, len(changes)
         while start < count:
@@ -196,7 +176,7 @@ class HamtUpdate:
             stop = start + 1
             while stop < count and (changes[stop][0] >> shift) & mask == bucket:
                 stop += 1
-            held = self._bucket(buckets.get(bucket), depth, changes[start:stop])
+            held = self._bucket(buckets.get(bucket), bucket, depth, changes[start:stop])
             if held is not None:
                 buckets[bucket] = held
             else:
@@ -205,47 +185,56 @@ class HamtUpdate:
         return dict(sorted(buckets.items()))
 
     def _bucket(
-        self, held: Item | SubShard | None, depth: int, changes: list[KeyedChange]
-    ) -> Item | SubShard | None:
-        if isinstance(held, SubShard):
-            inner = self._shard(Cid.decode(held.cid_binary), depth + 1, changes)
-            if len(inner) > 1:
-                return self._writer.emit(inner)
-            if not inner:
-                return None
-            (only,) = inner.values()
-            return only if isinstance(only, Item) else self._writer.emit(inner)
-        items = {} if held is None else {held.name: held}
+        self, held: PbLink | None, bucket: int, depth: int, changes: list[KeyedChange]
+    ) -> PbLink | None:
+        """What the bucket holds after its changes, None for nothing."""
+        writer = self._writer
+        prefix, chars = writer.fanout.prefixes[bucket], writer.fanout.prefix_chars
+        items: dict[bytes, Item] = {}
+        if held is not None:
+            own = (held.name or b"")[chars:]
+            if not own:
+                cid = Cid.decode(held.cid_binary)
+                shard = read_shard(cid, depth + 1, self._get, writer.fanout)
+                inner = self._apply(shard, depth + 1, changes)
+                only = next(iter(inner.values()), None)
+                if len(inner) > 1 or (only is not None and len(only.name or b"") == chars):
+                    return writer.link(bucket, writer.emit(inner))
+                if only is None:
+                    return None
+                return only._replace(name=prefix + (only.name or b"")[chars:])
+            items[own] = Item(name_key(own), own, held.cid_binary, held.tsize)
+        self._change(items, changes)
+        if len(items) > 1:
+            return writer.link(bucket, writer.build(sorted(items.values()), depth + 1))
+        for _key, name, cid_binary, tsize in items.values():
+            return PbLink(cid_binary, prefix + name, tsize)
+        return None
+
+    def _change(self, items: dict[bytes, Item], changes: list[KeyedChange]) -> None:
         for key, name, link in changes:
             old = items.pop(name, None)
             if old is not None:
-                self.size_delta -= self._sizer(old.name, old.cid_binary, old.tsize)
+                self.size_delta -= self._sizer(old.cid_binary, old.name, old.tsize)
             if link is not None:
                 new = Item(key, name, link.cid.binary, link.tsize)
-                self.size_delta += self._sizer(new.name, new.cid_binary, new.tsize)
+                self.size_delta += self._sizer(new.cid_binary, new.name, new.tsize)
                 items[name] = new
-        if len(items) < 2:
-            return next(iter(items.values()), None)
-        return self._writer.build(sorted(items.values()), depth + 1)
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_shard(cid: Cid, get: Get, fanout: Fanout | None = None) -> Buckets | None:
-    """The buckets of a shard in ascending order, or None if the block is no shard.
+class Shard(NamedTuple):
+    """A decoded shard: its links in the order of the bits in ``bitmap``."""
 
-    ``fanout`` is the root's; None takes the shard's own. Raises ``Corrupt`` for a malformed shard.
-    """
-    node = dagpb.decode(load(cid, get))
-    data = decode_data(node.data)
-    if data.kind is not DataType.HAMT_SHARD:
-        return None
-    return parse_shard(cid, node.links, data, fanout or Fanout(data.fanout or 0))
+    cid: Cid
+    links: list[PbLink]
+    bitmap: int
 
 
-def parse_shard(cid: Cid, links: list[dagpb.PbLink], data: UnixfsData, fanout: Fanout) -> Buckets:
-    """Check a decoded shard against the rules and return its buckets in ascending order."""
+def shard_of(cid: Cid, links: list[PbLink], data: UnixfsData, fanout: Fanout) -> Shard:
+    """The shard that a block is, if its parameters and its bitmap fit; else ``Corrupt``."""
     if data.hash_type != HASH_MURMUR3:
         raise Corrupt(f"{cid}: HAMT with hash {data.hash_type}; only murmur3-x64-64 exists")
     if data.fanout != fanout.size:
@@ -253,61 +242,85 @@ def parse_shard(cid: Cid, links: list[dagpb.PbLink], data: UnixfsData, fanout: F
     bitmap = int.from_bytes(data.data or b"", "big")
     if bitmap >> fanout.size or bitmap.bit_count() != len(links):
         raise Corrupt(f"{cid}: the HAMT's bitmap does not match its {len(links)} links")
+    return Shard(cid, links, bitmap)
+
+
+def read_shard(cid: Cid, depth: int, get: Get, fanout: Fanout) -> Shard:
+    """The shard that a HAMT of this fan-out links at ``depth``; below the root none is empty."""
+    if fanout.shift(depth) < 0:
+        raise _too_deep(cid)
+    if cid.codec != DAG_PB:
+        raise Corrupt(f"{cid}: no shard where a HAMT links one")
+    node = dagpb.decode(load(cid, get))
+    data = decode_data(node.data)
+    if data.kind is not DataType.HAMT_SHARD or (depth and not node.links):
+        raise Corrupt(f"{cid}: an empty shard, or none, where a HAMT links one")
+    return shard_of(cid, node.links, data, fanout)
+
+
+def split(shard: Shard, fanout: Fanout) -> Buckets:
+    """A shard's links by bucket; each must be named for the bucket that the bitmap gives it."""
     buckets: Buckets = {}
-    chars, prefixes = fanout.prefix_chars, fanout.prefixes
-    for binary, name, tsize in links:
+    chars, prefixes, bitmap = fanout.prefix_chars, fanout.prefixes, shard.bitmap
+    for link in shard.links:
         bucket = (bitmap & -bitmap).bit_length() - 1
         bitmap &= bitmap - 1
-        if name is None or name[:chars] != prefixes[bucket]:
-            raise Corrupt(f"{cid}: a HAMT link is named {name!r} in bucket {bucket:X}")
-        if len(name) == chars:
-            buckets[bucket] = SubShard(binary, tsize or 0)
-        else:
-            own = name[chars:]
-            buckets[bucket] = Item(name_key(own), own, binary, tsize or 0)
+        if link.name is None or link.name[:chars] != prefixes[bucket]:
+            raise _misnamed(shard.cid, link, bucket)
+        buckets[bucket] = link
     return buckets
 
 
-def iterate(cid: Cid, root: Buckets, fanout: Fanout, get: Get) -> Iterator[Item]:
-    """All entries of a HAMT whose root shard is read already, in the order of the trie."""
-    pending: list[tuple[Iterator[tuple[int, Item | SubShard]], int, int]] = []
-    pending.append((iter(root.items()), 0, 0))
+def iterate(cid: Cid, root: Buckets, fanout: Fanout, get: Get) -> Iterator[PbLink]:
+    """All entries of a HAMT whose root is read already, by their own names, in the trie's order."""
+    chars, bits = fanout.prefix_chars, fanout.bits
+    pending = [(iter(root.items()), 0, 0)]
     while pending:
         walk, depth, path = pending[-1]
         shift = fanout.shift(depth)
-        for bucket, held in walk:
-            here = path << fanout.bits | bucket
-            if isinstance(held, Item):
-                if held.key >> shift != here:
-                    raise Corrupt(f"{cid}: {held.name!r} stands where its hash does not lead")
-                yield held
+        for bucket, (cid_binary, name, tsize) in walk:
+            own = name[chars:] if name else b""
+            here = path << bits | bucket
+            if own:
+                if name_key(own) >> shift != here:
+                    raise Corrupt(f"{cid}: {own!r} stands where its hash does not lead")
+                yield PbLink(cid_binary, own, tsize)
                 continue
-            shard = _sub_shard(held, depth + 1, fanout, get)
-            pending.append((iter(shard.items()), depth + 1, here))
+            shard = read_shard(Cid.decode(cid_binary), depth + 1, get, fanout)
+            pending.append((iter(split(shard, fanout).items()), depth + 1, here))
             break
         else:
             pending.pop()
 
 
-def find(name: bytes, root: Buckets, fanout: Fanout, get: Get) -> Item | None:
-    """The entry with this name, reading one shard per level."""
+def find(
+    name: bytes, root: Shard, fanout: Fanout, read: Callable[[Cid, int], Shard]
+) -> PbLink | None:
+    """The entry of that name, under its own name; ``read`` gives the shard of a CID at a depth."""
     key = name_key(name)
-    buckets, depth = root, 0
+    shard, depth = root, 0
     while True:
-        held = buckets.get((key >> fanout.shift(depth)) & fanout.mask)
-        if held is None:
+        bucket = (key >> fanout.shift(depth)) & fanout.mask
+        bit = 1 << bucket
+        if not shard.bitmap & bit:
             return None
-        if isinstance(held, Item):
-            return held if held.name == name else None
+        link = shard.links[(shard.bitmap & (bit - 1)).bit_count()]
+        prefix = fanout.prefixes[bucket]
+        if link.name == prefix + name:
+            return link._replace(name=name)
+        if link.name is None or not link.name.startswith(prefix):
+            raise _misnamed(shard.cid, link, bucket)
+        if link.name != prefix:
+            return None
         depth += 1
-        buckets = _sub_shard(held, depth, fanout, get)
+        if fanout.shift(depth) < 0:
+            raise _too_deep(shard.cid)
+        shard = read(Cid.decode(link.cid_binary), depth)
 
 
-def _sub_shard(link: SubShard, depth: int, fanout: Fanout, get: Get) -> Buckets:
-    cid = Cid.decode(link.cid_binary)
-    if fanout.shift(depth) < 0:
-        raise Corrupt(f"{cid}: a HAMT deeper than its hash is long")
-    shard = read_shard(cid, get, fanout)
-    if not shard:
-        raise Corrupt(f"{cid}: an empty shard or none where a HAMT links one")
-    return shard
+def _too_deep(cid: Cid) -> Corrupt:
+    return Corrupt(f"{cid}: a HAMT deeper than its hash is long")
+
+
+def _misnamed(cid: Cid, link: PbLink, bucket: int) -> Corrupt:
+    return Corrupt(f"{cid}: a HAMT link is named {link.name!r} in bucket {bucket:X}")

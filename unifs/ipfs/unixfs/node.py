@@ -20,6 +20,8 @@ from unifs.ipfs.unixfs.profiles import BLOCK_HARD_MAX_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unifs.ipfs.cid import Bytes
+
     Get = Callable[[Cid], "bytes | memoryview"]
     Put = Callable[[Cid, bytes], None]
 
@@ -109,6 +111,13 @@ def decode_data(message: bytes | None) -> UnixfsData:
     """The message of a dag-pb block; raises ``Corrupt`` where it is missing or malformed."""
     if not message:
         raise Corrupt("the dag-pb block carries no UnixFS data")
+    if message == _PLAIN_DIRECTORY:
+        return UnixfsData(DataType.DIRECTORY)
+    if message[:3] == b"\x08\x05\x12":
+        bitmap_end = 4 + message[3] if len(message) > 3 else 0
+        if message[bitmap_end:] == _PLAIN_HAMT_TAIL and message[3] < 0x80:
+            bitmap = message[4:bitmap_end]
+            return UnixfsData(DataType.HAMT_SHARD, bitmap, None, (), HASH_MURMUR3, 256)
     fields: dict[int, int | bytes] = {}
     sizes: list[int] = []
     at, end = 0, len(message)
@@ -126,6 +135,10 @@ def decode_data(message: bytes | None) -> UnixfsData:
             fields[number] = value
     return _from_fields(fields, tuple(sizes))
 
+
+#: Messages that every directory and every shard of it carries; recognised, they cost 1.6 µs, not 5.
+_PLAIN_DIRECTORY: Final = b"\x08\x01"
+_PLAIN_HAMT_TAIL: Final = b"\x28\x22\x30\x80\x02"
 
 #: Field number → wire type, for the fields that stand once.
 _WIRES: Final = {1: 0, 2: 2, 3: 0, 5: 0, 6: 0, 7: 0, 8: 2}
@@ -224,3 +237,17 @@ def load(cid: Cid, get: Get) -> bytes | memoryview:
     if len(block) > BLOCK_HARD_MAX_BYTES:
         raise Corrupt(f"{cid}: a block of {len(block)} bytes; at most {BLOCK_HARD_MAX_BYTES}")
     return block
+
+
+def unwrap_leaf(block: Bytes) -> memoryview | None:
+    """The chunk in a dag-pb leaf of our own shape, without a copy; None for other blocks."""
+    if len(block) < 2 or block[0] != 0x0A:
+        return None
+    length, at = read_varint(block, 1)
+    if at + length != len(block) or block[at : at + 3] != b"\x08\x02\x12":
+        return None
+    size, start = read_varint(block, at + 3)
+    end = start + size
+    if block[end:] != b"\x18" + encode_varint(size):
+        return None
+    return memoryview(block)[start:end]

@@ -30,7 +30,7 @@ from unifs.errors import (
 from unifs.ipfs import dagpb
 from unifs.ipfs.cid import DAG_PB, RAW, Cid
 from unifs.ipfs.unixfs.directory import lookup
-from unifs.ipfs.unixfs.node import DataType, UnixfsData, decode_data, load
+from unifs.ipfs.unixfs.node import DataType, UnixfsData, decode_data, load, unwrap_leaf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 DEPTH_MAX: Final = 64
 SIZE_MAX_BYTES: Final = (1 << 63) - 1
-#: Decoded links kept per reader: 64 Ki are 64 GiB of a file in 1 MiB leaves, and about 12 MiB here.
+#: Decoded links kept per reader: 64 Ki are 64 GiB of a file in 1 MiB leaves, and 8 MiB here.
 CACHED_LINKS_MAX: Final = 1 << 16
 
 
@@ -67,6 +67,7 @@ class Leaf:
 
     The ``length`` bytes at ``file_offset`` of the file are those at ``inner_offset`` of the block's
     own content, which is ``leaf_bytes`` long: the whole block if it is raw, else its UnixFS data.
+    An identity CID carries its content itself; no store has it.
     """
 
     cid: Cid
@@ -158,11 +159,10 @@ class FileReader:
         self._interiors: OrderedDict[bytes, _Interior] = OrderedDict()
         self._cached_links = 0
         self._last: tuple[bytes, memoryview] = (b"", memoryview(b""))
-        if root.codec == RAW:
-            self.size_bytes = len(self._content(root))
-        else:
+        if root.codec != RAW:
             _check_codec(root)
-            self.size_bytes = self._interior(root, root.binary).size_bytes
+        opened = self._open(root, root.binary)
+        self.size_bytes = opened.size_bytes if isinstance(opened, _Interior) else len(opened)
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes at ``offset``; fewer only at the end of the file, else an error."""
@@ -216,51 +216,45 @@ class FileReader:
         _check_codec(cid)
         if self._is_leaf is not None and self._is_leaf(cid):
             return None
-        if self._last[0] == binary:
-            _check_length(cid, len(self._last[1]), length)
-            return None
-        node = self._interior(cid, binary)
-        _check_length(cid, node.size_bytes, length)
-        if node.children:
-            return node
-        self._last = (binary, memoryview(node.inline))
+        opened = self._open(cid, binary)
+        if isinstance(opened, _Interior):
+            _check_length(cid, opened.size_bytes, length)
+            return opened
+        _check_length(cid, len(opened), length)
         return None
 
-    def _interior(self, cid: Cid, binary: bytes) -> _Interior:
-        node = self._interiors.get(binary)
-        if node is not None:
-            self._interiors.move_to_end(binary)
-            return node
-        node = _Interior(cid, load(cid, self._get))
-        if not node.children:
-            return node
-        self._interiors[binary] = node
-        self._cached_links += len(node.children)
-        while self._cached_links > CACHED_LINKS_MAX and len(self._interiors) > 1:
-            _, old = self._interiors.popitem(last=False)
-            self._cached_links -= len(old.children)
-        return node
-
     def _own_content(self, leaf: Leaf) -> memoryview:
-        interior = self._interiors.get(leaf.cid.binary)
-        if interior is not None:
-            return memoryview(interior.inline)
-        content = self._content(leaf.cid)
+        """The bytes that a block carries itself, in a leaf or in front of its children."""
+        opened = self._open(leaf.cid, leaf.cid.binary)
+        content = memoryview(opened.inline) if isinstance(opened, _Interior) else opened
         _check_length(leaf.cid, len(content), leaf.leaf_bytes)
         return content
 
-    def _content(self, cid: Cid) -> memoryview:
-        """The bytes that a leaf holds, from the last leaf if it is the same."""
-        binary = cid.binary
+    def _open(self, cid: Cid, binary: bytes) -> _Interior | memoryview:
+        """A node with children, decoded, or the content of a leaf."""
         if self._last[0] == binary:
             return self._last[1]
+        interior = self._interiors.get(binary)
+        if interior is not None:
+            self._interiors.move_to_end(binary)
+            return interior
         block = load(cid, self._get)
-        if cid.codec == RAW:
-            content = memoryview(block)
-        else:
-            content = memoryview(_Interior(cid, block).inline)
+        content = memoryview(block) if cid.codec == RAW else unwrap_leaf(block)
+        if content is None:
+            interior = _Interior(cid, block)
+            if interior.children:
+                self._keep(binary, interior)
+                return interior
+            content = memoryview(interior.inline)
         self._last = (binary, content)
         return content
+
+    def _keep(self, binary: bytes, interior: _Interior) -> None:
+        self._interiors[binary] = interior
+        self._cached_links += len(interior.children)
+        while self._cached_links > CACHED_LINKS_MAX and len(self._interiors) > 1:
+            _, old = self._interiors.popitem(last=False)
+            self._cached_links -= len(old.children)
 
 
 def _checked_size(cid: Cid, links: list[dagpb.PbLink], data: UnixfsData) -> int:

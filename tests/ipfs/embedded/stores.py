@@ -1,0 +1,115 @@
+"""Blockstores for tests: small segments, a journal that keeps containers in a directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+from unifs.errors import NotFound
+from unifs.ipfs import dagpb
+from unifs.ipfs.cid import Cid
+from unifs.ipfs.embedded.blocks import Blocks
+from unifs.ipfs.embedded.segments import Place, Segments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+
+def digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def raw(data: bytes) -> Cid:
+    return Cid.raw(digest(data))
+
+
+def put_raw(blocks: Blocks, data: bytes) -> Cid:
+    cid = raw(data)
+    blocks.put(cid, data)
+    return cid
+
+
+def put_node(blocks: Blocks, children: Iterable[Cid], label: bytes = b"") -> Cid:
+    block = dagpb.encode([dagpb.PbLink(cid.binary, b"", 0) for cid in children], label)
+    cid = Cid.dag_pb(digest(block))
+    blocks.put(cid, block)
+    return cid
+
+
+class Owner:
+    """What the journal is to the collector, in memory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.live: dict[tuple[int, int], set[int]] = {}
+        self.moves: list[tuple[int, Place, Place]] = []
+        self.dead: list[int] = []
+        self._open: list[int] = []
+        directory.mkdir(exist_ok=True)
+
+    def container(self, number: int, data: bytes) -> None:
+        (self.directory / str(number)).write_bytes(data)
+
+    def open_container(self, number: int) -> int:
+        try:
+            fd = os.open(self.directory / str(number), os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise NotFound(str(error)) from error
+        self._open.append(fd)
+        return fd
+
+    def live_offsets(self, store: int, segment: int) -> set[int]:
+        return self.live.get((store, segment), set())
+
+    def moved(self, store: int, moves: Sequence[tuple[Place, Place]]) -> None:
+        for old, new in moves:
+            self.moves.append((store, old, new))
+            self.live[store, old.segment].discard(old.offset)
+            self.live.setdefault((store, new.segment), set()).add(new.offset)
+
+    def dead_containers(self) -> list[int]:
+        return self.dead
+
+    def drop_container(self, container: int) -> None:
+        (self.directory / str(container)).unlink()
+
+    def close(self) -> None:
+        for fd in self._open:
+            os.close(fd)
+        self._open.clear()
+
+
+class Store:
+    """Blocks over an own store and a journal's, reopenable."""
+
+    def __init__(self, directory: Path, limit_bytes: int = 4096) -> None:
+        self.directory = directory
+        self.limit_bytes = limit_bytes
+        directory.mkdir(exist_ok=True)
+        self.owner = Owner(directory / "data")
+        self.open()
+
+    def open(self) -> None:
+        self.own = Segments(self.directory / "blocks", self.limit_bytes)
+        self.contents = Segments(self.directory / "segments", self.limit_bytes)
+        path = self.directory / "blocks.db"
+        self.blocks = Blocks(path, [self.own, self.contents], self.owner.open_container)
+        self.blocks.catch_up()
+
+    def close(self) -> None:
+        self.blocks.close()
+        self.own.close()
+        self.contents.close()
+        self.owner.close()
+
+    def kill(self) -> None:
+        """What the index had in memory is lost; the page cache is not."""
+        self.blocks.index._pending.clear()
+        self.blocks.index._dirty_upto.clear()
+        self.blocks.index._pending_containers.clear()
+        for segments in (self.own, self.contents):
+            segments._open = None
+            segments._files.clear()
+        self.close()

@@ -1,0 +1,76 @@
+"""A long run of the model test on a real mount.
+
+    python -m tests.model.run --examples 2000 [--steps 100] [--seed N] [--dir DIR]
+
+With --dir the subject is that directory instead of a fresh unifs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import seed as seeded
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.crash.daemon import Daemon
+from tests.model.machine import FileSystemMachine, profile
+from tests.model.operations import Directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def compare(root: Path, renew: Callable[[], None] | None, options: argparse.Namespace) -> None:
+    """Run the machine on directories below ``root``; AssertionError names the first difference."""
+    numbers = itertools.count()
+
+    def make() -> Any:
+        directory = root / f"example-{next(numbers)}"
+        directory.mkdir()
+        return Directory(os.fsencode(directory), renew)
+
+    class Machine(FileSystemMachine):
+        make_subject = staticmethod(make)
+
+    chosen = settings(profile(options.examples, options.steps), derandomize=False)
+    run_state_machine_as_test(seeded(options.seed)(Machine), settings=chosen)
+
+
+def main() -> int:
+    """Run from the command line; a difference ends it with a traceback and the shortest history."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--dir", type=Path)
+    options = parser.parse_args()
+    os.umask(0o022)
+    if options.dir:
+        with tempfile.TemporaryDirectory(dir=options.dir) as name:
+            compare(Path(name), None, options)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="unifs-model-") as name:
+        daemon = Daemon(Path(name))
+
+        def renew() -> None:
+            daemon.stop()
+            daemon.start()
+
+        try:
+            daemon.start()
+            compare(daemon.root, renew, options)
+            daemon.stop()
+        finally:
+            daemon.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Clean stops, kills and restarts of a whole file system."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from tests.vfs.harness import FileSystem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LARGE = bytes(range(256)) * 1024
+
+
+async def fill(fs: FileSystem) -> None:
+    await fs.mkdir("d", 0o2750)
+    await fs.mkdir("d/e")
+    await fs.write("d/small", b"hello")
+    await fs.write("d/large", LARGE)
+    await fs.write("d/empty", b"")
+    await fs.link("d/small", "d/e/second")
+    await fs.symlink(b"../\xff nowhere", "d/symlink")
+    await fs.mknod("d/fifo", 0o010600)
+    await fs.setxattr("d/small", b"user.comment", b"kept")
+    await fs.setattr("d/large", mode=0o600, uid=7, gid=8, mtime_ns=123456789)
+    await fs.rename("d/e", "d/f")
+
+
+async def test_a_clean_stop_keeps_everything(tmp_path: Path) -> None:
+    async with FileSystem(tmp_path) as fs:
+        await fill(fs)
+        before = await fs.tree()
+        await fs.remount()
+        assert fs.receipt is None
+        assert await fs.tree() == before
+        assert len(before) == 9
+
+
+async def test_a_kill_keeps_everything_acknowledged(tmp_path: Path) -> None:
+    async with FileSystem(tmp_path) as fs:
+        await fill(fs)
+        before = await fs.tree()
+        open_file = await fs.open_file("d/large", os.O_RDWR)
+        await open_file.write(5, b"never closed")
+        await fs.kill()
+        assert fs.receipt is not None
+        assert not fs.receipt.has_losses()
+        assert await fs.tree() == before
+        await fs.kill()
+        assert await fs.tree() == before
+
+
+async def test_a_kill_loses_what_nobody_closed(tmp_path: Path) -> None:
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        file = await fs.open_file("new", os.O_RDWR | os.O_CREAT)
+        await file.write(0, b"x")
+        await fs.kill()
+        assert await fs.listdir() == []

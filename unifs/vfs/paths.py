@@ -1,0 +1,265 @@
+"""Paths: file operations for callers that have a path and no kernel: control operations, tests.
+
+They go through the vfs like a user's system calls, and tell the kernel what it may have cached of
+what they change. Paths are absolute in the tree ("/mfs/docs/a.txt"), ``str`` with surrogateescape;
+symlinks are not followed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unifs.errors import (
+    CrossMount,
+    Exists,
+    InvalidArgument,
+    IsADirectory,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+)
+from unifs.types import PlainCaller
+from unifs.waiting import complete
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from unifs.types import Attributes
+    from unifs.vfs.vfs import Vfs
+    from unifs.vfs.volume import Inode, Invalidator
+
+COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PathEntry:
+    """One name and what it names."""
+
+    name: bytes
+    ino: int
+    mode: int
+    size_bytes: int
+    mtime_ns: int
+    nlink: int
+    uid: int
+    gid: int
+
+
+class _Batch:
+    """Takes what readdir emits, 256 names at a time."""
+
+    def __init__(self) -> None:
+        self.names: list[tuple[bytes, int]] = []
+        self.offset = 0
+
+    def emit(self, name: bytes, attributes: Attributes, offset: int) -> bool:
+        if len(self.names) >= 256:
+            return False
+        self.names.append((name, attributes.st_ino))
+        self.offset = offset
+        return True
+
+
+class Paths:
+    """File operations by path."""
+
+    def __init__(self, vfs: Vfs, invalidator: Invalidator) -> None:
+        self.vfs = vfs
+        self._invalidator = invalidator
+        self.caller = PlainCaller(os.getuid(), os.getgid(), os.getpid(), 0o022)
+
+    # --- finding ----------------------------------------------------------------------------------
+
+    @staticmethod
+    def split(path: str) -> list[bytes]:
+        """The names of an absolute path; InvalidArgument if it is none."""
+        if not path.startswith("/") or "\0" in path:
+            raise InvalidArgument(f"{path!r} is no absolute path in the tree, like /mfs/docs")
+        names = [name for name in os.fsencode(path).split(b"/") if name not in (b"", b".")]
+        if b".." in names:
+            raise InvalidArgument(f"{path!r} has '..' in it")
+        return names
+
+    async def find(self, path: str) -> Inode:
+        """The inode at a path; NotFound names the first missing part."""
+        return await self._walk(self.split(path), path)
+
+    async def _walk(self, names: list[bytes], path: str) -> Inode:
+        vfs = self.vfs
+        inode = vfs.namespace.root
+        current: Inode = inode
+        for name in names:
+            if not stat.S_ISDIR(current.attributes.st_mode):
+                raise NotADirectory(f"{path}: a part of it is not a directory")
+            try:
+                current = await complete(self._step, current, name)
+            except NotFound:
+                raise NotFound(f"{path} does not exist") from None
+        return current
+
+    def _step(self, parent: Inode, name: bytes) -> Inode:
+        inode = parent.volume.lookup(parent, name)
+        if inode.ino not in self.vfs.inodes.hot:
+            self.vfs.inodes.add(inode)
+        return inode
+
+    async def _parent(self, path: str) -> tuple[Inode, bytes]:
+        names = self.split(path)
+        if not names:
+            raise InvalidArgument("the root itself cannot be changed")
+        return await self._walk(names[:-1], path), names[-1]
+
+    async def stat(self, path: str) -> PathEntry:
+        """What is at a path."""
+        inode = await self.find(path)
+        await complete(inode.volume.getattr, inode)
+        names = self.split(path)
+        return _entry(names[-1] if names else b"/", inode)
+
+    async def scan(self, path: str) -> AsyncIterator[list[PathEntry]]:
+        """A directory in batches, in its own order."""
+        inode = await self.find(path)
+        fh = await complete(self.vfs.opendir, inode.ino, self.caller)
+        try:
+            batch = _Batch()
+            while True:
+                offset = batch.offset
+                batch.names.clear()
+                await complete(self.vfs.readdir, fh, offset, batch.emit)
+                if not batch.names:
+                    return
+                yield [self._listed(name, ino) for name, ino in batch.names]
+        finally:
+            self.vfs.releasedir(fh)
+
+    def _listed(self, name: bytes, ino: int) -> PathEntry:
+        inode = self.vfs.inodes.get(ino)
+        entry = _entry(name, inode)
+        # The listing counted a look-up that no kernel will forget.
+        self.vfs.forget([(ino, 1)])
+        return entry
+
+    # --- changing ---------------------------------------------------------------------------------
+
+    async def mkdir(self, path: str, parents: bool = False) -> None:
+        """Make a directory; with ``parents`` also those above, and one that exists is fine."""
+        names = self.split(path)
+        for depth in range(1 if parents else len(names), len(names) + 1):
+            part = "/" + "/".join(os.fsdecode(name) for name in names[:depth])
+            try:
+                above, name = await self._parent(part)
+                self.vfs.check_name(name)
+                await complete(above.volume.mkdir, above, name, 0o755, self.caller)
+                self._invalidator.entry(above.ino, name)
+            except Exists:
+                if not parents or not stat.S_ISDIR((await self.find(part)).attributes.st_mode):
+                    raise
+        self._invalidate(await self.find(path))
+
+    async def remove(self, path: str, recursive: bool = False) -> int:
+        """Remove a file or directory; how many names went."""
+        above, name = await self._parent(path)
+        inode = await self.find(path)
+        removed = 0
+        if not stat.S_ISDIR(inode.attributes.st_mode):
+            await complete(above.volume.unlink, above, name, self.caller)
+        else:
+            if recursive:
+                removed = await self._empty(path)
+            try:
+                await complete(above.volume.rmdir, above, name, self.caller)
+            except NotEmpty:
+                raise NotEmpty(f"{path} is not empty; remove it recursively") from None
+        self._invalidator.entry(above.ino, name)
+        self._invalidate(above)
+        return removed + 1
+
+    async def _empty(self, path: str) -> int:
+        removed = 0
+        names = [entry.name async for batch in self.scan(path) for entry in batch]
+        for name in names:
+            removed += await self.remove(f"{path}/{os.fsdecode(name)}", recursive=True)
+        return removed
+
+    async def move(self, source: str, target: str) -> None:
+        """Rename; into ``target`` if that is a directory. CrossMount between mounts."""
+        target = await self.into(source, target)
+        above, name = await self._parent(source)
+        below, new_name = await self._parent(target)
+        if above.volume is not below.volume:
+            raise CrossMount(f"{source} and {target} lie in different mounts")
+        self.vfs.check_name(new_name)
+        await complete(above.volume.rename, above, name, below, new_name, 0)
+        self._invalidator.entry(above.ino, name)
+        self._invalidator.entry(below.ino, new_name)
+        self._invalidate(above)
+        self._invalidate(below)
+
+    async def into(self, source: str, target: str) -> str:
+        try:
+            inode = await self.find(target)
+        except NotFound:
+            return target
+        if stat.S_ISDIR(inode.attributes.st_mode):
+            return f"{target.rstrip('/')}/{os.fsdecode(self.split(source)[-1])}"
+        return target
+
+    async def copy_file(self, source: str, target: str) -> int:
+        """Copy a file's bytes; how many. ``target`` must not exist."""
+        inode = await self.find(source)
+        if stat.S_ISDIR(inode.attributes.st_mode):
+            raise IsADirectory(f"{source} is a directory")
+        below, name = await self._parent(target)
+        vfs = self.vfs
+        reader = await complete(vfs.open, inode.ino, os.O_RDONLY, self.caller)
+        try:
+            writer, _ = await complete(vfs.create, below.ino, name, 0o644, os.O_WRONLY, self.caller)
+            try:
+                offset = 0
+                while data := bytes(await complete(vfs.read, reader.fh, offset, COPY_BYTES)):
+                    offset += await complete(vfs.write, writer.fh, offset, data)
+                await complete(vfs.flush, writer.fh)
+            finally:
+                await complete(vfs.release, writer.fh)
+        finally:
+            await complete(vfs.release, reader.fh)
+        self._invalidator.entry(below.ino, name)
+        self._invalidate(below)
+        return offset
+
+    async def copy_symlink(self, source: str, target: str) -> None:
+        """Make a symlink with the same target as another."""
+        inode = await self.find(source)
+        text = await complete(inode.volume.readlink, inode)
+        below, name = await self._parent(target)
+        await complete(below.volume.symlink, below, name, text, self.caller)
+        self.invalidate(below, name)
+
+    def invalidate(self, parent: Inode, name: bytes) -> None:
+        """The kernel's idea of a name and its directory is out of date."""
+        self._invalidator.entry(parent.ino, name)
+        self._invalidate(parent)
+
+    def _invalidate(self, inode: Inode) -> None:
+        self._invalidator.inode(inode.ino, attributes_only=True)
+
+    async def parent_of(self, path: str) -> tuple[Inode, bytes]:
+        """(directory, name) of a path that need not exist yet."""
+        return await self._parent(path)
+
+
+def _entry(name: bytes, inode: Inode) -> PathEntry:
+    attributes = inode.attributes
+    return PathEntry(
+        name=name,
+        ino=inode.ino,
+        mode=attributes.st_mode,
+        size_bytes=attributes.st_size,
+        mtime_ns=attributes.st_mtime_ns,
+        nlink=attributes.st_nlink,
+        uid=attributes.st_uid,
+        gid=attributes.st_gid,
+    )
