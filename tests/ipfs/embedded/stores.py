@@ -60,6 +60,9 @@ class Owner:
         self._open.append(fd)
         return fd
 
+    def live_bytes(self, store: int, segment: int) -> int:
+        return 100 * len(self.live_offsets(store, segment))
+
     def live_offsets(self, store: int, segment: int) -> set[int]:
         return self.live.get((store, segment), set())
 

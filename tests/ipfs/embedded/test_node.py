@@ -35,7 +35,7 @@ from unifs.waiting import RETRY, WouldBlock, complete
 from .stores import Store, digest, put_raw, raw
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from unifs.ipfs import node as protocol
@@ -64,9 +64,24 @@ def content(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-async def pieces(data: bytes, size: int = 100_003) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), size):
-        yield data[start : start + size]
+class Pieces:
+    """Bytes as they come over a socket. Not a generator: nobody has to close it."""
+
+    def __init__(self, data: bytes, size: int) -> None:
+        self._left = [data[start : start + size] for start in range(0, len(data), size)][::-1]
+
+    def __aiter__(self) -> Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
+def pieces(data: bytes, size: int = 100_003) -> Pieces:
+    return Pieces(data, size)
 
 
 async def cat(node: EmbeddedNode, path: str, offset: int = 0, length: int | None = None) -> bytes:

@@ -138,7 +138,6 @@ def test_a_round_syncs_data_footers_and_the_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    names = {}
     for call in ("fdatasync", "fsync"):
         real = getattr(os, call)
 
@@ -151,7 +150,6 @@ def test_a_round_syncs_data_footers_and_the_directory(
     append_all(segments, [b"d" * 200, b"e" * 200])
     target = segments.sync_target()
     assert target is not None
-    assert names == {}
     target.run()
     assert calls[:2] == ["fdatasync 1.car", "fdatasync 2.car"]
     assert set(calls[2:]) == {"fsync dir"}
@@ -186,6 +184,15 @@ def test_a_failed_sync_is_never_followed_by_success(
     assert (segments.is_synced(lost), segments.is_synced(kept)) == (False, True)
     assert segments.read(lost) == b"lost"
     assert found(segments) == expected([b"lost", b"kept"])
+    crash(segments)
+    again = Segments(tmp_path)
+    assert again.read(lost) == b"lost"
+    target = again.sync_target()
+    assert target is not None
+    target.run()
+    assert (again.is_synced(lost), again.is_synced(kept)) == (False, True)
+    again.remove(lost.segment)
+    assert sorted(os.listdir(tmp_path)) == ["2.car"]
 
 
 def test_torn_tail_at_every_byte(tmp_path: Path) -> None:
