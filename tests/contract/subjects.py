@@ -12,7 +12,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tests.ipfs.embedded.stores import Store
 from tests.mounts.remote import RemoteMount
+from unifs.ipfs.embedded.node import EmbeddedNode
+from unifs.ipfs.embedded.pins import Pins
+from unifs.ipfs.node import AddOptions, HostSource
+from unifs.mounts.ipfs import IpfsMount
 from unifs.mounts.local import LocalMount
 
 if TYPE_CHECKING:
@@ -128,6 +133,25 @@ class Local(Subject):
         ]
 
 
+class Ipfs(Subject):
+    """The embedded node's content."""
+
+    def __init__(self, mount: IpfsMount, tmp_path: Path) -> None:
+        super().__init__(mount)
+        self.directory = tmp_path / "seed"
+
+    async def seed(self, tree: Tree) -> str:
+        self.directory.mkdir()
+        for path, data in tree.items():
+            if data is None:
+                (self.directory / path).mkdir()
+            else:
+                (self.directory / path).write_bytes(data)
+        assert isinstance(self.mount, IpfsMount)
+        node = self.mount._node
+        return str((await node.add(HostSource(self.directory), AddOptions(pin=False))).cid)
+
+
 @asynccontextmanager
 async def remote(tmp_path: Path) -> AsyncIterator[Subject]:
     mount = RemoteMount()
@@ -144,4 +168,18 @@ async def local(tmp_path: Path) -> AsyncIterator[Subject]:
         yield Local(mount, directory)
 
 
-SUBJECTS: dict[str, Opener] = {"remote": remote, "local": local}
+@asynccontextmanager
+async def ipfs(tmp_path: Path) -> AsyncIterator[Subject]:
+    store = Store(tmp_path / "state", limit_bytes=16 << 20)
+    pins = Pins(tmp_path / "pins.db")
+    mount = IpfsMount(EmbeddedNode(store.blocks, pins, owner=store.owner))
+    try:
+        async with mount.serve():
+            yield Ipfs(mount, tmp_path)
+    finally:
+        pins.close()
+        store.close()
+
+
+SUBJECTS: dict[str, Opener] = {"remote": remote, "local": local, "ipfs": ipfs}
+READ_ONLY = {"ipfs"}
