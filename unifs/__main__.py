@@ -1,4 +1,4 @@
-"""``python -m unifs``: the command line, as scripts/unifs runs it."""
+"""``python -m unifs``: the command line."""
 
 from unifs.cli import main
 

@@ -13,18 +13,25 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from unifs.config import LocalMount
+from unifs.answers.explain import Explainer, status_report
+from unifs.answers.files import FilesAnswer
+from unifs.answers.journal import JournalAnswer
+from unifs.answers.mounts import MountsAnswer
+from unifs.config import LocalMount, state_socket_path
+from unifs.control.ops import operations
+from unifs.control.server import serve
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
 from unifs.errors import UnifsError
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
-from unifs.mounttable import MountInfo, MountTable
+from unifs.mounttable import MountTable, TableEntry
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import AccessLog, Metrics
 from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
+from unifs.vfs.paths import Paths
 from unifs.vfs.retention import Retention
 from unifs.vfs.roots import MfsRoots
 from unifs.vfs.sealing import Sealer
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unifs.config import Settings
+    from unifs.control.daemon_protocol import Explanation, StatusReport
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +78,9 @@ class Daemon:
             owner=self.keeper,
             tree_roots=self.keeper.roots,
         )
-        self.mounts = MountTable(self.vfs, self.storage, self.notifications, mount_point)
+        self.table = MountTable(self.vfs, self.storage, self.notifications, mount_point)
         self._add_volumes()
+        self._answer()
         self.session = Session(
             self.vfs, self._options(), self.metrics, self.access_log, self.notifications
         )
@@ -92,11 +101,27 @@ class Daemon:
         assert isinstance(mfs, MfsVolume)
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
-        self.mounts.add_fixed(MountInfo("mfs", "mfs", "", True, False), mfs.root)
+        self.table.add_fixed(TableEntry("mfs", "mfs", "", True, False), mfs.root)
         local = self.settings.mounts.get("local")
         if isinstance(local, LocalMount) and local.enabled:
-            for problem in self.mounts.add_local(local.directories, local.attribute_timeout_s):
+            for problem in self.table.add_local(local.directories, local.attribute_timeout_s):
                 log.warning("not shown: %s", problem)
+
+    def _answer(self) -> None:
+        """What control operations see of this daemon."""
+        paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
+        self.files = FilesAnswer(paths, self.node)
+        self.journal = JournalAnswer(self.writer, self.sealer, self.roots, paths)
+        self.mounts = MountsAnswer(self.table, self.journal)
+        self._explainer = Explainer(paths, self.writer, self.journal, self.mounts)
+
+    async def explain(self, path: str) -> Explanation:
+        """What holds for one path of the tree."""
+        return await self._explainer.explain(path)
+
+    async def status(self) -> StatusReport:
+        """The daemon in a few lines."""
+        return await status_report(self.settings, self.mount_point, self.node, self._explainer)
 
     async def serve(self, ready: Callable[[], None]) -> None:
         """Serve until unmounted."""
@@ -108,7 +133,12 @@ class Daemon:
                 nursery.start_soon(self.roots.run)
                 nursery.start_soon(self.retention.run)
                 nursery.start_soon(self.keeper.run, self.node)
-                async with self.node.serve():
+                socket = self.settings.socket_path
+                link = state_socket_path(self.settings.state_directory)
+                async with (
+                    self.node.serve(),
+                    serve(operations(), self, socket, link if link != socket else None),
+                ):
                     await self.session.serve(self.mount_point, ready)
                 nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):

@@ -37,7 +37,7 @@ LAST_PREFIX = 0x7FFF
 
 
 @dataclass(frozen=True, slots=True)
-class MountInfo:
+class TableEntry:
     """One mount as a user sees it. ``source`` is what it shows, "" where that has no address."""
 
     name: str
@@ -57,13 +57,13 @@ class MountTable:
         self._storage = storage
         self._notifications = notifications
         self._mount_point = os.path.realpath(mount_point) if mount_point else ""
-        self._fixed: list[MountInfo] = []
+        self._fixed: list[TableEntry] = []
         self._local: NamespaceDirectory | None = None
         self._hosts: dict[str, tuple[HostVolume, str, bool]] = {}
         self._prefix = FIRST_PREFIX
         self._timeout_s = 1.0
 
-    def add_fixed(self, info: MountInfo, root: int) -> None:
+    def add_fixed(self, info: TableEntry, root: int) -> None:
         """A mount that is there as long as the daemon: /mfs, /ipfs."""
         self._vfs.namespace.add(self._vfs.namespace.root, os.fsencode(info.name), root)
         self._fixed.append(info)
@@ -89,15 +89,15 @@ class MountTable:
         names: dict[str, str] = json.loads(text)
         return names
 
-    def list(self) -> list[MountInfo]:
+    def list(self) -> list[TableEntry]:
         """All mounts, by name."""
         hosts = [
-            MountInfo(f"local/{name}", "local", directory, True, is_removable)
+            TableEntry(f"local/{name}", "local", directory, True, is_removable)
             for name, (_, directory, is_removable) in self._hosts.items()
         ]
         return sorted([*self._fixed, *hosts], key=lambda info: info.name)
 
-    async def add(self, name: str, directory: str) -> MountInfo:
+    async def add(self, name: str, directory: str) -> TableEntry:
         """Show a host directory as ``local/NAME``; remembered for the next start."""
         short = self._local_name(name)
         if not os.path.isabs(directory):

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from tests.crash.calls import Directory
 
-SIZES = (100, 4096, 60_000, 70_000, 300_000)
+#: The last small ones become large by a patch, one within and one beyond what a hash may prove.
+SIZES = (100, 4096, 60_000, 65_000, 70_000, 300_000)
 
 
 def closed_not_synced(directory: Directory, seed: int) -> None:
@@ -100,11 +101,14 @@ def renamed_before_sync(directory: Directory, seed: int) -> None:
     """Rename closed files, over others and to new names, and give some of them another link."""
     for size in SIZES:
         _save(directory, f"old{size}", size, is_synced=True)
+        directory.link(f"old{size}", f"older{size}")
+        directory.set_label(f"old{size}", f"label {size}")
         _save(directory, f"a{size}", size, is_synced=False)
         directory.rename(f"a{size}", f"b{size}")
         directory.link(f"b{size}", f"c{size}")
         directory.rename(f"b{size}", f"old{size}")
         directory.unlink(f"c{size}")
+        directory.chmod(f"old{size}", 0o600)
     _somebody_else(directory)
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyfuse3
 import trio
 
 from tests.driver.ramfs import RamFs, parser, serve
@@ -26,8 +27,6 @@ from unifs.errors import Corrupt, NotFound, UnifsError
 from unifs.waiting import RETRY, WouldBlock
 
 if TYPE_CHECKING:
-    import pyfuse3
-
     from unifs.types import Caller
 
 #: How often a frozen read looks whether it may go on.
@@ -112,14 +111,38 @@ class FaultFs(RamFs):
         return RETRY
 
 
+PRETENCES = ("version", "before", "after")
+
+
+def pretend(what: str) -> None:
+    """Change pyfuse3: its version, or where its wait for a request suspends."""
+    if what == "version":
+        pyfuse3.__version__ = "3.99"
+        return
+    wait = pyfuse3._wait_fuse_readable
+
+    async def changed() -> bool:
+        if what == "before":
+            await trio.lowlevel.checkpoint()
+        answer = await wait()
+        if what == "after":
+            await trio.lowlevel.checkpoint()
+        return answer
+
+    pyfuse3._wait_fuse_readable = changed
+
+
 def main() -> int:
     arguments = parser()
     arguments.add_argument("--faults", type=Path, required=True)
     arguments.add_argument("--deadline", type=float, default=30.0, help="of every request, seconds")
     arguments.add_argument("--per-mount", type=int, default=256)
     arguments.add_argument("--grace", type=float, default=5.0)
+    arguments.add_argument("--pretend", choices=PRETENCES, help="that pyfuse3 is another one")
     chosen = arguments.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    if chosen.pretend:
+        pretend(chosen.pretend)
     limit = chosen.deadline
     return serve(
         FaultFs(chosen.timeout, chosen.faults),

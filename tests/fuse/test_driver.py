@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.driver.faultfs import SLOW_S
-from tests.fuse.conftest import PATIENCE_S, Mounted, Mounts, until
+from tests.fuse.conftest import PATIENCE_S, REPOSITORY, Mounted, Mounts, until
 from unifs.driver import fusectl
 from unifs.driver.mountinfo import mounted_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOOPS = {"fast": (), "stock": ("--stock-loop",)}
+LOOPS = {
+    "fast": (),
+    "stock": ("--stock-loop",),
+}
 
 
 @pytest.fixture(params=LOOPS)
@@ -115,7 +118,7 @@ def test_a_tree_survives_copying_in_and_out(
     mounts: Mounts, loop: tuple[str, ...], tmp_path: Path
 ) -> None:
     root = start(mounts, *loop).path
-    source = Path(__file__).parents[2] / "unifs"
+    source = REPOSITORY / "unifs"
     subprocess.run(["cp", "-a", source, root / "copy"], check=True)
     subprocess.run(["tar", "cf", tmp_path / "t.tar", "-C", root, "copy"], check=True)
     (root / "again").mkdir()
@@ -403,7 +406,32 @@ def test_the_kernels_limits_are_raised(mounts: Mounts, loop: tuple[str, ...]) ->
 
 def test_which_loop_serves_is_said(mounts: Mounts, loop: tuple[str, ...]) -> None:
     mounted = start(mounts, *loop)
-    assert ("request loop=stock" in mounted.logged()) == bool(loop)
+    assert mounted.logged().count("request loop=stock") == bool(loop)
+
+
+@pytest.mark.parametrize(
+    ("pretence", "reason"),
+    [
+        ("version", "pyfuse3 3.99 is not one of"),
+        ("before", "its wait for a request suspends elsewhere"),
+        ("after", "its wait for a request suspends elsewhere"),
+    ],
+)
+def test_another_pyfuse3_is_served_by_its_own_loop(
+    mounts: Mounts, pretence: str, reason: str
+) -> None:
+    mounted = start(mounts, "--pretend", pretence)
+    root = mounted.path
+    threads = Threads()
+    for n in range(8):
+        (root / f"slow{n}").write_bytes(b"data")
+    for n in range(8):
+        threads.run((root / f"slow{n}").read_bytes)
+    assert threads.join() == [b"data"] * 8
+    subprocess.run(["cp", "-r", REPOSITORY / "unifs", root / "copy"], check=True)
+    assert mounted.end() == 0
+    assert mounted.logged().count("WARNING") == 1
+    assert f"request loop=stock reason='{reason}" in mounted.logged()
 
 
 def _found(mounted: Mounted) -> Any:

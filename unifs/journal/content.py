@@ -123,6 +123,11 @@ def large_id(blob: bytes) -> int:
     return 0
 
 
+def is_container_name(name: str) -> bool:
+    """Whether a file below data/ is a container: somebody else's file there is left alone."""
+    return len(name) == 16 and all(digit in "0123456789abcdef" for digit in name)
+
+
 class Containers:
     """The files below data/, and a bounded number of open descriptors of them."""
 
@@ -236,7 +241,8 @@ class Contents:
         #: How files become CIDs: what one leaf hash covers, and what stands around a leaf's bytes.
         self.profile = profile
         self.boot = state.boot_id.encode()
-        names = [int(path.name, 16) for path in state.data.iterdir()]
+        listed = (path.name for path in state.data.iterdir())
+        names = [int(name, 16) for name in listed if is_container_name(name)]
         rows = database.one("select coalesce(max(container),0) from holding")[0]
         self.containers = Containers(state.data, max([rows, *names]))
         self.last_id: int = database.one("select coalesce(max(id),0) from content")[0]

@@ -76,8 +76,10 @@ class Log:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.seq: int = database.one("select coalesce(max(seq),0) from journal")[0]
-        # Pruning may have emptied the table; numbers go on from the highest ever used.
+        # Pruning may have emptied the table, and a rolled back transaction used numbers that are
+        # called sealed: numbers go on from the highest ever used.
         self.seq = max(self.seq, database.get_meta("pruned_seq", 0))
+        self.seq = max(self.seq, database.get_meta("sealed_seq", 0))
 
     def row(self, op: Op, ino: int, parent: int, data: bytes) -> tuple[str, tuple[object, ...]]:
         """The statement that appends a record; it must be executed in the order of these calls."""
@@ -91,6 +93,18 @@ class Log:
         )
         for seq, time_ns, op, ino, parent, data in self._database.rows(query, (after, limit)):
             yield Record(seq, time_ns, Op(op), ino, parent, data)
+
+    def newest(self) -> Iterator[Record]:
+        """Records from the newest back; fetched a page at a time, so the caller may take its time."""
+        before = self.seq + 1
+        query = (
+            "select seq,time_ns,op,ino,parent,data from journal where seq<? order by seq desc"
+            " limit 256"
+        )
+        while rows := self._database.all(query, (before,)):
+            for seq, time_ns, op, ino, parent, data in rows:
+                yield Record(seq, time_ns, Op(op), ino, parent, data)
+            before = rows[-1][0]
 
 
 def pack_pair(old: bytes, new: bytes) -> bytes:

@@ -2,20 +2,19 @@
 
 Runs at every start, before anything else reads the tree; ``Recovery.run`` returns a receipt where
 it had something to do. It replays nothing onto SQLite (transactions are whole or absent); it
-decides which *bytes* can be trusted.
+decides which *bytes* can be trusted (``journal.trust``), and removes what nobody names.
 
 After a crash of the daemon alone (same boot id) the page cache is intact: closed records are
-trusted. After a crash of the machine (other boot id) a record may be durable while its bytes are
-not. Then:
+trusted. Their bytes are synced before anything that they replaced is removed: the power may fail
+next. After a crash of the machine (other boot id) a record may be durable while its bytes are not.
+Then every content with a record after ``sealed_seq`` and every large one that is not sealed is
+looked at: a small one must hash to its digest; of a large one the proof must hold, else it goes
+back to the form that its last fsync made durable. What fails both is lost, and its inode walks back
+through its records: the content before, and where it took a name from another inode by a rename
+and had nothing better then, that inode gets the name back. What is left of the bytes goes to
+lost+found; the receipt names each.
 
-* a small content of a record after ``sealed_seq`` must hash to its digest;
-* a large one must be sealed, or its proof must hold; else it goes back to the form that its last
-  fsync made durable;
-* an inode whose present content fails goes back to its last good content in the journal's order;
-  if it has none and it displaced another inode by a rename, that one gets its name back; what is
-  left of the bytes goes to lost+found. The receipt names each.
-
-Crash windows, each tested by its number (tests/crash):
+Crash windows, each tested by its number (tests/journal/test_recovery.py):
 
 1. segment bytes appended, transaction not committed: the section is garbage, collected later
 2. container written, transaction not committed: a file that no row names is deleted
@@ -27,11 +26,13 @@ Crash windows, each tested by its number (tests/crash):
 8. directory times newer than their rows: taken from the journal
 9. content rows whose references were not counted down: counted anew
 10. container files whose rows are gone, not yet deleted: deleted
+11. killed, started, then the power fails: what the first recovery removed was replaced by synced
+    bytes
+12. stopped cleanly, then the power fails before closed contents were written out: as 5
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -39,11 +40,14 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from unifs.errors import Corrupt, UnifsError
-from unifs.ipfs.embedded.segments import Place
-from unifs.journal.extents import HOLE, ExtentMap
-from unifs.journal.log import Log, Op, unpack_pair, unpack_rename
-from unifs.journal.proof import holds
+import apsw
+
+from unifs.errors import from_os_error
+from unifs.journal.content import CLOSED, is_container_name, large_blob
+from unifs.journal.extents import ExtentMap
+from unifs.journal.log import Log, Op, unpack_rename
+from unifs.journal.returning import Returning
+from unifs.journal.trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,8 +57,6 @@ if TYPE_CHECKING:
     from unifs.state.directory import StateDirectory
 
 log = logging.getLogger(__name__)
-
-_SMALL_KIND, _LARGE_KIND = 1, 2
 
 #: The second byte of the packed attributes holds the type bits of the mode: 4 is a directory.
 SUBDIRECTORIES = (
@@ -75,6 +77,8 @@ class Receipt:
     saved: list[str] = field(default_factory=list)
     removed_files: int = 0
     removed_rows: int = 0
+    #: Why nothing was removed: the disk refused to sync what took the place of it.
+    kept: str = ""
 
     def has_losses(self) -> bool:
         return bool(self.reverted or self.returned)
@@ -85,29 +89,47 @@ class Recovery:
 
     def __init__(self, database: Database, segments: Segments, state: StateDirectory) -> None:
         self._database = database
-        self._segments = segments
         self._state = state
+        self._trust = Trust(database, segments, state)
         self._sealed_seq: int = database.get_meta("sealed_seq", 0)
-        self._receipt = Receipt(time.time_ns(), self._boot() != state.boot_id)
-        #: ino -> last content that can be trusted.
-        self._good: dict[int, bytes] = {}
-        #: ino -> (content that cannot be trusted), present ones only.
-        self._bad: dict[int, bytes] = {}
-        #: ino -> (directory, name, displaced inode) of its last rename over somebody.
-        self._displaced: dict[int, tuple[int, bytes, int]] = {}
-
-    def _boot(self) -> str:
-        return str(self._database.get_meta("boot", self._state.boot_id))
+        self._last_seq: int = Log(database).seq
+        is_other_boot = str(database.get_meta("boot", state.boot_id)) != state.boot_id
+        self._receipt = Receipt(time.time_ns(), is_other_boot)
 
     def run(self) -> Receipt | None:
         """Make the tree right; the receipt, or None after a clean stop."""
-        database = self._database
-        was_clean = bool(database.get_meta("is_clean", 1))
+        was_clean = bool(self._database.get_meta("is_clean", 1))
+        is_needed = not was_clean or (self._receipt.is_other_boot and self._has_unsealed())
         if not was_clean and self._receipt.is_other_boot:
-            database.check()
+            self._database.check()
+        if is_needed and not self._receipt.is_other_boot:
+            self._sync_closed()
+        try:
+            self._commit(is_needed)
+        except apsw.FullError:
+            # What recovery has to write is little; users free space once the tree is mounted.
+            if not self._state.give_up_reserve():
+                raise
+            self._receipt = Receipt(self._receipt.time_ns, self._receipt.is_other_boot)
+            self._commit(is_needed)
+        if not is_needed:
+            return None
+        self._sync_rows()
+        if not self._receipt.kept:
+            self._remove_unnamed_files()
+        self._write_receipt()
+        return self._receipt
+
+    def _has_unsealed(self) -> bool:
+        query = "select 1 from content where state=? limit 1"
+        is_any_closed = self._database.one(query, (CLOSED,)) is not None
+        return is_any_closed or self._last_seq > self._sealed_seq
+
+    def _commit(self, is_needed: bool) -> None:
+        database = self._database
         database.begin()
         try:
-            if not was_clean:
+            if is_needed:
                 self._recover()
             database.set_meta("boot", self._state.boot_id)
             database.set_meta("is_clean", 0)
@@ -115,189 +137,73 @@ class Recovery:
         except BaseException:
             database.rollback()
             raise
-        if was_clean:
-            return None
-        self._remove_unnamed_files()
-        self._write_receipt()
-        return self._receipt
 
     def _recover(self) -> None:
         if self._receipt.is_other_boot:
-            self._check_records()
-            for ino, content in self._bad.items():
-                self._put_right(ino, content)
+            self._check_bytes()
         self._directory_times()
-        self._remove_nameless()
-        self._count_references()
+        if not self._receipt.kept:
+            self._remove_nameless()
+            self._count_references()
+            # Small bytes of every record so far were hashed or synced.
+            self._database.set_meta("sealed_seq", max(self._sealed_seq, Log(self._database).seq))
 
-    # --- trust ------------------------------------------------------------------------------------
+    # --- bytes ------------------------------------------------------------------------------------
 
-    def _check_records(self) -> None:
-        """Walk the records whose bytes may be missing (windows 4, 5, 6)."""
-        last: dict[int, bytes] = {}
-        for record in Log(self._database).records(self._sealed_seq):
-            self._receipt.records_checked += 1
-            if record.op is Op.CONTENT:
-                old, new = unpack_pair(record.data)
-                if record.ino not in self._good and record.ino not in last:
-                    # What the first of these records replaced was sealed, or is empty, or was made
-                    # by a CREATE after sealed_seq; then it is checked like any other.
-                    self._good[record.ino] = old if self._is_good(old) else b""
-                last[record.ino] = new
-                if self._is_good(new):
-                    self._good[record.ino] = new
-            elif record.op is Op.CREATE:
-                self._good.setdefault(record.ino, b"")
-            elif record.op is Op.RENAME:
-                renamed = unpack_rename(record.data)
-                if renamed.displaced:
-                    place = (renamed.new_parent, renamed.new_name, renamed.displaced)
-                    self._displaced[record.ino] = place
-        for ino in self._good:
-            row = self._database.one("select content from inode where ino=?", (ino,))
-            if row is not None and not self._is_good(row[0]):
-                self._bad[ino] = row[0]
+    def _check_bytes(self) -> None:
+        """Windows 4, 5, 6 and 12."""
+        receipt = self._receipt
+        database = self._database
+        query = "select distinct ino from journal where seq>? and op in (?,?)"
+        bindings = (self._sealed_seq, Op.CREATE.value, Op.CONTENT.value)
+        suspects: dict[int, bytes] = {}
+        for (ino,) in database.all(query, bindings):
+            row = database.one("select content from inode where ino=?", (ino,))
+            if row is not None:
+                suspects[ino] = row[0]
+        query = "select id from content where state=?"
+        closed = {large_blob(row[0]) for row in database.all(query, (CLOSED,))}
+        if closed:
+            # Their records may be older than sealed_seq, which speaks of small contents only.
+            query = "select ino,content from inode where substr(content,1,1)=x'02'"
+            suspects.update(row for row in database.all(query) if row[1] in closed)
+        receipt.records_checked = len(suspects)
+        returning = Returning(database, self._trust, self._state.lost_found, str(receipt.time_ns))
+        returning.run(suspects)
+        receipt.reverted, receipt.returned = returning.reverted, returning.returned
+        receipt.saved = returning.saved
 
-    def _is_good(self, content: bytes) -> bool:
-        """Whether a content's bytes are those that were closed."""
-        if not content or content[0] > _LARGE_KIND:
-            return True
-        if content[0] == _SMALL_KIND:
-            place, digest = _small(content)
-            try:
-                return hashlib.sha256(self._segments.read(place)).digest() == digest
-            except UnifsError:
-                return False
-        return self._is_large_good(int.from_bytes(content[1:9], "little"))
+    def _sync_closed(self) -> None:
+        """Same boot: bring to disk what is only closed, so that what it replaced may go.
 
-    def _is_large_good(self, content_id: int) -> bool:
-        query = "select state,extents,proof,durable_size,durable_extents from content where id=?"
-        row = self._database.one(query, (content_id,))
-        if row is None:
-            return False
-        state, extents, proof, durable_size, durable_extents = row
-        if state == 2:
-            return True
-        if proof is not None and self._holds(proof, ExtentMap.unpack(extents)):
-            return True
-        if durable_size is None:
-            return False
-        self._database.execute(
-            "update content set size=?,extents=?,proof=null where id=?",
-            (durable_size, durable_extents, content_id),
-        )
-        for (ino,) in self._database.all(
-            "select ino from inode where content=?", (b"\2" + content_id.to_bytes(8, "little"),)
-        ):
-            self._set_size(ino, durable_size)
-            if extents != durable_extents:
-                self._note(self._receipt.reverted, ino, "went back to what its last fsync covered")
-        return True
-
-    def _holds(self, proof: bytes, extents: ExtentMap) -> bool:
+        Windows 7, 10 and 11. A segment that has its footer already was perhaps never synced.
+        """
         try:
-            return holds(proof, lambda start, end: b"".join(self._read(extents, start, end)))
-        except OSError:
-            return False
+            for path in self._unsynced_files():
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fdatasync(descriptor)
+                finally:
+                    os.close(descriptor)
+        except OSError as error:
+            self._receipt.kept = f"what was closed could not be synced: {error}"
 
-    def _read(self, extents: ExtentMap, start: int, end: int) -> Iterator[bytes]:
-        for container, first, last in extents.pieces(start, end):
-            if container == HOLE:
-                yield bytes(last - first)
-                continue
-            with open(self._path(container), "rb") as file:
-                yield os.pread(file.fileno(), last - first, first)
+    def _unsynced_files(self) -> Iterator[str]:
+        for folder in (self._state.segments, self._state.nodes):
+            yield from (str(path) for path in folder.iterdir() if path.suffix == ".car")
+        query = "select extents from content where state=?"
+        containers: set[int] = set()
+        for (extents,) in self._database.all(query, (CLOSED,)):
+            containers.update(ExtentMap.unpack(extents).containers)
+        yield from (self._trust.path(container) for container in containers)
+        yield from (str(self._state.segments), str(self._state.nodes), str(self._state.data))
 
-    def _path(self, container: int) -> str:
-        return str(self._state.data / f"{container:016x}")
-
-    # --- putting right ----------------------------------------------------------------------------
-
-    def _put_right(self, ino: int, content: bytes) -> None:
-        self._save(ino, content)
-        good = self._good[ino]
-        if not good and ino in self._displaced and self._return_displaced(ino):
-            return
-        self._database.execute("update inode set content=? where ino=?", (good, ino))
-        self._set_size(ino, self._size(good))
-        self._note(self._receipt.reverted, ino, f"went back to {self._size(good)} bytes")
-
-    def _return_displaced(self, ino: int) -> bool:
-        """The inode that this one displaced by a rename gets its name back (window 6)."""
-        parent, name, displaced = self._displaced[ino]
-        row = self._database.one("select attributes from inode where ino=?", (displaced,))
-        if row is None:
-            return False
-        attributes = bytearray(row[0])
-        attributes[12:16] = (1).to_bytes(4, "little")
-        execute = self._database.execute
-        execute(
-            "update dentry set ino=? where parent=? and name=? and ino=?",
-            (displaced, parent, name, ino),
-        )
-        execute(
-            "update inode set gone=null,parent=?,attributes=? where ino=?",
-            (parent, bytes(attributes), displaced),
-        )
-        execute("delete from inode where ino=?", (ino,))
-        self._note(
-            self._receipt.returned, displaced, "got its name back from an unsynced successor"
-        )
-        return True
-
-    def _size(self, content: bytes) -> int:
-        if not content or content[0] > _LARGE_KIND:
-            return 0
-        if content[0] == _SMALL_KIND:
-            return _small(content)[0].length
-        content_id = int.from_bytes(content[1:9], "little")
-        return int(self._database.one("select size from content where id=?", (content_id,))[0])
-
-    def _set_size(self, ino: int, size: int) -> None:
-        row = self._database.one("select attributes from inode where ino=?", (ino,))
-        attributes = bytearray(row[0])
-        attributes[16:24] = size.to_bytes(8, "little")
-        self._database.execute(
-            "update inode set attributes=? where ino=?", (bytes(attributes), ino)
-        )
-
-    def _save(self, ino: int, content: bytes) -> None:
-        """What is left of a content's bytes goes to lost+found."""
-        target = self._state.lost_found / f"{self._receipt.time_ns}-{ino}"
+    def _sync_rows(self) -> None:
+        """The rows are durable before the files that they no longer name go."""
         try:
-            if content[0] == _SMALL_KIND:
-                data = self._segments.read(_small(content)[0])
-                target.write_bytes(data)
-            else:
-                self._save_large(int.from_bytes(content[1:9], "little"), str(target))
-        except (OSError, UnifsError) as error:
-            self._note(self._receipt.saved, ino, f"nothing of its bytes could be read: {error}")
-            return
-        self._note(self._receipt.saved, ino, f"what was left of its bytes is in {target.name}")
-
-    def _save_large(self, content_id: int, target: str) -> None:
-        row = self._database.one("select size,extents from content where id=?", (content_id,))
-        if row is None:
-            raise Corrupt(f"content {content_id} has no row")
-        extents = ExtentMap.unpack(row[1])
-        with open(target, "wb") as file:
-            for container, start, end in extents.pieces(0, row[0]):
-                if container == HOLE:
-                    continue
-                with open(self._path(container), "rb") as source:
-                    offset = start
-                    while offset < end:
-                        part = os.pread(source.fileno(), min(1 << 20, end - offset), offset)
-                        if not part:
-                            break
-                        os.pwrite(file.fileno(), part, offset)
-                        offset += len(part)
-            file.truncate(row[0])
-
-    def _note(self, sentences: list[str], ino: int, what: str) -> None:
-        names = self._database.all("select parent,name from dentry where ino=?", (ino,))
-        named = ", ".join(f"{parent}/{os.fsdecode(name)}" for parent, name in names) or "no name"
-        sentences.append(f"inode {ino} ({named}): {what}")
+            os.fdatasync(self._database.wal)
+        except OSError as error:
+            raise from_os_error(error) from error
 
     # --- what every crash leaves ------------------------------------------------------------------
 
@@ -352,7 +258,9 @@ class Recovery:
         """Files of data/ that no content names (windows 2 and 10)."""
         named = {row[0] for row in self._database.all("select distinct container from holding")}
         for path in self._state.data.iterdir():
-            if int(path.name, 16) not in named:
+            if not is_container_name(path.name):
+                log.warning("not ours, left alone: path=%s", path)
+            elif int(path.name, 16) not in named:
                 path.unlink()
                 self._receipt.removed_files += 1
 
@@ -360,7 +268,10 @@ class Recovery:
         receipt = self._receipt
         text = json.dumps(asdict(receipt), indent=1, ensure_ascii=True)
         path = self._state.lost_found / f"receipt-{receipt.time_ns}.json"
-        path.write_text(text + "\n", encoding="ascii")
+        try:
+            path.write_text(text + "\n", encoding="ascii")
+        except OSError as error:
+            log.warning("the receipt could not be written: error=%s text=%s", error, text)
         level = logging.WARNING if receipt.has_losses() else logging.INFO
         log.log(
             level,
@@ -370,10 +281,3 @@ class Recovery:
             len(receipt.returned),
             path.name,
         )
-
-
-def _small(content: bytes) -> tuple[Place, bytes]:
-    segment = int.from_bytes(content[1:5], "little")
-    offset = int.from_bytes(content[5:13], "little")
-    length = int.from_bytes(content[13:17], "little")
-    return Place(segment, offset, length), content[17:49]

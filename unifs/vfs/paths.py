@@ -186,7 +186,7 @@ class Paths:
 
     async def move(self, source: str, target: str) -> None:
         """Rename; into ``target`` if that is a directory. CrossMount between mounts."""
-        target = await self._into(source, target)
+        target = await self.into(source, target)
         above, name = await self._parent(source)
         below, new_name = await self._parent(target)
         if above.volume is not below.volume:
@@ -198,7 +198,7 @@ class Paths:
         self._invalidate(above)
         self._invalidate(below)
 
-    async def _into(self, source: str, target: str) -> str:
+    async def into(self, source: str, target: str) -> str:
         try:
             inode = await self.find(target)
         except NotFound:
@@ -229,6 +229,14 @@ class Paths:
         self._invalidator.entry(below.ino, name)
         self._invalidate(below)
         return offset
+
+    async def copy_symlink(self, source: str, target: str) -> None:
+        """Make a symlink with the same target as another."""
+        inode = await self.find(source)
+        text = await complete(inode.volume.readlink, inode)
+        below, name = await self._parent(target)
+        await complete(below.volume.symlink, below, name, text, self.caller)
+        self.invalidate(below, name)
 
     def invalidate(self, parent: Inode, name: bytes) -> None:
         """The kernel's idea of a name and its directory is out of date."""

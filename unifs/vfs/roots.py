@@ -249,6 +249,12 @@ class MfsRoots:
         row = self.writer.storage.database.one(query)
         return None if row is None else (Cid.decode(row[0]), row[1])
 
+    def built_seq(self) -> int:
+        """The last journal record that a root contains."""
+        query = "select seq from epoch order by epoch desc limit 1"
+        row = self.writer.storage.database.one(query)
+        return 0 if row is None else int(row[0])
+
     def changed(self) -> set[int]:
         return self.writer.changed.setdefault(self.volume.mount_id, set())
 

@@ -187,6 +187,18 @@ class Tree:
         else:
             yield from self.database.all("select parent,name from link where ino=?", (ino,))
 
+    def path(self, ino: int) -> bytes | None:
+        """One path of an inode below its volume's root, None where it has no name."""
+        names: list[bytes] = []
+        while (row := self.inode_row(ino)) is not None:
+            known = next(self.parents(ino, row[1]), None)
+            if known is None:
+                is_root = self.database.one("select 1 from mount where root=?", (ino,))
+                return b"/" + b"/".join(reversed(names)) if is_root else None
+            names.append(known[1])
+            ino = known[0]
+        return None
+
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         row = self.database.one("select value from xattr where ino=? and name=?", (ino, name))
         return None if row is None else bytes(row[0])

@@ -14,22 +14,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import from_os_error
+from unifs.ipfs.embedded import large_directory
 from unifs.ipfs.embedded.importer import SMALL_BYTES, open_file
+from unifs.ipfs.embedded.large_directory import build_in_process, put_all
 from unifs.ipfs.unixfs.directory import build_directory
-from unifs.ipfs.unixfs.node import DirEntry, Link
+from unifs.ipfs.unixfs.node import DirEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from unifs.ipfs.cid import Cid
-    from unifs.ipfs.embedded.blocks import Blocks
     from unifs.ipfs.embedded.importer import Importer
-    from unifs.ipfs.unixfs.profiles import Profile
+    from unifs.ipfs.unixfs.node import Link
 
 _FILES_MAX: Final = 64
 _BATCH_BYTES: Final = 8 << 20
-#: A directory of 10,000 entries takes 33 ms to build: from there on in a worker process.
-PROCESS_ENTRIES_MIN: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -140,37 +138,13 @@ class TreeImport:
 
     async def _build(self, entries: list[DirEntry]) -> Link:
         importer = self._importer
-        if len(entries) < PROCESS_ENTRIES_MIN:
+        if len(entries) < large_directory.PROCESS_ENTRIES_MIN:
             work = partial(build_directory, entries, importer.profile, importer.put)
             return await importer.thread(work)
         link, made = await build_in_process(entries, importer.profile)
-        if importer.blocks is not None:
-            await importer.thread(partial(put_all, importer.blocks, made))
+        if importer.put is not None:
+            await importer.thread(partial(put_all, made, importer.put))
         return link
-
-
-async def build_in_process(
-    entries: list[DirEntry], profile: Profile
-) -> tuple[Link, list[tuple[Cid, bytes]]]:
-    """A large directory and its blocks, made in a worker process, which dies when cancelled."""
-    import trio_parallel  # 20 ms to import, needed for large directories only
-
-    built: tuple[Link, list[tuple[Cid, bytes]]] = await trio_parallel.run_sync(
-        _build, entries, profile, kill_on_cancel=True
-    )
-    return built
-
-
-def _build(entries: list[DirEntry], profile: Profile) -> tuple[Link, list[tuple[Cid, bytes]]]:
-    made: list[tuple[Cid, bytes]] = []
-    link = build_directory(entries, profile, lambda cid, block: made.append((cid, bytes(block))))
-    return link, made
-
-
-def put_all(blocks: Blocks, made: list[tuple[Cid, bytes]]) -> None:
-    """Keep blocks that a worker process made."""
-    for cid, block in made:
-        blocks.put(cid, block)
 
 
 def _batches(files: list[tuple[bytes, int]]) -> Iterator[list[bytes]]:

@@ -1,0 +1,231 @@
+"""Returning: what becomes of inodes whose present bytes a power cut has taken.
+
+Used by recovery only, inside its transaction. Each such inode walks back through its records,
+newest first, to the content before; where it took a name by a rename and its bytes of that moment
+are lost, the displaced inode gets the name back, and what older bytes it has go back to its old
+name. Every change of a content is a record of its own in the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from unifs.errors import UnifsError
+from unifs.journal.content import large_id
+from unifs.journal.extents import ExtentMap
+from unifs.journal.log import Log, Op, Record, Renamed, pack_pair, unpack_pair, unpack_rename
+from unifs.journal.trust import Trust, Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from unifs.state.database import Database
+
+CHAIN = (
+    "select seq,time_ns,op,ino,parent,data from journal where op in (1,2,6)"
+    " and ino in (select value from json_each(?)) order by seq desc"
+)
+NAMES = "select ino,parent,name from dentry where ino in (select value from json_each(?))"
+
+
+class Returning:
+    """Puts lost inodes right, one after another."""
+
+    def __init__(self, database: Database, trust: Trust, lost_found: Path, stamp: str) -> None:
+        self._database = database
+        self._trust = trust
+        self._lost_found = lost_found
+        self._stamp = stamp
+        self._log = Log(database)
+        self._lost: dict[int, bytes] = {}
+        #: ino -> its records, newest first.
+        self._chains: dict[int, list[Record]] = {}
+        self._names: dict[int, list[tuple[int, bytes]]] = {}
+        self._last_dentry = 0
+        #: One sentence each, for the receipt.
+        self.reverted: list[str] = []
+        self.returned: list[str] = []
+        self.saved: list[str] = []
+
+    def run(self, suspects: dict[int, bytes]) -> None:
+        """Look at the present contents of ``suspects`` (by inode) and put right what is lost."""
+        verdicts = {ino: self._trust.verdict(blob) for ino, blob in suspects.items()}
+        for ino, verdict in verdicts.items():
+            if verdict is Verdict.DURABLE:
+                self._to_durable_form(ino, suspects[ino])
+        self._lost = {ino: suspects[ino] for ino in suspects if verdicts[ino] is Verdict.LOST}
+        if self._lost:
+            self._load()
+        # The newest first: who took a name last gives it back first.
+        for ino in sorted(self._lost, key=self._newest, reverse=True):
+            if ino in self._lost and self._names.get(ino):
+                self._put_right(ino)
+
+    def _newest(self, ino: int) -> int:
+        renames = [record.seq for record in self._chains.get(ino, ()) if record.op is Op.RENAME]
+        return max(renames, default=0)
+
+    def _load(self) -> None:
+        execute = self._database.all
+        # A displaced inode may be lost itself; it is among the suspects then.
+        for seq, time_ns, op, ino, parent, data in execute(CHAIN, (json.dumps([*self._lost]),)):
+            record = Record(seq, time_ns, Op(op), ino, parent, data)
+            self._chains.setdefault(ino, []).append(record)
+        wanted = set(self._lost)
+        for chain in self._chains.values():
+            wanted.update(_renamed(record).displaced for record in chain if record.op is Op.RENAME)
+        for ino, parent, name in execute(NAMES, (json.dumps([*wanted]),)):
+            self._names.setdefault(ino, []).append((parent, name))
+        self._last_dentry = self._database.one("select coalesce(max(id),2) from dentry")[0]
+
+    # --- one inode --------------------------------------------------------------------------------
+
+    def _put_right(self, ino: int) -> None:
+        blob = self._lost.pop(ino)
+        self._save(ino, blob)
+        undone: Record | None = None
+        for record in self._chains.get(ino, ()):
+            if record.op is Op.CREATE:
+                break
+            if record.op is Op.RENAME:
+                if undone is None and self._return_displaced(ino, record):
+                    undone = record
+                    if self._names[ino]:
+                        # Another hard link still needs a content.
+                        continue
+                continue
+            old, _ = unpack_pair(record.data)
+            if self._trust.verdict(old) is not Verdict.LOST:
+                self._accept(ino, blob, old, undone)
+                return
+        self._accept(ino, blob, b"", undone)
+
+    def _accept(self, ino: int, lost: bytes, good: bytes, undone: Record | None) -> None:
+        """The inode's content is ``good`` from now on; after an undone rename, at its old name."""
+        if not self._names[ino] and not (good and undone and self._to_old_name(ino, undone)):
+            if good:
+                self._save(ino, good)
+            self._remove(ino)
+            return
+        self._database.execute("update inode set content=? where ino=?", (good, ino))
+        parent = self._names[ino][0][0]
+        data = pack_pair(lost, good)
+        self._database.execute(*self._log.row(Op.CONTENT, ino, parent, data))
+        if self._trust.verdict(good) is Verdict.DURABLE:
+            self._to_durable_form(ino, good)
+        else:
+            self._set_size(ino, self._trust.size(good))
+        self._note(self.reverted, ino, f"went back to {self._trust.size(good)} bytes")
+
+    def _to_durable_form(self, ino: int, blob: bytes) -> None:
+        content_id = large_id(blob)
+        form = self._trust.durable_form(content_id)
+        if form is None:
+            return
+        execute = self._database.execute
+        execute(
+            "update content set size=?,extents=?,proof=null where id=?",
+            (form.size, form.extents, content_id),
+        )
+        execute("delete from holding where content=?", (content_id,))
+        for container in set(ExtentMap.unpack(form.extents).containers):
+            execute("insert into holding values(?,?)", (content_id, container))
+        self._set_size(ino, form.size)
+        self._note(self.reverted, ino, "went back to what its last fsync covered")
+
+    # --- names ------------------------------------------------------------------------------------
+
+    def _return_displaced(self, ino: int, record: Record) -> bool:
+        """The inode that this one displaced by a rename gets its name back."""
+        renamed = _renamed(record)
+        displaced = renamed.displaced
+        query = "select 1 from inode where ino=?"
+        if not displaced or self._database.one(query, (displaced,)) is None:
+            return False
+        names = self._names[ino]
+        place = (renamed.new_parent, renamed.new_name)
+        place = place if place in names else names[0]
+        statement = "update dentry set ino=? where parent=? and name=?"
+        self._database.execute(statement, (displaced, *place))
+        names.remove(place)
+        self._names.setdefault(displaced, []).append(place)
+        self._renamed_rows(ino)
+        self._renamed_rows(displaced)
+        sentence = "got its name back from an unsynced successor"
+        self._note(self.returned, displaced, sentence)
+        if displaced in self._lost:
+            self._put_right(displaced)
+        return True
+
+    def _to_old_name(self, ino: int, undone: Record) -> bool:
+        """Put an inode back where its undone rename had taken it from, if that is free."""
+        database = self._database
+        place = (undone.parent, _renamed(undone).name)
+        taken = "select 1 from dentry where parent=? and name=?"
+        is_there = "select 1 from inode where ino=? and gone is null"
+        if database.one(taken, place) or not database.one(is_there, place[:1]):
+            return False
+        self._last_dentry += 1
+        epoch = database.get_meta("epoch", 1)
+        row = (place[0], self._last_dentry, place[1], ino, epoch)
+        database.execute("insert into dentry values(?,?,?,?,?)", row)
+        self._names[ino].append(place)
+        self._renamed_rows(ino)
+        return True
+
+    def _renamed_rows(self, ino: int) -> None:
+        """Link count, directory and links of an inode as its names say."""
+        execute = self._database.execute
+        names = self._names[ino]
+        attributes = bytearray(self._attributes(ino))
+        attributes[12:16] = len(names).to_bytes(4, "little")
+        parent = names[0][0] if len(names) == 1 else 0
+        execute(
+            "update inode set parent=?,attributes=?,gone=null where ino=?",
+            (parent, bytes(attributes), ino),
+        )
+        execute("delete from link where ino=?", (ino,))
+        if len(names) > 1:
+            for place in names:
+                execute("insert into link values(?,?,?)", (ino, *place))
+
+    def _remove(self, ino: int) -> None:
+        execute = self._database.execute
+        execute("delete from xattr where ino=?", (ino,))
+        execute("delete from inode where ino=?", (ino,))
+
+    def _attributes(self, ino: int) -> bytes:
+        return bytes(self._database.one("select attributes from inode where ino=?", (ino,))[0])
+
+    def _set_size(self, ino: int, size: int) -> None:
+        attributes = bytearray(self._attributes(ino))
+        attributes[16:24] = size.to_bytes(8, "little")
+        statement = "update inode set attributes=? where ino=?"
+        self._database.execute(statement, (bytes(attributes), ino))
+
+    # --- the receipt ------------------------------------------------------------------------------
+
+    def _save(self, ino: int, blob: bytes) -> None:
+        """What is left of a content's bytes goes to lost+found."""
+        target = self._lost_found / f"{self._stamp}-{ino}"
+        if target.exists():
+            target = self._lost_found / f"{self._stamp}-{ino}-before"
+        try:
+            self._trust.save(blob, target)
+        except (OSError, UnifsError) as error:
+            self._note(self.saved, ino, f"nothing of its bytes could be read: {error}")
+            return
+        self._note(self.saved, ino, f"what was left of its bytes is in {target.name}")
+
+    def _note(self, sentences: list[str], ino: int, what: str) -> None:
+        names = self._names.get(ino)
+        if names is None:
+            names = self._database.all("select parent,name from dentry where ino=?", (ino,))
+        named = ", ".join(f"{parent}/{os.fsdecode(name)}" for parent, name in names) or "no name"
+        sentences.append(f"inode {ino} ({named}): {what}")
+
+
+def _renamed(record: Record) -> Renamed:
+    return unpack_rename(record.data)
