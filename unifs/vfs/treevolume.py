@@ -26,7 +26,7 @@ from unifs.errors import (
 from unifs.journal.content import LINKED, SEALED, SYMLINK, LargeContent, SmallContent
 from unifs.journal.log import Op
 from unifs.journal.overlay import Overlay
-from unifs.vfs.tree import INSERT_INODE, fill_attributes, pack_attributes
+from unifs.vfs.tree import INSERT_INODE, clamp_time, fill_attributes, pack_attributes
 from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treenames import TreeNames
@@ -119,6 +119,8 @@ class TreeVolume(TreeNames):
         inode.epoch = epoch
         inode.is_gone = gone is not None
         inode.stored = content
+        # Its record may be any up to now: it counts as sealed when all of these are.
+        inode.seq = self.log.seq
         return inode
 
     def load(self, ino: int) -> TreeInode:
@@ -141,9 +143,9 @@ class TreeVolume(TreeNames):
         if changes.gid is not None:
             attributes.st_gid = changes.gid
         if changes.atime_ns is not None:
-            attributes.st_atime_ns = changes.atime_ns
+            attributes.st_atime_ns = clamp_time(changes.atime_ns)
         if changes.mtime_ns is not None:
-            attributes.st_mtime_ns = changes.mtime_ns
+            attributes.st_mtime_ns = clamp_time(changes.mtime_ns)
         attributes.st_ctime_ns = time.time_ns()
         if inode.pending is None and not inode.is_gone:
             self.writer.commit(inode)
