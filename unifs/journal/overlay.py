@@ -100,6 +100,13 @@ class Overlay:
         """Whether an fsync relies on the proof of bytes in ``[start, end)``."""
         return any(first < end and start < last for first, last in self.proven)
 
+    def give_up_proof(self) -> None:
+        """What was written is too much for a proof: the next fsync needs two rounds."""
+        if self.unsynced is not None:
+            # Marks handed out for this list say nothing of the next one.
+            self.synced_ranges += len(self.unsynced)
+            self.unsynced = None
+
     def ranges_noted(self) -> int:
         """A mark for ``synced``: everything written so far lies before it.
 
@@ -196,7 +203,7 @@ class Overlays:
             written = _write_all(overlay.descriptor, memoryview(data), offset)
         except OSError:
             # Some of it may have overwritten what was there.
-            overlay.unsynced = None
+            overlay.give_up_proof()
             overlay.writes += 1
             raise
         overlay.is_dirty = True
@@ -262,9 +269,7 @@ def _note_unsynced(overlay: Overlay, start: int, end: int) -> None:
     else:
         ranges.append((start, end))
     if len(ranges) > PROOF_RANGES or ranges[-1][1] - ranges[-1][0] > PROOF_BYTES:
-        # Marks handed out for this list say nothing of the next one.
-        overlay.synced_ranges += len(ranges)
-        overlay.unsynced = None
+        overlay.give_up_proof()
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> int:

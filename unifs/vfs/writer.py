@@ -201,6 +201,8 @@ class Writer:
         size = overlay.extents.ends[-1] if overlay.extents.ends else 0
         ranges = [(start, min(end, size)) for start, end in overlay.unsynced if 0 <= start < size]
         if sum(end - start for start, end in ranges) > PROOF_BYTES:
+            # fsync asks the overlay, not the row, whether there is a proof.
+            overlay.give_up_proof()
             return None
         extents, contents = overlay.extents, self.contents
         return prove(ranges, lambda start, end: contents.read_extents(extents, start, end))
