@@ -1,10 +1,10 @@
 """A disk that loses what nobody synced: what a power cut leaves, byte by byte.
 
 While a ``Disk`` is in use it keeps a copy of every file of the state directory as of its last
-fdatasync. ``cut`` then rewrites the files as a cut may leave them: as they were synced, as they are,
-cut off in between, or page by page one or the other; a file that nobody synced may be gone. The
-kernel writes in any order, so each file is decided on its own: a WAL that is there with data that
-are not is the case to fear.
+fdatasync. ``cut`` then rewrites the files as a cut may leave them: as they were synced, as they
+are, cut off in between, or page by page one or the other; a file that nobody synced may be gone.
+The kernel writes in any order, so each file is decided on its own: a WAL that is there with data
+that are not is the case to fear.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE = 4096
-#: Bytes of the disk before a file's first write reached it.
-NOTHING = None
 
 
 class Disk:

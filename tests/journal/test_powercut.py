@@ -229,10 +229,7 @@ async def test_a_power_cut_leaves_old_or_new(tmp_path: Path, seed: int) -> None:
                     await fs.kill()
                     await work.killed()
             await fs.kill(start=False)
-            if seed % 3 == 0:
-                chosen = disk.cut("wal")
-            else:
-                chosen = disk.cut(chance)
+            chosen = disk.cut("wal" if seed % 3 == 0 else chance)
         await fs.start(boot="another")
         told = f"{work.done} {chosen} {fs.receipt}"
         for name, history in work.names.items():

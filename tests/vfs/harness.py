@@ -132,6 +132,7 @@ class FileSystem:
         self.receipt: Receipt | None = None
         self._scope: trio.CancelScope | None = None
         self._ended = trio.Event()
+        self._ahead_s = 0.0
 
     async def __aenter__(self) -> FileSystem:
         self._tasks = trio.open_nursery()
@@ -203,7 +204,8 @@ class FileSystem:
 
     def tick(self) -> None:
         """Everything that upkeep has to do, however soon it would be due."""
-        self.upkeep.tick(time.monotonic() + 3600)
+        self._ahead_s += 3600
+        self.upkeep.tick(time.monotonic() + self._ahead_s)
 
     # --- names ------------------------------------------------------------------------------------
 

@@ -92,9 +92,9 @@ def _contents(fs: FileSystem) -> list[str]:
         named = set(ExtentMap.unpack(extents).containers)
         if not named <= held:
             wrong.append(f"content {content} names containers {named}, holds {held}")
-        for container in named:
-            if not fs.storage.contents.containers.path(container).exists():
-                wrong.append(f"container {container} of content {content} is not there")
+        path = fs.storage.contents.containers.path
+        gone = [container for container in named if not path(container).exists()]
+        wrong += [f"container {container} of content {content} is not there" for container in gone]
     wrong += [f"content {content} has no row" for content in refs if content not in ids]
     wrong += [f"holding of content {row[0]}, which is gone" for row in holding if row[0] not in ids]
     return wrong
@@ -156,10 +156,9 @@ def _inode(inode: TreeInode, row: tuple[int, bytes, bytes]) -> list[str]:
 
 def _rest(fs: FileSystem) -> list[str]:
     writer = fs.writer
-    wrong: list[str] = []
-    for name in ("pending", "touched", "open", "forgotten"):
-        if getattr(writer, name):
-            wrong.append(f"something is left in {name}: {getattr(writer, name)}")
+    tables = {"pending", "touched", "open", "forgotten"}
+    left = {name: getattr(writer, name) for name in tables}
+    wrong = [f"something is left in {name}: {held}" for name, held in left.items() if held]
     containers = fs.storage.contents.containers
     if containers._pinned:
         wrong.append(f"containers are still held: {containers._pinned}")

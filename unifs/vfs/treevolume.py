@@ -25,7 +25,6 @@ from unifs.errors import (
 )
 from unifs.journal.content import LINKED, SEALED, SYMLINK, LargeContent, SmallContent
 from unifs.journal.log import Op
-from unifs.journal.overlay import Overlay
 from unifs.vfs.tree import INSERT_INODE, clamp_time, fill_attributes, pack_attributes
 from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
@@ -162,19 +161,10 @@ class TreeVolume(TreeNames):
         if size > FILE_BYTES_MAX:
             raise TooLarge(f"a file may have up to {FILE_BYTES_MAX} bytes")
         if size != attributes.st_size:
-            if size == 0 and inode.overlay is None:
-                self._empty(inode)
-            else:
-                self.overlays.resize(self.writer.overlay_of(inode), size)
+            self.overlays.resize(self.writer.overlay_to_cut(inode, size), size)
         attributes.st_size = size
         attributes.st_blocks = (size + 511) >> 9
         attributes.st_mtime_ns = time.time_ns()
-
-    def _empty(self, inode: TreeInode) -> None:
-        """Cut off everything without reading it."""
-        overlay = Overlay()
-        overlay.is_dirty = True
-        self.writer.attach(inode, overlay)
 
     def readlink(self, inode: Inode) -> bytes:
         assert isinstance(inode, TreeInode)

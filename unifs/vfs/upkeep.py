@@ -85,7 +85,7 @@ class Upkeep:
             step()
         except WouldBlock:
             return
-        except UnifsError as error:
+        except (UnifsError, OSError) as error:
             if what not in self._failed:
                 self._failed.add(what)
                 log.warning("upkeep failed: what=%s error=%s", what, error)

@@ -111,6 +111,25 @@ class Writer:
         inode.changed_at = time.monotonic()
         self.open[inode.ino] = inode
 
+    def overlay_to_cut(self, inode: TreeInode, size: int) -> Overlay:
+        """The overlay in which the file may be cut to ``size``.
+
+        What a row names is not cut from under it: an overlay that has one is committed and frozen,
+        and a new one begins.
+        """
+        overlay = inode.overlay
+        is_cut = size < inode.attributes.st_size
+        if is_cut and overlay is not None and overlay.content is not None and not inode.is_gone:
+            if overlay.is_dirty and size:
+                self.commit(inode)
+            self.detach(inode)
+        if size == 0 and inode.overlay is None:
+            # Cut off everything without reading it.
+            overlay = Overlay()
+            self.attach(inode, overlay)
+            return overlay
+        return self.overlay_of(inode)
+
     def detach(self, inode: TreeInode) -> None:
         """The overlay is committed and nobody writes: the content speaks for itself."""
         overlay = inode.overlay
