@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import Corrupt, NotFound
+from unifs.errors import Corrupt, DiskFailed, NotFound
 from unifs.ipfs.embedded.segment_file import Descriptor
 from unifs.ipfs.embedded.segments import Place
 from unifs.ipfs.unixfs.builder import leaf_block_parts
@@ -138,6 +138,9 @@ class Containers:
         #: To make the names of new containers durable.
         self.directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.has_new = False
+        #: Containers whose data the disk refused: the kernel forgets what it could not write, so
+        #: that a second fdatasync would lie.
+        self.failed: set[int] = set()
         self._cold: OrderedDict[int, int] = OrderedDict()
         self._pinned: dict[int, list[int]] = {}
         self._lock = threading.Lock()
@@ -156,7 +159,12 @@ class Containers:
         return self._last_id
 
     def hold(self, container: int) -> int:
-        """The descriptor, kept open until as many calls of ``release``."""
+        """The descriptor, kept open until as many calls of ``release``.
+
+        DiskFailed where its data can never be called durable.
+        """
+        if container in self.failed:
+            raise DiskFailed(f"the disk refused data of container {container} before")
         held = self._pinned.get(container)
         if held is None:
             held = self._pinned[container] = [self.descriptor(container), 0]
@@ -313,6 +321,12 @@ class Contents:
 
     def read_extents(self, extents: ExtentMap, offset: int, end: int) -> bytes | memoryview:
         """The bytes of ``[offset, end)``; holes read as zeros."""
+        if end - offset > len(self._buffer):
+            step = len(self._buffer)
+            starts = range(offset, end, step)
+            return b"".join(
+                bytes(self.read_extents(extents, start, min(start + step, end))) for start in starts
+            )
         container = extents.single(offset, end)
         if container != HOLE:
             return self.read_at(self.containers.descriptor(container), offset, end - offset)

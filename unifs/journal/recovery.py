@@ -63,6 +63,8 @@ SUBDIRECTORIES = (
     "select count(*) from dentry d join inode i on i.ino=d.ino"
     " where d.parent=? and substr(hex(substr(i.attributes,2,1)),1,1)='4'"
 )
+#: After ``_sync_closed``.
+CLOSED_IS_DURABLE = "update content set durable_size=size,durable_extents=extents where state=?"
 
 
 @dataclass(slots=True)
@@ -145,6 +147,8 @@ class Recovery:
         if not self._receipt.kept:
             self._remove_nameless()
             self._count_references()
+            if not self._receipt.is_other_boot:
+                self._database.execute(CLOSED_IS_DURABLE, (CLOSED,))
             # Small bytes of every record so far were hashed or synced.
             self._database.set_meta("sealed_seq", max(self._sealed_seq, Log(self._database).seq))
 

@@ -53,7 +53,7 @@ class TreeInode(Inode):
         self.writers = 0
         #: This inode took our name by a rename; our row stays until its content is sealed.
         self.guard: TreeInode | None = None
-        #: Journal record of the present content; 0 if it is older than this start.
+        #: Journal record of the present content, or a later one.
         self.seq = 0
         #: Attributes differ from the row (times of a directory, atime).
         self.is_touched = False

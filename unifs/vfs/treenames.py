@@ -306,6 +306,8 @@ class TreeNames(Volume):
         inode = self._need(parent, name)
         target = self.find(new_parent, new_name)
         self._check_rename(inode, target, new_parent, flags)
+        if target is not None and flags & RENAME_EXCHANGE:
+            self._check_above(target, parent)
         if target is inode:
             return
         for one in (inode, target):
@@ -406,8 +408,6 @@ class TreeNames(Volume):
             elif is_directory:
                 raise NotADirectory
         self._check_above(inode, new_parent)
-        if target is not None and flags & RENAME_EXCHANGE:
-            self._check_above(target, self.inodes.get(inode.parent or new_parent.ino))
 
     def _check_above(self, inode: TreeInode, directory: Inode) -> None:
         """A directory cannot move into itself."""
@@ -425,6 +425,9 @@ class TreeNames(Volume):
         """Nobody refers to this inode any more: an object without a name can go, with its row."""
         inode = self.inodes.hot.get(ino)
         if not isinstance(inode, TreeInode) or not inode.is_gone or inode.opens:
+            return
+        if self.inodes.count(ino):
+            # Closed, but the kernel can open it again through a descriptor without access.
             return
         if inode.overlay is not None:
             self.writer.detach(inode)

@@ -25,8 +25,7 @@ from unifs.errors import (
 )
 from unifs.journal.content import SEALED, SYMLINK, LargeContent, SmallContent
 from unifs.journal.log import Op
-from unifs.journal.overlay import Overlay
-from unifs.vfs.tree import INSERT_INODE, fill_attributes, pack_attributes
+from unifs.vfs.tree import INSERT_INODE, clamp_time, fill_attributes, pack_attributes
 from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treenames import TreeNames
@@ -119,6 +118,8 @@ class TreeVolume(TreeNames):
         inode.epoch = epoch
         inode.is_gone = gone is not None
         inode.stored = content
+        # Its record may be any up to now: it counts as sealed when all of these are.
+        inode.seq = self.log.seq
         return inode
 
     def load(self, ino: int) -> TreeInode:
@@ -141,9 +142,9 @@ class TreeVolume(TreeNames):
         if changes.gid is not None:
             attributes.st_gid = changes.gid
         if changes.atime_ns is not None:
-            attributes.st_atime_ns = changes.atime_ns
+            attributes.st_atime_ns = clamp_time(changes.atime_ns)
         if changes.mtime_ns is not None:
-            attributes.st_mtime_ns = changes.mtime_ns
+            attributes.st_mtime_ns = clamp_time(changes.mtime_ns)
         attributes.st_ctime_ns = time.time_ns()
         if inode.pending is None and not inode.is_gone:
             self.writer.commit(inode)
@@ -160,19 +161,10 @@ class TreeVolume(TreeNames):
         if size > FILE_BYTES_MAX:
             raise TooLarge(f"a file may have up to {FILE_BYTES_MAX} bytes")
         if size != attributes.st_size:
-            if size == 0 and inode.overlay is None:
-                self._empty(inode)
-            else:
-                self.overlays.resize(self.writer.overlay_of(inode), size)
+            self.overlays.resize(self.writer.overlay_to_cut(inode, size), size)
         attributes.st_size = size
         attributes.st_blocks = (size + 511) >> 9
         attributes.st_mtime_ns = time.time_ns()
-
-    def _empty(self, inode: TreeInode) -> None:
-        """Cut off everything without reading it."""
-        overlay = Overlay()
-        overlay.is_dirty = True
-        self.writer.attach(inode, overlay)
 
     def readlink(self, inode: Inode) -> bytes:
         assert isinstance(inode, TreeInode)
