@@ -1,18 +1,19 @@
 """Contents: the immutable bytes that inodes point to, and where they lie.
 
-Four kinds stand in an inode's row, told apart by their first byte:
+Five kinds stand in an inode's row, told apart by their first byte:
 
 * nothing: an empty file;
 * small (1): at most ``SMALL_BYTES`` in a CAR section of a segment, named by its sha2-256;
 * large (2): a row of ``content`` whose extents lie in containers, files below ``data/``;
 * symlink (3): the target itself;
 * linked (4): a CID whose blocks the node keeps; it stays that CID until first written;
-* expanded (5): of a directory that was linked, whose names have rows now.
+* expanded (5): of a directory that was linked, whose names have rows now;
+* remote (6): size and version of bytes that only the mount's backend and the cache have.
 
 Reads are inline where the page cache has the bytes (``preadv(RWF_NOWAIT)``: 1 µs for 4 KiB, against
 57 µs for a thread) and raise WouldBlock where the disk must be waited for. A small content is
-hashed at its first read since start, a sealed large one leaf by leaf; what was hashed when sealed is
-not hashed again.
+hashed at its first read since start, a sealed large one leaf by leaf; what was hashed when it was
+sealed is not hashed again.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ if TYPE_CHECKING:
 
 SMALL_BYTES = 64 << 10
 
-SMALL, LARGE, SYMLINK, LINKED, EXPANDED = 1, 2, 3, 4, 5
+SMALL, LARGE, SYMLINK, LINKED, EXPANDED, REMOTE = 1, 2, 3, 4, 5, 6
 CLOSED, SEALED = 1, 2
 
 _SMALL = struct.Struct("<BIQI32s")
 _LARGE = struct.Struct("<BQ")
+_REMOTE = struct.Struct("<BQ")
 
 #: Descriptors of containers kept open besides those of open files.
 DESCRIPTORS_MAX = 512
@@ -104,6 +106,16 @@ def symlink_blob(target: bytes) -> bytes:
 def linked_blob(cid: bytes) -> bytes:
     """The content column of a file linked by its CID."""
     return bytes((LINKED,)) + cid
+
+
+def remote_blob(size: int, version: str) -> bytes:
+    """The content column of a file whose bytes are at its backend."""
+    return _REMOTE.pack(REMOTE, size) + version.encode("utf-8", "surrogateescape")
+
+
+def remote_size(blob: bytes) -> int:
+    """The size in a remote file's content column."""
+    return int(_REMOTE.unpack_from(blob)[1])
 
 
 def small_content(blob: bytes) -> SmallContent:

@@ -244,7 +244,7 @@ class Recovery:
     def _count_references(self) -> None:
         """How often each large content is named, from the rows that name them."""
         counts: dict[int, int] = {}
-        for table in ("inode", "inode_past"):
+        for table in ("inode", "inode_past", "remote"):
             query = f"select content from {table} where substr(content,1,1)=x'02'"
             for (content,) in self._database.rows(query):
                 content_id = int.from_bytes(content[1:9], "little")

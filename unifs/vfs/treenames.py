@@ -31,6 +31,7 @@ from unifs.vfs.volume import Volume
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unifs.journal.log import Log, WaitingLog
     from unifs.types import Attributes, Caller
     from unifs.vfs.inodes import Inodes
     from unifs.vfs.tree import Batch
@@ -48,6 +49,9 @@ DELETE_LINK = "delete from link where ino=? and parent=? and name=?"
 class TreeNames(Volume):
     """The names of one tree volume."""
 
+    #: What this volume's inodes are.
+    inode_type: type[TreeInode] = TreeInode
+
     def __init__(
         self, name: str, mount_id: int, writer: Writer, factory: Callable[[], Attributes]
     ) -> None:
@@ -56,7 +60,8 @@ class TreeNames(Volume):
         self.writer = writer
         self.storage = writer.storage
         self.tree = writer.tree
-        self.log = writer.log
+        #: Where this volume's records go; a mount with a backend has them wait for it.
+        self.log: Log | WaitingLog = writer.log
         self.contents = writer.contents
         self.overlays = writer.overlays
         self.inodes: Inodes = writer.inodes
@@ -124,7 +129,7 @@ class TreeNames(Volume):
         attributes.st_blksize = 1 << 20
         attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = now
         attributes.entry_timeout = attributes.attr_timeout = self.timeout_s
-        inode = TreeInode(ino, self, attributes)
+        inode = self.inode_type(ino, self, attributes)
         inode.epoch = self.tree.epoch
         return inode
 
@@ -332,6 +337,8 @@ class TreeNames(Volume):
         self._move(inode, (parent.ino, name), (new_parent.ino, new_name), batch)
         renamed = Renamed(new_parent.ino, displaced, bool(flags & RENAME_EXCHANGE), name, new_name)
         batch.append(self.log.row(Op.RENAME, inode.ino, parent.ino, pack_rename(renamed)))
+        if target is not None:
+            self.note_displaced(target, renamed, parent.ino, batch)
         try:
             tree.commit(batch, frees=displaced != 0)
         except BaseException:
@@ -343,6 +350,11 @@ class TreeNames(Volume):
         inode.name = new_name
         self.writer.mark(self.mount_id, parent.ino, name)
         self.writer.mark(self.mount_id, new_parent.ino, new_name)
+
+    def note_displaced(
+        self, target: TreeInode, renamed: Renamed, old_parent: int, batch: Batch
+    ) -> None:
+        """Statements of its own for an inode whose name a rename took."""
 
     def _move(
         self, inode: TreeInode, old: tuple[int, bytes], new: tuple[int, bytes], batch: Batch

@@ -98,6 +98,10 @@ class TreeLoader(Volume):
 class TreeVolume(TreeNames):
     """A writable volume of the tree."""
 
+    #: What opening a file and a directory gives.
+    handle_type: type[TreeHandle] = TreeHandle
+    directory_type: type[TreeDirectory] = TreeDirectory
+
     def __init__(
         self, name: str, mount_id: int, writer: Writer, factory: Callable[[], Attributes]
     ) -> None:
@@ -188,7 +192,7 @@ class TreeVolume(TreeNames):
                 cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
                 inode.attributes.st_mode = mode & ~cleared
             inode.attributes.st_ctime_ns = inode.attributes.st_mtime_ns
-        return TreeHandle(inode, self, access != os.O_WRONLY, can_write)
+        return self.handle_type(inode, self, access != os.O_WRONLY, can_write)
 
     def create(
         self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller
@@ -198,12 +202,12 @@ class TreeVolume(TreeNames):
         inode = self.new_inode(parent, mode | stat.S_IFREG, caller)
         self.add_pending(parent, name, inode)
         access = flags & os.O_ACCMODE
-        return inode, TreeHandle(inode, self, access != os.O_WRONLY, access != os.O_RDONLY)
+        return inode, self.handle_type(inode, self, access != os.O_WRONLY, access != os.O_RDONLY)
 
     def opendir(self, inode: Inode) -> TreeDirectory:
         if not stat.S_ISDIR(inode.attributes.st_mode):
             raise NotADirectory
-        return TreeDirectory(inode, self)  # type: ignore[arg-type]
+        return self.directory_type(inode, self)  # type: ignore[arg-type]
 
     def read_linked(self, inode: TreeInode, offset: int, size: int) -> bytes | memoryview:
         """Bytes of a file that is linked by its CID; a volume with a node knows them."""

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from unifs.errors import DiskFailed
-from unifs.journal.content import CLOSED, LINKED, LargeContent, SmallContent, large_id
+from unifs.journal.content import CLOSED, LINKED, REMOTE, LargeContent, SmallContent, large_id
 from unifs.journal.log import Op, pack_pair, unpack_rename
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
@@ -99,7 +99,7 @@ class Writer:
         """
         overlay = inode.overlay
         if overlay is None:
-            if inode.stored and inode.stored[0] == LINKED:
+            if inode.stored and inode.stored[0] in (LINKED, REMOTE):
                 inode.volume.materialize(inode)  # type: ignore[attr-defined]
             content = self.content_of(inode)
             if isinstance(content, SmallContent):
@@ -238,6 +238,7 @@ class Writer:
         attributes = inode.attributes
         attributes.st_blocks = (attributes.st_size + 511) >> 9
         tree = self.tree
+        log_ = inode.volume.log  # type: ignore[attr-defined]
         packed = pack_attributes(attributes)
         ino = inode.ino
         mount = inode.volume.mount_id  # type: ignore[attr-defined]
@@ -245,16 +246,16 @@ class Writer:
             parent, name = inode.pending
             batch.append((INSERT_INODE, (ino, mount, parent, tree.epoch, packed, blob)))
             batch.append(tree.add_name(parent, name, ino))
-            batch.append(self.log.row(Op.CREATE, ino, parent, name))
+            batch.append(log_.row(Op.CREATE, ino, parent, name))
             return
         if inode.epoch != tree.epoch:
             tree.keep_inode(batch, ino, inode.stored)
         batch.append((UPDATE_INODE, (inode.parent, tree.epoch, packed, blob, ino)))
         if blob != inode.stored or inode.overlay is not None:
             data = pack_pair(inode.stored, blob)
-            batch.append(self.log.row(Op.CONTENT, ino, inode.parent, data))
+            batch.append(log_.row(Op.CONTENT, ino, inode.parent, data))
         else:
-            batch.append(self.log.row(Op.SETATTR, ino, inode.parent, packed))
+            batch.append(log_.row(Op.SETATTR, ino, inode.parent, packed))
 
     def committed(self, inode: TreeInode, content: Content | None, blob: bytes) -> None:
         """The batch is committed: memory follows."""
