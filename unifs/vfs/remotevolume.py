@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 
 UNLISTED, PARTIAL, COMPLETE = 0, 1, 2
 
-INSERT_REMOTE = "insert or replace into remote values(?,?,?,?,?,?,?)"
+INSERT_REMOTE = (
+    "insert or replace into remote(ino,path,version,checked_ns,listing,cursor,listed_ns)"
+    " values(?,?,?,?,?,?,?)"
+)
 SET_LISTING = "update remote set listing=?,cursor=?,listed_ns=? where ino=?"
 
 
