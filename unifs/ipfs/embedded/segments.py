@@ -34,6 +34,7 @@ from unifs.ipfs.embedded.sections import (
     RAW_PREFIX,
     Gap,
     Head,
+    read_data_end,
     read_exactly,
     varint,
     walk_index,
@@ -127,6 +128,9 @@ class Segments:
         names = (name for name in os.listdir(self.directory) if name.endswith(".car"))
         numbers = sorted(int(name[:-4]) for name in names if name[:-4].isdigit())
         for number in numbers:
+            if number != numbers[-1] and (end := self._end_of_closed(number)) is not None:
+                self._ends[number] = end
+                continue
             file, is_closed, damages = SegmentFile.load(self._path(number), number)
             self.damages += damages
             self._ends[number] = file.end
@@ -136,6 +140,12 @@ class Segments:
             if number == numbers[-1] and is_sound and not self._is_full(file, 0):
                 os.ftruncate(file.fd, file.end)
                 self._files[number] = self._open = file
+
+    def _end_of_closed(self, segment: int) -> int | None:
+        """Where the sections of a segment with a footer end; None if it has to be looked at."""
+        if self._path(segment).with_suffix(FAILED_SUFFIX).exists():
+            return None
+        return read_data_end(Descriptor(os.open(self._path(segment), os.O_RDONLY | os.O_CLOEXEC)))
 
     # --- appending ------------------------------------------------------------------------------
 
@@ -269,15 +279,20 @@ class Segments:
                     begin, skip = len(HEADER), 0
                 self._resume = (segment, file.end, len(file.index))
                 return bytes(memoryview(file.index)[skip:]), begin
-        file, _, _ = SegmentFile.load(self._path(segment), segment)
+        try:
+            file, _, damages = SegmentFile.load(self._path(segment), segment)
+        except OSError as error:
+            raise named(error) from error
+        with self._lock:
+            self.damages += [damage for damage in damages if damage not in self.damages]
         return bytes(file.index), len(HEADER)
 
     # --- durability -----------------------------------------------------------------------------
 
     def sync_target(self) -> SyncTarget | None:
-        """What has to be synced so that everything appended so far survives power loss.
+        """What to sync so that everything appended so far survives power loss; None if nothing.
 
-        None if that is nothing. Cheap: call it on the event loop, and its ``run`` in a thread.
+        Cheap: call it on the event loop, and its ``run`` in a thread.
         """
         with self._lock:
             if self._unsynced() == 0:
