@@ -78,8 +78,7 @@ class SegmentStatistics:
 class SyncTarget:
     """What one flush round brings to disk: everything appended before it was made.
 
-    ``fd`` is the open segment's, ``position`` its end at that time; full segments and the directory
-    are included in ``run``.
+    ``fd`` is the open segment's, ``position`` its end then; ``run`` does all that is needed.
     """
 
     __slots__ = ("_run", "fd", "position", "segment")
@@ -150,9 +149,9 @@ class Segments:
     # --- appending ------------------------------------------------------------------------------
 
     def append(self, cid_binary: bytes, data: bytes | memoryview) -> Place:
-        """Append one block; its bytes are in the page cache when this returns.
+        """Append one block, to the page cache; nothing is hashed here.
 
-        NoSpace and DiskFailed leave the segment as it was. Nothing is hashed here.
+        NoSpace and DiskFailed leave the segment as it was.
         """
         length = len(data)
         return self._append(varint(len(cid_binary) + length) + cid_binary, data, length)
@@ -259,7 +258,7 @@ class Segments:
                 yield entry.cid_binary, Place(segment, entry.offset, entry.length)
 
     def gaps(self, segment: int) -> list[Gap]:
-        """The byte ranges of ``segment`` that were found to be no section."""
+        """The byte ranges of ``segment`` that are no section."""
         return [entry for entry in self._walk(segment, 0) if isinstance(entry, Gap)]
 
     def _walk(self, segment: int, start_offset: int) -> Iterator[Head | Gap]:
@@ -368,9 +367,9 @@ class Segments:
     def roll(self) -> None:
         """Let the next append begin a new segment, so that the present one can be collected."""
         with self._lock:
-            if self._open is not None and self._open.entries:
-                self._ends[self._open.number] = self._open.end
-                self._open = None
+            file, self._open = self._open, None
+            if file is not None:
+                self._ends[file.number] = file.end
 
     def close(self) -> None:
         """Sync, write the open segment's footer and let go of all descriptors. Blocks."""
