@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fuse.conftest import PATIENCE_S, REPOSITORY, Mounts, until
-from unifs.driver import fusectl, mounting, unmounting
+from unifs.driver import fusectl, mounting, session, unmounting
 from unifs.driver.mountinfo import MNT_DETACH, mount, mounted_at, umount
 from unifs.driver.unmounting import umount_command
+from unifs.errors import Busy, DeadlineExceeded, MountFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -356,3 +358,68 @@ def _copied_namespace() -> Iterator[int]:
             yield process.pid
         finally:
             process.kill()
+
+
+# --- a user's way, through fusermount3 ------------------------------------------------------------
+
+
+@pytest.fixture
+def as_user(monkeypatch: pytest.MonkeyPatch, mounts: Mounts) -> None:
+    """Take the way that users other than root have to take."""
+    if shutil.which("fusermount3") is None:
+        pytest.skip("fusermount3 is not installed")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+
+@pytest.mark.usefixtures("as_user")
+def test_a_user_unmounts_through_fusermount3(mounts: Mounts) -> None:
+    mounted = mounts.start("tests.driver.ramfs")
+    with subprocess.Popen(["sleep", "60"], cwd=mounted.path) as user:
+        with pytest.raises(Busy, match=r"is in use by sleep \(pid \d+\)"):
+            umount_command(mounted.path, wait=True)
+        user.kill()
+    assert umount_command(mounted.path, wait=True) == 0
+    assert mounted.process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.usefixtures("as_user")
+def test_a_user_removes_a_dead_mount(mounts: Mounts) -> None:
+    mounted = mounts.start("tests.driver.ramfs")
+    assert mounted.end(signal.SIGKILL) == -signal.SIGKILL
+    mounting.remove_dead(str(mounted.path))
+    assert mounted_at(str(mounted.path)) is None
+
+
+@pytest.mark.usefixtures("as_user")
+def test_a_session_of_a_user_is_taken_out_of_the_namespace(mounts: Mounts) -> None:
+    mounted = mounts.start("tests.driver.ramfs")
+    session.detach(str(mounted.path))
+    assert mounted.process.wait(PATIENCE_S) == 0
+    with pytest.raises(MountFailed, match=r"not found|not mounted|Invalid"):
+        session.detach(str(mounted.path))
+
+
+def test_without_fusermount3_a_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MountFailed, match="not installed"):
+        session.fusermount("/nowhere", "-u")
+
+
+# --- a daemon that is there and does not answer ---------------------------------------------------
+
+
+def test_a_frozen_tree_is_neither_covered_nor_taken_for_dead(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounting, "ANSWER_S", 0.2)
+    assert commands.mount() == (0, "")
+    daemon = commands.daemon()
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        with pytest.raises(DeadlineExceeded, match="does not answer"):
+            mounting.check_mount_point(
+                commands.mount_point, mounting.config.load(state=commands.state)
+            )
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    assert commands.umount() == (0, "")

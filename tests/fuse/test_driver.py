@@ -7,6 +7,7 @@ import mmap
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -167,8 +168,7 @@ def test_a_frozen_mount_holds_up_nobody_else(
     frozen = Threads()
     for n in range(stuck):
         frozen.run((root / f"frozen{n}").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= stuck, f"{stuck} reads wait")
+    until(lambda: _frozen(mounted) == stuck, f"{stuck} reads wait")
     # All of this ends while the frozen reads still wait: they are released below.
     for n in range(20):
         (root / f"new{n}").write_bytes(b"x" * 100_000)
@@ -189,8 +189,7 @@ def test_a_frozen_mount_has_only_so_many_places(mounts: Mounts) -> None:
     frozen = Threads()
     for n in range(4):
         frozen.run((root / f"frozen{n}").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= 4, "4 reads wait")
+    until(lambda: _frozen(mounted) == 4, "4 reads wait")
     for n in (4, 5):
         with pytest.raises(OSError, match="timed out") as caught:
             (root / f"frozen{n}").read_bytes()
@@ -345,8 +344,7 @@ def test_a_signal_ends_waiting_requests_with_an_answer(
     (mounted.path / "frozen").write_bytes(b"frozen")
     frozen = Threads()
     frozen.run((mounted.path / "frozen").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= 1, "a read waits")
+    until(lambda: _frozen(mounted) == 1, "a read waits")
     assert mounted.end() == 0
     assert frozen.join() == [errno.ENOTCONN]
 
@@ -370,9 +368,8 @@ def test_an_aborted_connection_ends_the_process_though_requests_wait(mounts: Mou
     (mounted.path / "frozen").write_bytes(b"frozen")
     frozen = Threads()
     frozen.run((mounted.path / "frozen").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= 1, "a read waits")
-    connection.abort()
+    until(lambda: _frozen(mounted) == 1, "a read waits")
+    fusectl.Connection.of(_found(mounted)).abort()
     assert mounted.process.wait(PATIENCE_S) == 0
     assert len(frozen.join()) == 1
 
@@ -434,6 +431,119 @@ def test_another_pyfuse3_is_served_by_its_own_loop(
     assert f"request loop=stock reason='{reason}" in mounted.logged()
 
 
+# --- telling the kernel -------------------------------------------------------------------------
+
+
+def test_what_changed_elsewhere_is_seen_once_the_kernel_is_told(
+    mounts: Mounts, loop: tuple[str, ...]
+) -> None:
+    file = start(mounts, *loop).path / "file"
+    file.write_bytes(b"old")
+    assert file.read_bytes() == b"old"
+    os.setxattr(file, "user.change", b"new")
+    assert file.read_bytes() == b"old"
+    os.setxattr(file, "user.forget", b"")
+    until(lambda: file.read_bytes() == b"new", "the kernel has forgotten")
+
+
+def test_a_name_is_asked_for_again_once_the_kernel_is_told(
+    mounts: Mounts, loop: tuple[str, ...]
+) -> None:
+    mounted = start(mounts, *loop)
+    file = mounted.path / "file"
+    file.touch()
+    mounted.fault("lookup value")
+    assert file.exists()
+    os.setxattr(mounted.path, "user.forget-name", b"1/file")
+    until(lambda: _errno_of(file.stat) == errno.EIO, "the kernel asks again")
+
+
+def test_an_invalidation_that_blocks_holds_up_nobody(mounts: Mounts, loop: tuple[str, ...]) -> None:
+    mounted = start(mounts, *loop, "--grace", "0.2")
+    root = mounted.path
+    directory = root / "directory"
+    directory.mkdir()
+    (root / "file").write_bytes(b"data")
+    threads = Threads()
+    threads.run((directory / "stuck").stat)
+    until(lambda: _frozen(mounted) == 1, "a look-up waits")
+    # The kernel holds the directory for the look-up, so the notification waits for it.
+    name = f"{directory.stat().st_ino}/stuck".encode()
+    os.setxattr(root / "file", "user.forget-name", name)
+    for n in range(20):
+        (root / f"new{n}").write_bytes(b"data")
+        assert (root / f"new{n}").read_bytes() == b"data"
+    assert threads.answers == []
+    assert mounted.end() == 0
+    assert threads.join() == [errno.ENOTCONN]
+    assert "Traceback" not in mounted.logged()
+
+
+# --- how it is mounted --------------------------------------------------------------------------
+
+
+def test_read_only(mounts: Mounts) -> None:
+    root = start(mounts, "--read-only").path
+    with pytest.raises(OSError, match="Read-only"):
+        (root / "file").touch()
+    assert os.statvfs(root).f_flag & os.ST_RDONLY
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_other_users_are_let_in_only_if_asked(mounts: Mounts, is_allowed: bool) -> None:
+    mounted = start(mounts, *(["--allow-other"] if is_allowed else []))
+    (mounted.path / "file").write_bytes(b"data")
+    # The directories above belong to pytest; a descriptor gets around them.
+    look = "import os,sys; os.setuid(65534); os.stat('file', dir_fd=int(sys.argv[1]))"
+    descriptor = os.open(mounted.path, os.O_PATH)
+    result = subprocess.run(
+        [sys.executable, "-c", look, str(descriptor)],
+        pass_fds=[descriptor],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    os.close(descriptor)
+    assert (result.returncode == 0) == is_allowed
+    assert ("Permission denied" in result.stderr) != is_allowed
+
+
+def test_permissions_are_the_kernels(mounts: Mounts) -> None:
+    mounted = start(mounts, "--allow-other")
+    (mounted.path / "file").write_bytes(b"data")
+    (mounted.path / "file").chmod(0o600)
+    read = "import os,sys; os.setuid(65534); os.open('file', 0, dir_fd=int(sys.argv[1]))"
+    descriptor = os.open(mounted.path, os.O_PATH)
+    result = subprocess.run(
+        [sys.executable, "-c", read, str(descriptor)],
+        pass_fds=[descriptor],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    os.close(descriptor)
+    assert "Permission denied" in result.stderr
+
+
+def test_a_daemon_that_fails_leaves_its_mount_point_dead(
+    mounts: Mounts, loop: tuple[str, ...]
+) -> None:
+    mounted = start(mounts, *loop, "--crash")
+    assert mounted.process.wait(PATIENCE_S) == 1
+    assert "the daemon fails" in mounted.logged()
+    # An empty directory there could be taken for a tree without files.
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(mounted.path)
+
+
+def _errno_of(call: Callable[[], Any]) -> int:
+    try:
+        call()
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
 def _found(mounted: Mounted) -> Any:
     found = mounted_at(str(mounted.path))
     assert found is not None
@@ -441,8 +551,9 @@ def _found(mounted: Mounted) -> Any:
     return found
 
 
-def _waiting(connection: fusectl.Connection) -> int:
-    return int((connection.directory / "waiting").read_text())
+def _frozen(mounted: Mounted) -> int:
+    """How many requests wait for a thaw."""
+    return int(os.getxattr(mounted.path, "user.frozen"))
 
 
 def _drop_pages(path: Path) -> None:
