@@ -181,7 +181,7 @@ class Vfs:
         except KeyError:
             raise BadHandle from None
 
-    def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
+    def read(self, fh: int, offset: int, size: int) -> bytes | bytearray | memoryview:
         try:
             handle = self._handles[fh]
         except KeyError:

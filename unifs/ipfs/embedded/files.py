@@ -39,7 +39,8 @@ _NOT_NOW: Final = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class _Span(NamedTuple):
-    """A verified leaf in a segment: the file's bytes from ``start`` to ``end`` lie ``shift`` further.
+    """A verified leaf in a segment: the file's bytes from ``start`` to ``end`` lie ``shift``
+    further.
 
     Sections never change and ``fd`` keeps their file, so a span stays true whatever is collected.
     """
