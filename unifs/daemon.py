@@ -1,8 +1,9 @@
 """The composition root: from settings to a served tree, everything in one nursery.
 
 ``run`` is what the mount command's child process calls. Order of opening: state directory (lock,
-database, recovery), node, volumes, control socket, FUSE session; closing is the reverse, so that the
-state is closed clean only after the kernel can send nothing more. No other module knows all parts.
+database, recovery), node, volumes, control socket, FUSE session; closing is the reverse, so that
+the state is closed clean only after the kernel can send nothing more. No other module knows all
+parts.
 """
 
 from __future__ import annotations

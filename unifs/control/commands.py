@@ -105,7 +105,6 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
             type=kind,
             required=is_required,
             nargs=-1 if parameter.is_list else 1,
-            default=None,
             metavar=metavar if is_required else f"[{metavar}]",
             help=_sentence(parameter.param.help),
         )

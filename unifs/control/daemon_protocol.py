@@ -61,7 +61,7 @@ class MountInfo(Answer):
     source: str
     is_read_only: bool
     durability: str
-    unsynced: int = 0
+    unsynced_changes: int = 0
     unsynced_bytes: int = 0
 
 
@@ -122,7 +122,7 @@ class StatusReport(Answer):
     resident_bytes: int
     stored_bytes: int
     storage_limit_bytes: int | None
-    unsynced: int
+    unsynced_changes: int
     unsynced_bytes: int
     mounts: list[MountInfo]
     warnings: list[str] = []

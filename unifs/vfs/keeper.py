@@ -62,7 +62,7 @@ class Keeper:
 
     def _small_blobs(self) -> Iterator[bytes]:
         database = self.storage.database
-        for table in ("inode", "inode_past"):
+        for table in ("inode", "inode_past", "remote"):
             for (blob,) in database.rows(f"select content from {table} where {_IS_SMALL}"):
                 yield blob
         for record in self.storage.log.records(self.storage.flusher.sealed_seq):
@@ -81,7 +81,7 @@ class Keeper:
         to = {(old.segment, old.offset): new for old, new in moves}
         batch: Batch = []
         database = self.storage.database
-        for table, key in (("inode", "ino"), ("inode_past", "ino,until")):
+        for table, key in (("inode", "ino"), ("inode_past", "ino,until"), ("remote", "ino")):
             query = f"select {key},content from {table} where {_IS_SMALL}"
             where = " and ".join(f"{column}=?" for column in key.split(","))
             for *keys, blob in database.rows(query):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import hashlib
 import os
-import resource
 import threading
 from typing import TYPE_CHECKING
 
@@ -17,8 +15,9 @@ from unifs.errors import Corrupt, DiskFailed, NoSpace, NotFound
 from unifs.ipfs.embedded.sections import HEADER, RAW_PREFIX, Gap
 from unifs.ipfs.embedded.segments import DESCRIPTORS_MAX, Damage, Place, Segments
 
+from .stores import file_size_limit
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 CONTENTS = [b"", b"a", b"b" * 91, b"c" * 92, b"d" * 300, bytes(40), b"last"]
@@ -52,16 +51,6 @@ def crash(segments: Segments) -> None:
     """Forget the object as kill -9 would: no footer, no sync."""
     segments._open = None
     segments._files.clear()
-
-
-@contextlib.contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_appended_blocks_are_read_back_and_found(tmp_path: Path) -> None:
@@ -138,7 +127,6 @@ def test_a_round_syncs_data_footers_and_the_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    names = {}
     for call in ("fdatasync", "fsync"):
         real = getattr(os, call)
 
@@ -151,7 +139,6 @@ def test_a_round_syncs_data_footers_and_the_directory(
     append_all(segments, [b"d" * 200, b"e" * 200])
     target = segments.sync_target()
     assert target is not None
-    assert names == {}
     target.run()
     assert calls[:2] == ["fdatasync 1.car", "fdatasync 2.car"]
     assert set(calls[2:]) == {"fsync dir"}
@@ -186,6 +173,15 @@ def test_a_failed_sync_is_never_followed_by_success(
     assert (segments.is_synced(lost), segments.is_synced(kept)) == (False, True)
     assert segments.read(lost) == b"lost"
     assert found(segments) == expected([b"lost", b"kept"])
+    crash(segments)
+    again = Segments(tmp_path)
+    assert again.read(lost) == b"lost"
+    target = again.sync_target()
+    assert target is not None
+    target.run()
+    assert (again.is_synced(lost), again.is_synced(kept)) == (False, True)
+    again.remove(lost.segment)
+    assert sorted(os.listdir(tmp_path)) == ["2.car"]
 
 
 def test_torn_tail_at_every_byte(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ appended to again: what follows goes to a new file.
 Durability: an append is in the page cache. ``sync_target`` says what a flush round has to sync, its
 ``run`` does that in a thread, and ``is_synced`` answers for one place. An error while syncing makes
 that segment *failed*: never called durable again, never appended to, never synced again (the kernel
-drops the dirty flag of pages it could not write, so that a second fdatasync would lie).
+drops the dirty flag of pages it could not write, so that a second fdatasync would lie). A file
+``<n>.failed`` tells later processes. A footer is written only after its data are synced.
 
 Locks: ``_lock`` around the state, held for an append's pwritev (uncontended 50 ns); ``_round``
 serializes flush rounds and is taken before ``_lock``. Appends may come from any thread. Nothing of
@@ -37,7 +38,7 @@ from unifs.ipfs.embedded.sections import (
     varint,
     walk_index,
 )
-from unifs.ipfs.embedded.segment_file import Damage, Descriptor, SegmentFile, named
+from unifs.ipfs.embedded.segment_file import FAILED_SUFFIX, Damage, Descriptor, SegmentFile, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,14 +124,14 @@ class Segments:
             raise named(error) from error
 
     def _load(self) -> None:
-        names = (name.removesuffix(".car") for name in os.listdir(self.directory))
-        numbers = sorted(int(name) for name in names if name.isdigit())
+        names = (name for name in os.listdir(self.directory) if name.endswith(".car"))
+        numbers = sorted(int(name[:-4]) for name in names if name[:-4].isdigit())
         for number in numbers:
             file, is_closed, damages = SegmentFile.load(self._path(number), number)
             self.damages += damages
             self._ends[number] = file.end
-            is_sound = all(damage.is_torn_tail for damage in damages)
-            if not is_closed:
+            is_sound = all(damage.is_torn_tail for damage in damages) and not file.is_failed
+            if file.is_failed or not is_closed:
                 self._files[number] = file
             if number == numbers[-1] and is_sound and not self._is_full(file, 0):
                 os.ftruncate(file.fd, file.end)
@@ -304,10 +305,10 @@ class Segments:
                 full = [file for file in files if file is not self._open]
                 opened = [file for file in files if file is self._open and file.number == segment]
                 names = self._names_made
-            for file in full:
-                self._attempt(file, file.close_with_footer)
             for file in (*full, *opened):
                 self._attempt(file, file.sync)
+            for file in full:
+                self._attempt(file, file.close_with_footer)
             if names != self._names_synced:
                 for file in (*full, *opened):
                     self._attempt(file, self._sync_directory)
@@ -323,7 +324,7 @@ class Segments:
         try:
             step()
         except OSError as error:
-            file.is_failed = True
+            file.fail()
             raise named(error) from error
 
     def _sync_directory(self) -> None:
@@ -342,10 +343,10 @@ class Segments:
             self._ends.pop(segment, None)
             self._files.pop(segment, None)
             self._descriptors.pop(segment, None)
+            path = self._path(segment)
             try:
-                os.unlink(self._path(segment))
-            except FileNotFoundError:
-                return
+                path.unlink(missing_ok=True)
+                path.with_suffix(FAILED_SUFFIX).unlink(missing_ok=True)
             except OSError as error:
                 raise named(error) from error
 
