@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 #: Rows that are aligned together; longer tables come in parts, so that memory stays bounded.
 ROWS_MAX: Final = 1000
-_MOMENTS: Final = {"time_s", "mtime_s", "created_s"}
+_MOMENTS: Final = {"time_s", "mtime_s", "created_s", "oldest_unsynced_s"}
+_HEADINGS: Final = {"mtime_s": "modified", "unsynced": "unsynced changes"}
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -54,10 +55,12 @@ def duration(seconds: float) -> str:
 
 def heading(field: str) -> str:
     """A field's name for people: without its unit, which its value shows."""
+    if field in _HEADINGS:
+        return _HEADINGS[field]
     for unit in ("_bytes", "_s"):
         if field.endswith(unit):
             field = field.removesuffix(unit)
-    return {"mtime": "modified"}.get(field, field).removeprefix("is_").replace("_", " ")
+    return field.removeprefix("is_").replace("_", " ")
 
 
 def value(field: str, given: Any) -> str:
