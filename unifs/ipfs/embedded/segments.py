@@ -119,6 +119,9 @@ class Segments:
         self._resume = (0, 0, 0)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Held open: a lack of descriptors must not fail a flush round.
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            self._directory = Descriptor(os.open(directory, flags))
             self._load()
         except OSError as error:
             raise named(error) from error
@@ -328,8 +331,7 @@ class Segments:
             raise named(error) from error
 
     def _sync_directory(self) -> None:
-        fd = Descriptor(os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        os.fsync(fd)
+        os.fsync(self._directory)
 
     # --- life -----------------------------------------------------------------------------------
 
