@@ -165,7 +165,7 @@ class Tree:
         # All rows are fetched: a statement that is not finished keeps its snapshot, and the WAL
         # could never start over.
         query = "select ino from dentry where parent=? and name=?"
-        rows = self.database.execute(query, (parent, name)).fetchall()
+        rows: list[Any] = self.database.execute(query, (parent, name)).fetchall()
         return int(rows[0][0]) if rows else 0
 
     def inode_row(self, ino: int) -> Any:

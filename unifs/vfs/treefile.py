@@ -40,7 +40,7 @@ class TreeHandle(Handle):
         if can_write:
             inode.writers += 1
 
-    def read(self, offset: int, size: int) -> bytes | memoryview:
+    def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
         inode: TreeInode = self.inode  # type: ignore[assignment]
         if not self.can_read:
             raise BadHandle
@@ -115,11 +115,10 @@ class TreeHandle(Handle):
         inode.opens -= 1
         if self.can_write:
             inode.writers -= 1
-        is_still_read = inode.is_gone and inode.opens
-        if inode.writers == 0 and inode.overlay is not None and not inode.is_dirty():
-            # No row knows what was written to a file without a name: its readers need the overlay.
-            if not is_still_read:
-                self.volume.writer.detach(inode)
+        # No row knows what was written to a file without a name: its readers need the overlay.
+        is_needed = inode.writers or inode.is_dirty() or (inode.is_gone and inode.opens)
+        if inode.overlay is not None and not is_needed:
+            self.volume.writer.detach(inode)
         if inode.opens == 0 and inode.is_gone:
             self.volume.forgotten(inode.ino)
 

@@ -29,14 +29,14 @@ from unifs.vfs.tree import INSERT_INODE, clamp_time, fill_attributes, pack_attri
 from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treenames import TreeNames
-from unifs.vfs.volume import Volume
+from unifs.vfs.volume import DirectoryHandle, Handle, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unifs.types import Attributes, Caller, SetAttributes
     from unifs.vfs.tree import Batch
-    from unifs.vfs.volume import Handle, Inode
+    from unifs.vfs.volume import Inode
     from unifs.vfs.writer import Writer
 
 XATTR_NAME_BYTES_MAX = 255
@@ -178,7 +178,7 @@ class TreeVolume(TreeNames):
 
     # --- opening ----------------------------------------------------------------------------------
 
-    def open(self, inode: Inode, flags: int, caller: Caller) -> TreeHandle:
+    def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:
         assert isinstance(inode, TreeInode)
         if stat.S_ISDIR(inode.attributes.st_mode):
             raise IsADirectory
@@ -204,12 +204,14 @@ class TreeVolume(TreeNames):
         access = flags & os.O_ACCMODE
         return inode, self.handle_type(inode, self, access != os.O_WRONLY, access != os.O_RDONLY)
 
-    def opendir(self, inode: Inode) -> TreeDirectory:
+    def opendir(self, inode: Inode) -> DirectoryHandle:
         if not stat.S_ISDIR(inode.attributes.st_mode):
             raise NotADirectory
         return self.directory_type(inode, self)  # type: ignore[arg-type]
 
-    def read_linked(self, inode: TreeInode, offset: int, size: int) -> bytes | memoryview:
+    def read_linked(
+        self, inode: TreeInode, offset: int, size: int
+    ) -> bytes | bytearray | memoryview:
         """Bytes of a file that is linked by its CID; a volume with a node knows them."""
         raise NotAvailableOffline
 
