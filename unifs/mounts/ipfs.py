@@ -94,7 +94,7 @@ class IpfsMount(Mount):
 
     def read_nowait(
         self, path: str, version: Version, offset: int, size: int
-    ) -> bytes | memoryview:
+    ) -> bytes | bytearray | memoryview:
         """As ``read`` where the bytes are verified and in the page cache; else WouldBlock."""
         return self._node.read_nowait(_cid_of(version), offset, size)
 

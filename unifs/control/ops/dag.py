@@ -26,7 +26,7 @@ async def import_(
     emit: Emit[Progress | Imported],
     upload: Upload,
     path: Annotated[
-        str | None, Param("a CAR file; - for the bytes of stdin", place="upload")
+        str | None, Param("a CAR file; - for the bytes of stdin", place="upload", argument=True)
     ] = None,
     identity: Annotated[str | None, Param("device:inode of that file", hidden=True)] = None,
     pin_roots: Annotated[bool, Param("pin the roots that the archive names")] = True,

@@ -186,7 +186,7 @@ class EmbeddedNode:
         )
 
     def _make_durable(self) -> None:
-        self.blocks.sync()
+        self.blocks.sync_all()
         self.blocks.flush()
 
     # --- reading --------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ class EmbeddedNode:
         """The file with this root; WouldBlock where its root block has to be waited for."""
         return self._files.open(cid)
 
-    def read_nowait(self, cid: Cid, offset: int, size: int) -> bytes | memoryview:
+    def read_nowait(self, cid: Cid, offset: int, size: int) -> bytes | bytearray:
         """Bytes of the file with this root; WouldBlock if that would wait."""
         return self._files.read_nowait(cid, offset, size)
 
