@@ -132,6 +132,7 @@ class FileSystem:
         self.receipt: Receipt | None = None
         self._scope: trio.CancelScope | None = None
         self._ended = trio.Event()
+        self._ahead_s = 0.0
 
     async def __aenter__(self) -> FileSystem:
         self._tasks = trio.open_nursery()
@@ -186,12 +187,7 @@ class FileSystem:
 
     async def stop(self) -> None:
         """Clean stop: everything committed and flushed. Open handles end like closed ones."""
-        for inode in [*self.writer.pending.values(), *self.writer.open.values()]:
-            if inode.is_dirty():
-                await complete(self.writer.commit, inode)
-        await complete(self.upkeep.write_times)
-        await self.storage.flusher.flush()
-        await complete(self.upkeep.release)
+        await self.upkeep.finish()
         await self._end_session()
         self.storage.close()
 
@@ -208,7 +204,8 @@ class FileSystem:
 
     def tick(self) -> None:
         """Everything that upkeep has to do, however soon it would be due."""
-        self.upkeep.tick(time.monotonic() + 3600)
+        self._ahead_s += 3600
+        self.upkeep.tick(time.monotonic() + self._ahead_s)
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -430,10 +427,7 @@ class FileSystem:
 def _drop(storage: Storage) -> None:
     """Let go of every descriptor without writing anything, as the end of a process does."""
     database = storage.database
-    if database._thread is not None:
-        database._checkpoints.put(None)
-        database._thread.join()
-        database._thread = None
+    database.stop_checkpoints()
     connection = database._connection
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     keep = ctypes.c_int(1)

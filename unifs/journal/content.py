@@ -1,17 +1,19 @@
 """Contents: the immutable bytes that inodes point to, and where they lie.
 
-Four kinds stand in an inode's row, told apart by their first byte:
+Five kinds stand in an inode's row, told apart by their first byte:
 
 * nothing: an empty file;
 * small (1): at most ``SMALL_BYTES`` in a CAR section of a segment, named by its sha2-256;
 * large (2): a row of ``content`` whose extents lie in containers, files below ``data/``;
 * symlink (3): the target itself;
-* linked (4): a CID whose blocks the node keeps; it stays that CID until first written.
+* linked (4): a CID whose blocks the node keeps; it stays that CID until first written;
+* expanded (5): of a directory that was linked, whose names have rows now;
+* remote (6): size and version of bytes that only the mount's backend and the cache have.
 
 Reads are inline where the page cache has the bytes (``preadv(RWF_NOWAIT)``: 1 µs for 4 KiB, against
-57 µs for a thread) and raise WouldBlock where the disk must be waited for. A small content is hashed at
-its first read since start, a sealed large one leaf by leaf; what was hashed when it was sealed is
-not hashed again.
+57 µs for a thread) and raise WouldBlock where the disk must be waited for. A small content is
+hashed at its first read since start, a sealed large one leaf by leaf; what was hashed when it was
+sealed is not hashed again.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import Corrupt, NotFound
+from unifs.errors import Corrupt, DiskFailed, NotFound
 from unifs.ipfs.embedded.segment_file import Descriptor
 from unifs.ipfs.embedded.segments import Place
 from unifs.ipfs.unixfs.builder import leaf_block_parts
@@ -44,11 +46,12 @@ if TYPE_CHECKING:
 
 SMALL_BYTES = 64 << 10
 
-SMALL, LARGE, SYMLINK, LINKED = 1, 2, 3, 4
+SMALL, LARGE, SYMLINK, LINKED, EXPANDED, REMOTE = 1, 2, 3, 4, 5, 6
 CLOSED, SEALED = 1, 2
 
 _SMALL = struct.Struct("<BIQI32s")
 _LARGE = struct.Struct("<BQ")
+_REMOTE = struct.Struct("<BQ")
 
 #: Descriptors of containers kept open besides those of open files.
 DESCRIPTORS_MAX = 512
@@ -105,6 +108,16 @@ def linked_blob(cid: bytes) -> bytes:
     return bytes((LINKED,)) + cid
 
 
+def remote_blob(size: int, version: str) -> bytes:
+    """The content column of a file whose bytes are at its backend."""
+    return _REMOTE.pack(REMOTE, size) + version.encode("utf-8", "surrogateescape")
+
+
+def remote_size(blob: bytes) -> int:
+    """The size in a remote file's content column."""
+    return int(_REMOTE.unpack_from(blob)[1])
+
+
 def small_content(blob: bytes) -> SmallContent:
     """The small content in a content column."""
     _, segment, offset, length, digest = _SMALL.unpack(blob)
@@ -137,6 +150,9 @@ class Containers:
         #: To make the names of new containers durable.
         self.directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.has_new = False
+        #: Containers whose data the disk refused: the kernel forgets what it could not write, so
+        #: that a second fdatasync would lie.
+        self.failed: set[int] = set()
         self._cold: OrderedDict[int, int] = OrderedDict()
         self._pinned: dict[int, list[int]] = {}
         self._lock = threading.Lock()
@@ -155,7 +171,12 @@ class Containers:
         return self._last_id
 
     def hold(self, container: int) -> int:
-        """The descriptor, kept open until as many calls of ``release``."""
+        """The descriptor, kept open until as many calls of ``release``.
+
+        DiskFailed where its data can never be called durable.
+        """
+        if container in self.failed:
+            raise DiskFailed(f"the disk refused data of container {container} before")
         held = self._pinned.get(container)
         if held is None:
             held = self._pinned[container] = [self.descriptor(container), 0]
@@ -312,6 +333,12 @@ class Contents:
 
     def read_extents(self, extents: ExtentMap, offset: int, end: int) -> bytes | memoryview:
         """The bytes of ``[offset, end)``; holes read as zeros."""
+        if end - offset > len(self._buffer):
+            step = len(self._buffer)
+            starts = range(offset, end, step)
+            return b"".join(
+                bytes(self.read_extents(extents, start, min(start + step, end))) for start in starts
+            )
         container = extents.single(offset, end)
         if container != HOLE:
             return self.read_at(self.containers.descriptor(container), offset, end - offset)

@@ -26,7 +26,10 @@ import trio
 from unifs.errors import DiskFailed, UnifsError, from_os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
+
+    #: Called in the loop when a round is over, with the errors of its data descriptors.
+    Ended = Callable[[Mapping[int, OSError]], None]
 
     from unifs.ipfs.embedded.segments import Segments, SyncTarget
     from unifs.journal.log import Log
@@ -38,11 +41,12 @@ log = logging.getLogger(__name__)
 class Round:
     """One flush on its way, and what came of it."""
 
-    __slots__ = ("descriptors", "done", "errors", "failure", "seq", "target")
+    __slots__ = ("descriptors", "done", "ended", "errors", "failure", "seq", "target")
 
     def __init__(self) -> None:
         self.descriptors: set[int] = set()
         self.done = trio.Event()
+        self.ended: list[Ended] = []
         self.errors: dict[int, OSError] = {}
         self.failure: OSError | UnifsError | None = None
         self.seq = 0
@@ -81,19 +85,23 @@ class Flusher:
             self._thread.join()
             self._thread = None
 
-    async def flush(self, descriptors: Iterable[int] = ()) -> None:
+    async def flush(self, descriptors: Iterable[int] = (), ended: Ended | None = None) -> None:
         """Return when everything committed before this call, and the descriptors' data, is durable.
 
         Raises DiskFailed (or NoSpace) where the disk reported an error for what was asked.
-        Cancellable; the round goes on.
+        Cancellable; the round goes on. The descriptors must stay open until ``ended`` is called.
         """
         if self._database.failed is not None:
+            if ended is not None:
+                ended({})
             raise self._database.failed
         turn = self._next
         if turn is None:
             turn = self._next = Round()
         wanted = set(descriptors)
         turn.descriptors |= wanted
+        if ended is not None:
+            turn.ended.append(ended)
         self.waited += 1
         if self._running is None:
             self._begin()
@@ -147,6 +155,8 @@ class Flusher:
             self.sealed_seq = self.durable_seq
         for descriptor, error in turn.errors.items():
             log.error("data sync failed: descriptor=%d error=%s", descriptor, error.strerror)
+        for ended in turn.ended:
+            ended(turn.errors)
         turn.done.set()
         if turn.failure is None:
             self.on_flushed()

@@ -63,6 +63,8 @@ SUBDIRECTORIES = (
     "select count(*) from dentry d join inode i on i.ino=d.ino"
     " where d.parent=? and substr(hex(substr(i.attributes,2,1)),1,1)='4'"
 )
+#: After ``_sync_closed``.
+CLOSED_IS_DURABLE = "update content set durable_size=size,durable_extents=extents where state=?"
 
 
 @dataclass(slots=True)
@@ -145,6 +147,8 @@ class Recovery:
         if not self._receipt.kept:
             self._remove_nameless()
             self._count_references()
+            if not self._receipt.is_other_boot:
+                self._database.execute(CLOSED_IS_DURABLE, (CLOSED,))
             # Small bytes of every record so far were hashed or synced.
             self._database.set_meta("sealed_seq", max(self._sealed_seq, Log(self._database).seq))
 
@@ -240,7 +244,7 @@ class Recovery:
     def _count_references(self) -> None:
         """How often each large content is named, from the rows that name them."""
         counts: dict[int, int] = {}
-        for table in ("inode", "inode_past"):
+        for table in ("inode", "inode_past", "remote"):
             query = f"select content from {table} where substr(content,1,1)=x'02'"
             for (content,) in self._database.rows(query):
                 content_id = int.from_bytes(content[1:9], "little")

@@ -92,9 +92,6 @@ class Returning:
             if record.op is Op.RENAME:
                 if undone is None and self._return_displaced(ino, record):
                     undone = record
-                    if self._names[ino]:
-                        # Another hard link still needs a content.
-                        continue
                 continue
             old, _ = unpack_pair(record.data)
             if self._trust.verdict(old) is not Verdict.LOST:
@@ -115,8 +112,7 @@ class Returning:
         self._database.execute(*self._log.row(Op.CONTENT, ino, parent, data))
         if self._trust.verdict(good) is Verdict.DURABLE:
             self._to_durable_form(ino, good)
-        else:
-            self._set_size(ino, self._trust.size(good))
+        self._set_size(ino, self._trust.size(good))
         self._note(self.reverted, ino, f"went back to {self._trust.size(good)} bytes")
 
     def _to_durable_form(self, ino: int, blob: bytes) -> None:

@@ -87,6 +87,7 @@ class Storage:
         finally:
             self.overlays.stop()
             self.flusher.stop()
+            self.database.stop_checkpoints()
 
     def close(self, is_clean: bool = True) -> None:
         """Close everything; ``is_clean`` says that all was committed and flushed."""

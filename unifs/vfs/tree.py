@@ -50,6 +50,11 @@ LISTING = (
 NAMES = "select id,name,ino from dentry where parent=? and id>? order by id limit ?"
 
 
+def clamp_time(time_ns: int) -> int:
+    """A time as the row can hold it: years 1677 to 2262."""
+    return max(-(1 << 63), min(time_ns, (1 << 63) - 1))
+
+
 def pack_attributes(attributes: Attributes) -> bytes:
     """The attributes column."""
     a = attributes
@@ -157,10 +162,11 @@ class Tree:
 
     def find(self, parent: int, name: bytes) -> int:
         """The inode of a name, 0 if there is none."""
-        row = self.database.execute(
-            "select ino from dentry where parent=? and name=?", (parent, name)
-        ).fetchone()
-        return 0 if row is None else int(row[0])
+        # All rows are fetched: a statement that is not finished keeps its snapshot, and the WAL
+        # could never start over.
+        query = "select ino from dentry where parent=? and name=?"
+        rows: list[Any] = self.database.execute(query, (parent, name)).fetchall()
+        return int(rows[0][0]) if rows else 0
 
     def inode_row(self, ino: int) -> Any:
         """(mount, parent, epoch, gone, attributes, content), or None."""
@@ -186,6 +192,11 @@ class Tree:
             yield from self.database.all(query, (parent, ino))
         else:
             yield from self.database.all("select parent,name from link where ino=?", (ino,))
+
+    def names_of(self, ino: int) -> list[tuple[int, bytes]]:
+        """Every (directory, name) of an inode."""
+        row = self.inode_row(ino)
+        return [] if row is None else list(self.parents(ino, row[1]))
 
     def path(self, ino: int) -> bytes | None:
         """One path of an inode below its volume's root, None where it has no name."""

@@ -40,7 +40,7 @@ class TreeHandle(Handle):
         if can_write:
             inode.writers += 1
 
-    def read(self, offset: int, size: int) -> bytes | memoryview:
+    def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
         inode: TreeInode = self.inode  # type: ignore[assignment]
         if not self.can_read:
             raise BadHandle
@@ -96,7 +96,8 @@ class TreeHandle(Handle):
 
     def flush(self) -> None:
         inode: TreeInode = self.inode  # type: ignore[assignment]
-        if self.can_write and inode.is_dirty():
+        # A reader's close commits where nobody else will: it opened with O_TRUNC.
+        if (self.can_write or not inode.writers) and inode.is_dirty():
             self.volume.writer.commit(inode)
 
     def release(self) -> None:
@@ -114,7 +115,9 @@ class TreeHandle(Handle):
         inode.opens -= 1
         if self.can_write:
             inode.writers -= 1
-        if inode.writers == 0 and inode.overlay is not None and not inode.is_dirty():
+        # No row knows what was written to a file without a name: its readers need the overlay.
+        is_needed = inode.writers or inode.is_dirty() or (inode.is_gone and inode.opens)
+        if inode.overlay is not None and not is_needed:
             self.volume.writer.detach(inode)
         if inode.opens == 0 and inode.is_gone:
             self.volume.forgotten(inode.ino)
@@ -129,23 +132,27 @@ class TreeDirectory(DirectoryHandle):
     """An open directory: a range query by row id, ``PAGE`` rows at a time.
 
     The row id is the offset, so a stream is stable under concurrent create and unlink and needs no
-    snapshot; rows fetched ahead are dropped when the reader seeks.
+    snapshot; rows fetched ahead are dropped when the reader seeks and when anything was committed
+    since: the kernel would keep a name that is gone.
     """
 
-    __slots__ = ("_at", "_rows", "volume")
+    __slots__ = ("_at", "_commits", "_rows", "volume")
 
     def __init__(self, inode: TreeInode, volume: TreeVolume) -> None:
         super().__init__(inode)
         self.volume = volume
         self._rows: list[tuple[int, bytes, int, bytes]] = []
         self._at = -1
+        self._commits = -1
 
     def readdir(self, offset: int, emit: Emit) -> None:
         if offset == 0:
             self.volume.commit_names(self.inode.ino)
-        if self._at != offset:
+        commits = self.volume.storage.database.commits
+        if self._at != offset or self._commits != commits:
             self._rows = []
             self._at = offset
+            self._commits = commits
         volume = self.volume
         hot = volume.inodes.hot
         remember = volume.inodes.remember

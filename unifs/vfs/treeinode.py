@@ -23,6 +23,7 @@ class TreeInode(Inode):
         "guard",
         "is_gone",
         "is_touched",
+        "name",
         "overlay",
         "parent",
         "pending",
@@ -35,6 +36,8 @@ class TreeInode(Inode):
         super().__init__(ino, volume, attributes)
         #: Its directory while it has one name, else 0.
         self.parent = 0
+        #: The name under which it was found last; None before.
+        self.name: bytes | None = None
         #: Epoch in which the row got its present form.
         self.epoch = 0
         #: No name is left; openable until the kernel forgets it.
@@ -50,7 +53,7 @@ class TreeInode(Inode):
         self.writers = 0
         #: This inode took our name by a rename; our row stays until its content is sealed.
         self.guard: TreeInode | None = None
-        #: Journal record of the present content; 0 if it is older than this start.
+        #: Journal record of the present content, or a later one.
         self.seq = 0
         #: Attributes differ from the row (times of a directory, atime).
         self.is_touched = False

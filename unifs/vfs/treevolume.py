@@ -25,19 +25,18 @@ from unifs.errors import (
 )
 from unifs.journal.content import SEALED, SYMLINK, LargeContent, SmallContent
 from unifs.journal.log import Op
-from unifs.journal.overlay import Overlay
-from unifs.vfs.tree import INSERT_INODE, fill_attributes, pack_attributes
+from unifs.vfs.tree import INSERT_INODE, clamp_time, fill_attributes, pack_attributes
 from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treenames import TreeNames
-from unifs.vfs.volume import Volume
+from unifs.vfs.volume import DirectoryHandle, Handle, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unifs.types import Attributes, Caller, SetAttributes
     from unifs.vfs.tree import Batch
-    from unifs.vfs.volume import Handle, Inode
+    from unifs.vfs.volume import Inode
     from unifs.vfs.writer import Writer
 
 XATTR_NAME_BYTES_MAX = 255
@@ -99,6 +98,10 @@ class TreeLoader(Volume):
 class TreeVolume(TreeNames):
     """A writable volume of the tree."""
 
+    #: What opening a file and a directory gives.
+    handle_type: type[TreeHandle] = TreeHandle
+    directory_type: type[TreeDirectory] = TreeDirectory
+
     def __init__(
         self, name: str, mount_id: int, writer: Writer, factory: Callable[[], Attributes]
     ) -> None:
@@ -119,6 +122,8 @@ class TreeVolume(TreeNames):
         inode.epoch = epoch
         inode.is_gone = gone is not None
         inode.stored = content
+        # Its record may be any up to now: it counts as sealed when all of these are.
+        inode.seq = self.log.seq
         return inode
 
     def load(self, ino: int) -> TreeInode:
@@ -141,9 +146,9 @@ class TreeVolume(TreeNames):
         if changes.gid is not None:
             attributes.st_gid = changes.gid
         if changes.atime_ns is not None:
-            attributes.st_atime_ns = changes.atime_ns
+            attributes.st_atime_ns = clamp_time(changes.atime_ns)
         if changes.mtime_ns is not None:
-            attributes.st_mtime_ns = changes.mtime_ns
+            attributes.st_mtime_ns = clamp_time(changes.mtime_ns)
         attributes.st_ctime_ns = time.time_ns()
         if inode.pending is None and not inode.is_gone:
             self.writer.commit(inode)
@@ -160,19 +165,10 @@ class TreeVolume(TreeNames):
         if size > FILE_BYTES_MAX:
             raise TooLarge(f"a file may have up to {FILE_BYTES_MAX} bytes")
         if size != attributes.st_size:
-            if size == 0 and inode.overlay is None:
-                self._empty(inode)
-            else:
-                self.overlays.resize(self.writer.overlay_of(inode), size)
+            self.overlays.resize(self.writer.overlay_to_cut(inode, size), size)
         attributes.st_size = size
         attributes.st_blocks = (size + 511) >> 9
         attributes.st_mtime_ns = time.time_ns()
-
-    def _empty(self, inode: TreeInode) -> None:
-        """Cut off everything without reading it."""
-        overlay = Overlay()
-        overlay.is_dirty = True
-        self.writer.attach(inode, overlay)
 
     def readlink(self, inode: Inode) -> bytes:
         assert isinstance(inode, TreeInode)
@@ -182,7 +178,7 @@ class TreeVolume(TreeNames):
 
     # --- opening ----------------------------------------------------------------------------------
 
-    def open(self, inode: Inode, flags: int, caller: Caller) -> TreeHandle:
+    def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:
         assert isinstance(inode, TreeInode)
         if stat.S_ISDIR(inode.attributes.st_mode):
             raise IsADirectory
@@ -196,7 +192,7 @@ class TreeVolume(TreeNames):
                 cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
                 inode.attributes.st_mode = mode & ~cleared
             inode.attributes.st_ctime_ns = inode.attributes.st_mtime_ns
-        return TreeHandle(inode, self, access != os.O_WRONLY, can_write)
+        return self.handle_type(inode, self, access != os.O_WRONLY, can_write)
 
     def create(
         self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller
@@ -206,14 +202,16 @@ class TreeVolume(TreeNames):
         inode = self.new_inode(parent, mode | stat.S_IFREG, caller)
         self.add_pending(parent, name, inode)
         access = flags & os.O_ACCMODE
-        return inode, TreeHandle(inode, self, access != os.O_WRONLY, access != os.O_RDONLY)
+        return inode, self.handle_type(inode, self, access != os.O_WRONLY, access != os.O_RDONLY)
 
-    def opendir(self, inode: Inode) -> TreeDirectory:
+    def opendir(self, inode: Inode) -> DirectoryHandle:
         if not stat.S_ISDIR(inode.attributes.st_mode):
             raise NotADirectory
-        return TreeDirectory(inode, self)  # type: ignore[arg-type]
+        return self.directory_type(inode, self)  # type: ignore[arg-type]
 
-    def read_linked(self, inode: TreeInode, offset: int, size: int) -> bytes | memoryview:
+    def read_linked(
+        self, inode: TreeInode, offset: int, size: int
+    ) -> bytes | bytearray | memoryview:
         """Bytes of a file that is linked by its CID; a volume with a node knows them."""
         raise NotAvailableOffline
 

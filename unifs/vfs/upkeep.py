@@ -85,7 +85,7 @@ class Upkeep:
             step()
         except WouldBlock:
             return
-        except UnifsError as error:
+        except (UnifsError, OSError) as error:
             if what not in self._failed:
                 self._failed.add(what)
                 log.warning("upkeep failed: what=%s error=%s", what, error)
@@ -115,6 +115,9 @@ class Upkeep:
             inode.changed_at = now
             if inode.is_dirty():
                 writer.commit(inode)
+                if not inode.opens:
+                    # Its last close could not commit.
+                    writer.detach(inode)
 
     def write_times(self) -> None:
         """Rows for directory times and atimes that moved since the last call."""
@@ -178,11 +181,12 @@ class Upkeep:
         waiting: list[TreeInode] = []
         batch: Batch = []
         contents: list[int] = []
+        reaped: set[TreeInode] = set()
         for inode in writer.forgotten[:ROWS_MAX]:
-            guard = inode.guard
-            if guard is not None and not guard.is_gone and not self.is_sealed(guard):
+            if self._is_guarded(inode):
                 waiting.append(inode)
                 continue
+            reaped.add(inode)
             batch.append(("delete from xattr where ino=?", (inode.ino,)))
             if inode.epoch == writer.tree.epoch:
                 batch.append(("delete from inode where ino=? and gone is not null", (inode.ino,)))
@@ -192,8 +196,18 @@ class Upkeep:
         if batch:
             writer.tree.commit(batch, frees=True)
         writer.forgotten[:ROWS_MAX] = waiting
+        # What they had replaced before they lost their names is wanted no more either.
+        contents += [content for inode, content in writer.replaced if inode in reaped]
+        writer.replaced = [held for held in writer.replaced if held[0] not in reaped]
         seq = self.storage.log.seq
         writer.released.extend((seq, content) for content in contents)
+
+    def _is_guarded(self, inode: TreeInode) -> bool:
+        """Whether the inode that took this one's name, or who took it from there, is unsealed."""
+        guard = inode.guard
+        while guard is not None and guard.is_gone:
+            guard = guard.guard
+        return guard is not None and not self.is_sealed(guard)
 
     def _release_contents(self, ids: list[int]) -> None:
         database = self.storage.database

@@ -14,22 +14,32 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from unifs.journal.content import CLOSED, LINKED, SEALED, LargeContent, SmallContent, large_id
-from unifs.journal.log import Op, pack_pair
+from unifs.errors import DiskFailed
+from unifs.journal.content import CLOSED, LINKED, REMOTE, LargeContent, SmallContent, large_id
+from unifs.journal.log import Op, pack_pair, unpack_rename
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
 from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
+from unifs.waiting import RETRY, complete
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from unifs.journal.content import Content
+    from unifs.journal.log import Record
     from unifs.vfs.inodes import Inodes
     from unifs.vfs.storage import Storage
     from unifs.vfs.tree import Batch
     from unifs.vfs.treeinode import TreeInode
 
 log = logging.getLogger(__name__)
+
+#: A directory with more changed names is built anew, whatever its size.
+NAMES_MAX = 10_000
+_NONE: set[bytes] = set()
 
 INSERT_CONTENT = "insert into content values(?,1,1,?,?,?,?,null,null,null,null)"
 UPDATE_CONTENT = (
@@ -64,8 +74,8 @@ class Writer:
         self.released: list[tuple[int, int]] = []
         #: Containers that no content names any more; ``vfs.keeper`` deletes them.
         self.dead_containers: set[int] = set()
-        #: Directories in which something changed since the last root, by mount number.
-        self.changed: dict[int, set[int]] = {}
+        #: What changed since the last root: mount number -> directory -> names (None: any).
+        self.changed: dict[int, dict[int, set[bytes] | None]] = {}
 
     def touch(self, inode: TreeInode, now_ns: int) -> None:
         """A name in this directory changed: its times move; the row follows at the next tick."""
@@ -89,7 +99,7 @@ class Writer:
         """
         overlay = inode.overlay
         if overlay is None:
-            if inode.stored and inode.stored[0] == LINKED:
+            if inode.stored and inode.stored[0] in (LINKED, REMOTE):
                 inode.volume.materialize(inode)  # type: ignore[attr-defined]
             content = self.content_of(inode)
             if isinstance(content, SmallContent):
@@ -107,6 +117,25 @@ class Writer:
         inode.overlay = overlay
         inode.changed_at = time.monotonic()
         self.open[inode.ino] = inode
+
+    def overlay_to_cut(self, inode: TreeInode, size: int) -> Overlay:
+        """The overlay in which the file may be cut to ``size``.
+
+        What a row names is not cut from under it: an overlay that has one is committed and frozen,
+        and a new one begins.
+        """
+        overlay = inode.overlay
+        is_cut = size < inode.attributes.st_size
+        if is_cut and overlay is not None and overlay.content is not None and not inode.is_gone:
+            if overlay.is_dirty and size:
+                self.commit(inode)
+            self.detach(inode)
+        if size == 0 and inode.overlay is None:
+            # Cut off everything without reading it.
+            overlay = Overlay()
+            self.attach(inode, overlay)
+            return overlay
+        return self.overlay_of(inode)
 
     def detach(self, inode: TreeInode) -> None:
         """The overlay is committed and nobody writes: the content speaks for itself."""
@@ -198,6 +227,8 @@ class Writer:
         size = overlay.extents.ends[-1] if overlay.extents.ends else 0
         ranges = [(start, min(end, size)) for start, end in overlay.unsynced if 0 <= start < size]
         if sum(end - start for start, end in ranges) > PROOF_BYTES:
+            # fsync asks the overlay, not the row, whether there is a proof.
+            overlay.give_up_proof()
             return None
         extents, contents = overlay.extents, self.contents
         return prove(ranges, lambda start, end: contents.read_extents(extents, start, end))
@@ -207,6 +238,7 @@ class Writer:
         attributes = inode.attributes
         attributes.st_blocks = (attributes.st_size + 511) >> 9
         tree = self.tree
+        log_ = inode.volume.log  # type: ignore[attr-defined]
         packed = pack_attributes(attributes)
         ino = inode.ino
         mount = inode.volume.mount_id  # type: ignore[attr-defined]
@@ -214,16 +246,16 @@ class Writer:
             parent, name = inode.pending
             batch.append((INSERT_INODE, (ino, mount, parent, tree.epoch, packed, blob)))
             batch.append(tree.add_name(parent, name, ino))
-            batch.append(self.log.row(Op.CREATE, ino, parent, name))
+            batch.append(log_.row(Op.CREATE, ino, parent, name))
             return
         if inode.epoch != tree.epoch:
             tree.keep_inode(batch, ino, inode.stored)
         batch.append((UPDATE_INODE, (inode.parent, tree.epoch, packed, blob, ino)))
         if blob != inode.stored or inode.overlay is not None:
             data = pack_pair(inode.stored, blob)
-            batch.append(self.log.row(Op.CONTENT, ino, inode.parent, data))
+            batch.append(log_.row(Op.CONTENT, ino, inode.parent, data))
         else:
-            batch.append(self.log.row(Op.SETATTR, ino, inode.parent, packed))
+            batch.append(log_.row(Op.SETATTR, ino, inode.parent, packed))
 
     def committed(self, inode: TreeInode, content: Content | None, blob: bytes) -> None:
         """The batch is committed: memory follows."""
@@ -252,47 +284,109 @@ class Writer:
     def mark_changed(self, inode: TreeInode) -> None:
         """The directories that name this inode differ from the last root."""
         mount = inode.volume.mount_id  # type: ignore[attr-defined]
-        changed = self.changed.setdefault(mount, set())
         if inode.parent:
-            changed.add(inode.parent)
+            self.mark(mount, inode.parent, inode.name)
         else:
-            changed.update(parent for parent, _ in self.tree.parents(inode.ino, 0))
+            for parent, name in self.tree.parents(inode.ino, 0):
+                self.mark(mount, parent, name)
+
+    def mark(self, mount: int, directory: int, name: bytes | None) -> None:
+        """A name in a directory differs from the last root; None: it is not known which."""
+        changed = self.changed.get(mount)
+        if changed is None:
+            changed = self.changed[mount] = {}
+        if name is None:
+            changed[directory] = None
+            return
+        names = changed.get(directory, _NONE)
+        if names is _NONE:
+            changed[directory] = {name}
+        elif names is not None:
+            names.add(name)
+            if len(names) > NAMES_MAX:
+                changed[directory] = None
+
+    @staticmethod
+    def new_parents(record: Record) -> tuple[int, ...]:
+        """Directories besides ``parent`` that a journal record says have changed."""
+        if record.op is Op.RENAME:
+            return (unpack_rename(record.data).new_parent,)
+        return ()
 
     # --- durability -------------------------------------------------------------------------------
 
     async def make_durable(self, inode: TreeInode) -> None:
         """fsync: what was written so far survives a power cut when this returns."""
         if inode.is_dirty() or inode.is_touched:
-            self.commit(inode)
-        content = inode.content
-        if isinstance(content, LargeContent) and content.state == CLOSED:
-            containers = self.contents.containers
-            held = sorted(set(content.extents.containers))
-            descriptors = [containers.hold(container) for container in held]
-            if containers.has_new:
-                containers.has_new = False
-                descriptors.append(containers.directory)
-            try:
-                await self._sync_large(inode, content, descriptors)
-            finally:
-                for container in held:
-                    containers.release(container)
+            await complete(self.commit, inode)
+        content = self.content_of(inode)
+        if not isinstance(content, LargeContent) or content.state != CLOSED:
+            await self.storage.flusher.flush()
             return
+        overlay = inode.overlay
+        if overlay is None or overlay.content is not content:
+            await self._sync_form(content, None)
+        elif overlay.unsynced is None or overlay.is_rewritten:
+            await self._sync_form(content, overlay)
+        else:
+            await self._sync_proven(content, overlay)
+
+    async def _sync_proven(self, content: LargeContent, overlay: Overlay) -> None:
+        """One round: the row's proof tells recovery that the bytes arrived."""
+        assert overlay.unsynced is not None
+        form = (overlay.commits, content.size, content.extents.pack())
+        before, ranges = overlay.proven, [held for held in overlay.unsynced if held[0] >= 0]
+        overlay.proven = before + ranges
+        overlay.confirm = partial(self._confirm, content, overlay)
+        mark = overlay.ranges_noted()
+        await self._flush_data(content)
+        overlay.synced(mark, True)
+        overlay.set_durable(*form)
+        # The row that is durable now carries the form before it; what that form's proof covered
+        # may change again.
+        overlay.proven = [held for held in overlay.proven if held not in before or held in ranges]
+
+    async def _sync_form(self, content: LargeContent, overlay: Overlay | None) -> None:
+        """Two rounds: the bytes, then the row that says so."""
+        size, extents = content.size, content.extents.pack()
+        commits = overlay.commits if overlay is not None else 0
+        is_listed = overlay is not None and overlay.unsynced is not None
+        mark = overlay.ranges_noted() if overlay is not None else 0
+        await self._flush_data(content)
+        if overlay is not None:
+            overlay.synced(mark, is_listed)
+            overlay.set_durable(commits, size, extents)
+        await complete(self._record_durable, (size, extents, content.id))
         await self.storage.flusher.flush()
 
-    async def _sync_large(
-        self, inode: TreeInode, content: LargeContent, descriptors: list[int]
-    ) -> None:
-        overlay = inode.overlay
-        if overlay is not None and overlay.content is not content:
-            overlay = None
-        form = (content.size, content.extents.pack())
-        is_proven = overlay is not None and overlay.unsynced is not None
-        mark = overlay.ranges_noted() if overlay is not None else 0
-        await self.storage.flusher.flush(descriptors)
-        if overlay is not None:
-            overlay.synced(mark, is_proven)
-            overlay.durable = form
-        if not is_proven and content.state != SEALED:
-            self.tree.commit([(SET_DURABLE, (*form, content.id))])
-            await self.storage.flusher.flush()
+    def _record_durable(self, bindings: tuple[int, bytes, int]) -> None:
+        self.tree.commit([(SET_DURABLE, bindings)])
+
+    async def _confirm(self, content: LargeContent, overlay: Overlay) -> object:
+        """Before a proof is broken: its form becomes one that needs none."""
+        proven = overlay.proven
+        overlay.is_rewritten = True
+        await self._sync_form(overlay.content or content, overlay)
+        overlay.proven = [held for held in overlay.proven if held not in proven]
+        return RETRY
+
+    async def _flush_data(self, content: LargeContent) -> None:
+        """A flush round over a content's containers; they stay open until it is over."""
+        containers = self.contents.containers
+        names = set(content.extents.containers)
+        if failed := names & containers.failed:
+            raise DiskFailed(f"the disk refused data of containers {sorted(failed)} before")
+        held = {containers.hold(name): name for name in names}
+        descriptors = [*held]
+        if containers.has_new:
+            containers.has_new = False
+            descriptors.append(containers.directory)
+
+        def ended(errors: Mapping[int, OSError]) -> None:
+            for descriptor, name in held.items():
+                if descriptor in errors:
+                    containers.failed.add(name)
+                containers.release(name)
+            containers.has_new |= containers.directory in errors
+
+        await self.storage.flusher.flush(descriptors, ended)

@@ -227,6 +227,11 @@ def test_a_damaged_index_is_rebuilt_at_the_start(store: Store) -> None:
     assert store.blocks.get(cid) == b"data"
 
 
+def test_the_index_does_not_wait_for_the_disk(store: Store) -> None:
+    writer = store.blocks.index._writer
+    assert (writer.pragma("journal_mode"), writer.pragma("synchronous")) == ("wal", 1)
+
+
 def test_a_newer_index_is_refused_in_words(tmp_path: Path) -> None:
     index = BlockIndex(tmp_path / "blocks.db")
     index._writer.execute("PRAGMA user_version=99")

@@ -32,7 +32,7 @@ from unifs.ipfs.embedded.block_index import (
     split_holder,
 )
 from unifs.ipfs.embedded.sections import read_exactly
-from unifs.ipfs.embedded.segment_file import named
+from unifs.ipfs.embedded.segment_file import Descriptor, named
 from unifs.ipfs.embedded.verified import VerifiedPlaces
 from unifs.ipfs.embedded.writers import Writers
 from unifs.ipfs.unixfs.builder import leaf_block_parts
@@ -58,7 +58,7 @@ class Located:
     ``get``) first unless ``is_verified``.
     """
 
-    fd: int
+    fd: Descriptor
     offset: int
     length: int
     is_verified: bool
@@ -68,9 +68,8 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class BlocksStatistics:
-    """``blocks`` counts places; the other numbers are bytes."""
+    """``pending`` blocks wait for the index's next commit; the other numbers are bytes."""
 
-    blocks: int
     pending: int
     own_bytes: int
     verified_bytes: int
@@ -84,13 +83,14 @@ class Blocks:
         self,
         path: Path,
         stores: Sequence[Segments],
-        open_container: Callable[[int], int] | None = None,
+        open_container: Callable[[int], Descriptor] | None = None,
         verify: Literal["once", "always"] = "once",
     ) -> None:
         """Open the index at ``path`` over ``stores``.
 
-        ``open_container(id)`` gives a descriptor that its owner keeps open for the read that
-        follows; it raises NotFound for a container that is gone. Call ``catch_up`` afterwards.
+        ``open_container(id)`` is called from any thread; it raises NotFound for a container that is
+        gone. Its descriptors close themselves, so that none is closed (and its number given to
+        another file) under a reader. Call ``catch_up`` afterwards.
         """
         self.stores = tuple(stores)
         self.own = self.stores[0]
@@ -210,9 +210,12 @@ class Blocks:
 
     def sync(self) -> None:
         """Make all blocks put so far survive power loss. Blocks."""
-        target = self.own.sync_target()
-        if target is not None:
-            target.run()
+        _sync(self.own)
+
+    def sync_all(self) -> None:
+        """As ``sync``, and what the journal has appended to its stores too."""
+        for segments in self.stores:
+            _sync(segments)
 
     def flush(self) -> None:
         """Commit what the index keeps in memory. Blocks."""
@@ -319,7 +322,7 @@ class Blocks:
         """The file that holds this place is gone; what takes its number is hashed anew."""
         self._verified.forget(place.holder, place.kind is PlaceKind.SECTION)
 
-    def _descriptor(self, place: BlockPlace) -> int:
+    def _descriptor(self, place: BlockPlace) -> Descriptor:
         if place.kind is PlaceKind.SECTION:
             store, segment = split_holder(place.holder)
             return self.stores[store].descriptor(segment)
@@ -346,7 +349,6 @@ class Blocks:
     def statistics(self) -> BlocksStatistics:
         """Numbers for telemetry."""
         return BlocksStatistics(
-            blocks=self.index.count(),
             pending=self.index.pending,
             own_bytes=self.own.statistics().size_bytes,
             verified_bytes=self._verified.size_bytes,
@@ -356,6 +358,12 @@ class Blocks:
     def close(self) -> None:
         """Commit the index and close it. The segments are their owner's to close."""
         self.index.close()
+
+
+def _sync(segments: Segments) -> None:
+    target = segments.sync_target()
+    if target is not None:
+        target.run()
 
 
 def _multihash_at(binary: bytes) -> int:

@@ -27,6 +27,8 @@ from unifs.ipfs.embedded.sections import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+#: An empty file of this name beside a segment that could not be synced.
+FAILED_SUFFIX = ".failed"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -74,6 +76,12 @@ class SegmentFile:
         self.synced_end = 0
         self.is_failed = False
 
+    def fail(self) -> None:
+        """Its bytes may never have reached the disk: say so to this process and to later ones."""
+        self.is_failed = True
+        with contextlib.suppress(OSError):
+            self.path.with_suffix(FAILED_SUFFIX).touch()
+
     @classmethod
     def create(cls, path: Path, number: int) -> SegmentFile:
         """A new, empty segment. NoSpace and other errors leave no file."""
@@ -97,6 +105,7 @@ class SegmentFile:
         Without a footer the file is scanned (1 µs a section). Raises OSError.
         """
         file = cls(path, number, Descriptor(os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+        file.is_failed = path.with_suffix(FAILED_SUFFIX).exists()
         found = read_footer(file.fd)
         if found is not None:
             file.index, file.end, file.entries = bytearray(found[0]), found[1], found[2]
