@@ -134,7 +134,7 @@ class _Server:
             self._changed.set()
 
     async def end(self) -> None:
-        """Cancel streams, let answers finish, then cancel them, then give up what is left."""
+        """Cancel streams, let answers finish, then cancel them too."""
         for connection, scope in self._connections.items():
             if connection.is_idle or connection.is_streaming:
                 scope.cancel()
@@ -142,8 +142,6 @@ class _Server:
         for scope in self._connections.values():
             scope.cancel()
         await self._until_empty(FAREWELL_S)
-        for connection in list(self._connections):
-            connection.abort()
 
     async def _until_empty(self, seconds: float) -> None:
         with trio.move_on_after(seconds):
