@@ -148,7 +148,7 @@ async def status_report(
         resident_bytes=resident_bytes(),
         stored_bytes=repo.own_bytes + repo.content_bytes,
         storage_limit_bytes=repo.limit_bytes,
-        unsynced_changes=unsynced,
+        unsynced=unsynced,
         unsynced_bytes=changes.unsynced_bytes,
         mounts=await explainer._mounts.list(),
         warnings=warnings,

@@ -31,7 +31,7 @@ class MountsAnswer:
             source=entry.source,
             is_read_only=not entry.is_writable,
             durability=DURABILITY[entry.kind],
-            unsynced_changes=waiting.count,
+            unsynced=waiting.count,
             unsynced_bytes=waiting.size_bytes,
         )
 

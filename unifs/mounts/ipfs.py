@@ -109,6 +109,9 @@ class IpfsMount(Mount):
             listing = await self._listed(path, position)
         if is_end:
             await listing.stream.aclose()
+            if not listing.hidden:
+                # What was missing has come meanwhile: the listing begins again.
+                return Page((), "0")
             raise NotAvailableOffline(
                 f"{listing.hidden} entries of {path} are not on this machine", path=path
             )

@@ -116,9 +116,8 @@ class TreeHandle(Handle):
         if self.can_write:
             inode.writers -= 1
         # No row knows what was written to a file without a name: its readers need the overlay.
-        is_still_read = inode.is_gone and inode.opens
-        is_idle = inode.writers == 0 and not inode.is_dirty()
-        if inode.overlay is not None and is_idle and not is_still_read:
+        is_needed = inode.writers or inode.is_dirty() or (inode.is_gone and inode.opens)
+        if inode.overlay is not None and not is_needed:
             self.volume.writer.detach(inode)
         if inode.opens == 0 and inode.is_gone:
             self.volume.forgotten(inode.ino)

@@ -68,9 +68,8 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class BlocksStatistics:
-    """``blocks`` counts places; the other numbers are bytes."""
+    """``pending`` blocks wait for the index's next commit; the other numbers are bytes."""
 
-    blocks: int
     pending: int
     own_bytes: int
     verified_bytes: int
@@ -211,9 +210,12 @@ class Blocks:
 
     def sync(self) -> None:
         """Make all blocks put so far survive power loss. Blocks."""
-        target = self.own.sync_target()
-        if target is not None:
-            target.run()
+        _sync(self.own)
+
+    def sync_all(self) -> None:
+        """As ``sync``, and what the journal has appended to its stores too."""
+        for segments in self.stores:
+            _sync(segments)
 
     def flush(self) -> None:
         """Commit what the index keeps in memory. Blocks."""
@@ -347,7 +349,6 @@ class Blocks:
     def statistics(self) -> BlocksStatistics:
         """Numbers for telemetry."""
         return BlocksStatistics(
-            blocks=self.index.count(),
             pending=self.index.pending,
             own_bytes=self.own.statistics().size_bytes,
             verified_bytes=self._verified.size_bytes,
@@ -357,6 +358,12 @@ class Blocks:
     def close(self) -> None:
         """Commit the index and close it. The segments are their owner's to close."""
         self.index.close()
+
+
+def _sync(segments: Segments) -> None:
+    target = segments.sync_target()
+    if target is not None:
+        target.run()
 
 
 def _multihash_at(binary: bytes) -> int:

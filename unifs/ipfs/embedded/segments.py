@@ -34,6 +34,7 @@ from unifs.ipfs.embedded.sections import (
     RAW_PREFIX,
     Gap,
     Head,
+    read_data_end,
     read_exactly,
     varint,
     walk_index,
@@ -77,8 +78,7 @@ class SegmentStatistics:
 class SyncTarget:
     """What one flush round brings to disk: everything appended before it was made.
 
-    ``fd`` is the open segment's, ``position`` its end at that time; full segments and the directory
-    are included in ``run``.
+    ``fd`` is the open segment's, ``position`` its end then; ``run`` does all that is needed.
     """
 
     __slots__ = ("_run", "fd", "position", "segment")
@@ -119,6 +119,9 @@ class Segments:
         self._resume = (0, 0, 0)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Held open: a lack of descriptors must not fail a flush round.
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            self._directory = Descriptor(os.open(directory, flags))
             self._load()
         except OSError as error:
             raise named(error) from error
@@ -127,6 +130,9 @@ class Segments:
         names = (name for name in os.listdir(self.directory) if name.endswith(".car"))
         numbers = sorted(int(name[:-4]) for name in names if name[:-4].isdigit())
         for number in numbers:
+            if number != numbers[-1] and (end := self._end_of_closed(number)) is not None:
+                self._ends[number] = end
+                continue
             file, is_closed, damages = SegmentFile.load(self._path(number), number)
             self.damages += damages
             self._ends[number] = file.end
@@ -137,12 +143,18 @@ class Segments:
                 os.ftruncate(file.fd, file.end)
                 self._files[number] = self._open = file
 
+    def _end_of_closed(self, segment: int) -> int | None:
+        """Where the sections of a segment with a footer end; None if it has to be looked at."""
+        if self._path(segment).with_suffix(FAILED_SUFFIX).exists():
+            return None
+        return read_data_end(Descriptor(os.open(self._path(segment), os.O_RDONLY | os.O_CLOEXEC)))
+
     # --- appending ------------------------------------------------------------------------------
 
     def append(self, cid_binary: bytes, data: bytes | memoryview) -> Place:
-        """Append one block; its bytes are in the page cache when this returns.
+        """Append one block, to the page cache; nothing is hashed here.
 
-        NoSpace and DiskFailed leave the segment as it was. Nothing is hashed here.
+        NoSpace and DiskFailed leave the segment as it was.
         """
         length = len(data)
         return self._append(varint(len(cid_binary) + length) + cid_binary, data, length)
@@ -249,7 +261,7 @@ class Segments:
                 yield entry.cid_binary, Place(segment, entry.offset, entry.length)
 
     def gaps(self, segment: int) -> list[Gap]:
-        """The byte ranges of ``segment`` that were found to be no section."""
+        """The byte ranges of ``segment`` that are no section."""
         return [entry for entry in self._walk(segment, 0) if isinstance(entry, Gap)]
 
     def _walk(self, segment: int, start_offset: int) -> Iterator[Head | Gap]:
@@ -269,15 +281,20 @@ class Segments:
                     begin, skip = len(HEADER), 0
                 self._resume = (segment, file.end, len(file.index))
                 return bytes(memoryview(file.index)[skip:]), begin
-        file, _, _ = SegmentFile.load(self._path(segment), segment)
+        try:
+            file, _, damages = SegmentFile.load(self._path(segment), segment)
+        except OSError as error:
+            raise named(error) from error
+        with self._lock:
+            self.damages += [damage for damage in damages if damage not in self.damages]
         return bytes(file.index), len(HEADER)
 
     # --- durability -----------------------------------------------------------------------------
 
     def sync_target(self) -> SyncTarget | None:
-        """What has to be synced so that everything appended so far survives power loss.
+        """What to sync so that everything appended so far survives power loss; None if nothing.
 
-        None if that is nothing. Cheap: call it on the event loop, and its ``run`` in a thread.
+        Cheap: call it on the event loop, and its ``run`` in a thread.
         """
         with self._lock:
             if self._unsynced() == 0:
@@ -328,8 +345,7 @@ class Segments:
             raise named(error) from error
 
     def _sync_directory(self) -> None:
-        fd = Descriptor(os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        os.fsync(fd)
+        os.fsync(self._directory)
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -353,9 +369,9 @@ class Segments:
     def roll(self) -> None:
         """Let the next append begin a new segment, so that the present one can be collected."""
         with self._lock:
-            if self._open is not None and self._open.entries:
-                self._ends[self._open.number] = self._open.end
-                self._open = None
+            file, self._open = self._open, None
+            if file is not None:
+                self._ends[file.number] = file.end
 
     def close(self) -> None:
         """Sync, write the open segment's footer and let go of all descriptors. Blocks."""
