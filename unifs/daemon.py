@@ -17,12 +17,14 @@ import trio_parallel
 
 from unifs.answers.explain import Explainer, status_report
 from unifs.answers.files import FilesAnswer
+from unifs.answers.gauges import watch
 from unifs.answers.journal import JournalAnswer
 from unifs.answers.mounts import MountsAnswer
 from unifs.cache.disk import DiskLimits, DiskTier
 from unifs.cache.reads import ReadCache, ReadLimits
 from unifs.config import IpfsMount as IpfsSettings
 from unifs.config import LocalMount, state_socket_path
+from unifs.control.locate import source_of
 from unifs.control.ops import operations
 from unifs.control.server import serve
 from unifs.driver.notify import Notifications
@@ -112,6 +114,7 @@ class Daemon:
                 lookup_s=settings.deadlines.lookup_s, read_s=settings.deadlines.read_s
             ),
             per_mount_max=settings.deadlines.suspended_max,
+            source=source_of(settings.state_directory).replace(",", "\\,"),
         )
 
     def _add_volumes(self) -> None:
@@ -138,6 +141,8 @@ class Daemon:
         self.journal = JournalAnswer(self.writer, self.sealer, self.roots, paths)
         self.mounts = MountsAnswer(self.table, self.journal)
         self._explainer = Explainer(paths, self.writer, self.journal, self.mounts)
+
+        watch(self.metrics, self.vfs, self.storage, self.cache, self.journal)
 
     async def explain(self, path: str) -> Explanation:
         """What holds for one path of the tree."""

@@ -52,8 +52,11 @@ class JournalAnswer:
 
     async def status(self, path: str | None) -> JournalStatus:
         """Count changes by how far they are."""
+        return self.count(None if path is None else (await self._paths.find(path)).ino)
+
+    def count(self, below: int | None = None) -> JournalStatus:
+        """Count changes by how far they are; at and below one inode, or all."""
         counts = JournalStatus()
-        below = None if path is None else (await self._paths.find(path)).ino
         writer = self._writer
         for inode in {
             **writer.open,

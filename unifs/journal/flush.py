@@ -19,6 +19,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import trio
@@ -67,6 +68,9 @@ class Flusher:
         self._running: Round | None = None
         self._next: Round | None = None
         self._work: queue.SimpleQueue[Round | None] = queue.SimpleQueue()
+        #: Told how long each round took, in nanoseconds.
+        self.on_round: Callable[[int], None] = lambda _elapsed_ns: None
+        self._started_ns = 0
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         #: Called in the loop after every good round.
@@ -119,7 +123,14 @@ class Flusher:
         self._next = None
         self._running = turn
         turn.seq = self._log.seq
-        turn.target = self._segments.sync_target()
+        self._started_ns = time.perf_counter_ns()
+        try:
+            turn.target = self._segments.sync_target()
+        except UnifsError as error:
+            # A segment failed before: nothing of it may ever be called durable.
+            turn.failure = error
+            self._finished(turn)
+            return
         self._work.put(turn)
 
     def _sync_loop(self) -> None:
@@ -148,6 +159,7 @@ class Flusher:
     def _finished(self, turn: Round) -> None:
         self._running = None
         self.rounds += 1
+        self.on_round(time.perf_counter_ns() - self._started_ns)
         if turn.failure is not None:
             self._database.fail(f"fdatasync: {turn.failure}")
         else:
