@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
+import trio_parallel
 
 from unifs.answers.explain import Explainer, status_report
 from unifs.answers.files import FilesAnswer
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from unifs.config import Settings
     from unifs.control.daemon_protocol import Explanation, StatusReport
 
+#: Worker processes that nobody needs end after this; they count as our memory.
+WORKER_IDLE_S = 10.0
+
 log = logging.getLogger(__name__)
 
 
@@ -91,6 +95,7 @@ class Daemon:
             ),
             ReadLimits(memory_bytes_max=cache.memory_bytes),
         )
+        self.ipfs = IpfsMount(self.node)
         self.table = MountTable(self.vfs, self.storage, self.notifications, mount_point)
         self._add_volumes()
         self._answer()
@@ -119,7 +124,7 @@ class Daemon:
         if isinstance(ipfs, IpfsSettings) and ipfs.enabled:
             volume = self.trees.add("ipfs", "ipfs", IpfsVolume)
             assert isinstance(volume, IpfsVolume)
-            volume.connect(IpfsMount(self.node), self.cache, ipfs.attribute_timeout_s)
+            volume.connect(self.ipfs, self.cache, ipfs.attribute_timeout_s)
             self.table.add_fixed(TableEntry("ipfs", "ipfs", "", False, False), volume.root)
         local = self.settings.mounts.get("local")
         if isinstance(local, LocalMount) and local.enabled:
@@ -152,14 +157,17 @@ class Daemon:
                 nursery.start_soon(self.roots.run)
                 nursery.start_soon(self.retention.run)
                 nursery.start_soon(self.keeper.run, self.node)
+                trio_parallel.configure_default_context(idle_timeout=WORKER_IDLE_S)
                 socket = self.settings.socket_path
                 link = state_socket_path(self.settings.state_directory)
                 async with (
                     self.node.serve(),
                     self.cache.serve(),
+                    self.ipfs.serve(),
                     serve(operations(), self, socket, link if link != socket else None),
                 ):
                     await self.session.serve(self.mount_point, ready)
+                    self.sealer.is_stopping = True
                 nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await self.upkeep.finish()

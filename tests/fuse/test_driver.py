@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+#: The kernel reads files above 256 KiB ahead, in requests that its background limit counts.
+LARGE = bytes(range(256)) * 1200
+
+
 def start(mounts: Mounts, *options: str) -> Mounted:
     return mounts.start("tests.driver.faultfs", *options)
 
@@ -120,26 +124,27 @@ def test_slow_reads_run_side_by_side(mounts: Mounts, loop: tuple[str, ...]) -> N
 def test_a_frozen_mount_holds_up_nobody_else(
     mounts: Mounts, loop: tuple[str, ...], stuck: int
 ) -> None:
-    mounted = start(mounts, *loop)
+    mounted = start(mounts, *loop, "--per-mount", "1024")
     root = mounted.path
-    (root / "quick").write_bytes(b"quick" * 1000)
+    (root / "quick").write_bytes(LARGE)
     (root / "slow").write_bytes(b"slow")
     for n in range(stuck):
-        (root / f"frozen{n}").write_bytes(b"frozen")
+        (root / f"frozen{n}").write_bytes(LARGE)
     frozen = Threads()
     for n in range(stuck):
         frozen.run((root / f"frozen{n}").read_bytes)
-    until(lambda: frozen_count(mounted) == stuck, f"{stuck} reads wait")
+    # With the kernel's own limit, 12 of them would reach the driver.
+    until(lambda: frozen_count(mounted) >= stuck, f"{stuck} reads wait")
     # All of this ends while the frozen reads still wait: they are released below.
     for n in range(20):
         (root / f"new{n}").write_bytes(b"x" * 100_000)
         drop_pages(root / "quick")
-        assert (root / "quick").read_bytes() == b"quick" * 1000
+        assert (root / "quick").read_bytes() == LARGE
         assert len(os.listdir(root)) == stuck + 3 + n
     assert (root / "slow").read_bytes() == b"slow"
     assert frozen.answers == []
     mounted.fault("thaw")
-    assert frozen.join() == [b"frozen"] * stuck
+    assert frozen.join() == [LARGE] * stuck
 
 
 def test_a_frozen_mount_has_only_so_many_places(mounts: Mounts) -> None:

@@ -23,6 +23,7 @@ from unifs.errors import (
 )
 from unifs.types import PlainCaller
 from unifs.vfs.treenames import RENAME_EXCHANGE, RENAME_NOREPLACE
+from unifs.vfs.vfs import DOT_DOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -334,7 +335,7 @@ class Stream:
     def __init__(self, fs: FileSystem) -> None:
         self.fs = fs
         self.fh = fs.vfs.opendir(fs.volume.root, fs.caller)
-        self.offset = 0
+        self.offset = DOT_DOT
 
     def next(self, count: int) -> list[bytes]:
         names: list[bytes] = []

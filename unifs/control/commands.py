@@ -243,9 +243,11 @@ class _Call:
 
         is_stdout = str(self._output) == "-"
         if reply.content_type == "application/x-tar" and not is_stdout:
-            render.json_line(
-                {"path": str(transfer.unpack(reply.chunks(), self._output))}, sys.stdout
-            )
+            made = {"path": str(transfer.unpack(reply.chunks(), self._output))}
+            if self._is_json:
+                render.json_line(made, sys.stdout)
+            else:
+                render.field("path", [made], sys.stdout)
             return
         output = None if is_stdout else self._output
         is_text = reply.content_type.startswith("application/octet-stream")

@@ -125,6 +125,11 @@ class ExtentMap:
             offset = stop
             at += 1
 
+    def is_hole(self, start: int, end: int) -> bool:
+        """Whether nobody holds any of ``[start, end)``."""
+        at = bisect_right(self.ends, start)
+        return at >= len(self.starts) or self.starts[at] >= end
+
     def held_by(self, container: int) -> int:
         """How many bytes that container holds."""
         return sum(

@@ -191,12 +191,20 @@ def test_a_failed_sync_is_never_followed_by_success(
             target.run()
     kept = segments.append_raw(digest(b"kept"), b"kept")
     assert kept.segment != lost.segment
+    for _ in range(2):
+        target = segments.sync_target()
+        assert target is not None
+        with pytest.raises(DiskFailed):
+            target.run()
+    segments.acknowledge_failure()
+    segments.append_raw(digest(b"more"), b"more")
     target = segments.sync_target()
     assert target is not None
     target.run()
+    assert segments.sync_target() is None
     assert (segments.is_synced(lost), segments.is_synced(kept)) == (False, True)
     assert segments.read(lost) == b"lost"
-    assert found(segments) == expected([b"lost", b"kept"])
+    assert found(segments) == expected([b"lost", b"kept", b"more"])
     crash(segments)
     again = Segments(tmp_path)
     assert again.read(lost) == b"lost"

@@ -12,7 +12,8 @@ appended to again: what follows goes to a new file.
 Durability: an append is in the page cache. ``sync_target`` says what a flush round has to sync, its
 ``run`` does that in a thread, and ``is_synced`` answers for one place. An error while syncing makes
 that segment *failed*: never called durable again, never appended to, never synced again (the kernel
-drops the dirty flag of pages it could not write, so that a second fdatasync would lie). A file
+drops the dirty flag of pages it could not write, so that a second fdatasync would lie), and every
+later flush round fails too, whoever ran the one that failed, until ``acknowledge_failure``. A file
 ``<n>.failed`` tells later processes. A footer is written only after its data are synced.
 
 Locks: ``_lock`` around the state, held for an append's pwritev (uncontended 50 ns); ``_round``
@@ -25,10 +26,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from unifs.errors import Corrupt
+from unifs.errors import Corrupt, DiskFailed
 from unifs.ipfs.embedded.sections import (
     HEADER,
     RAW_PREFIX,
@@ -39,7 +39,16 @@ from unifs.ipfs.embedded.sections import (
     varint,
     walk_index,
 )
-from unifs.ipfs.embedded.segment_file import FAILED_SUFFIX, Damage, Descriptor, SegmentFile, named
+from unifs.ipfs.embedded.segment_file import (
+    FAILED_SUFFIX,
+    Damage,
+    Descriptor,
+    Place,
+    SegmentFile,
+    SegmentStatistics,
+    SyncTarget,
+    named,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,46 +61,6 @@ SEGMENT_BYTES_MAX: Final = 256 << 20
 INDEX_BYTES_MAX: Final = 16 << 20
 #: Descriptors kept open for reading; the soft limit of many systems is 1024.
 DESCRIPTORS_MAX: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the data of one block lie: ``length`` bytes at ``offset`` of a segment's file."""
-
-    segment: int
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentStatistics:
-    """Sizes in bytes; ``unsynced_bytes`` is what the next flush round has to bring to disk."""
-
-    segments: int
-    size_bytes: int
-    open_segment: int
-    unsynced_bytes: int
-    descriptors: int
-    descriptors_max: int
-
-
-class SyncTarget:
-    """What one flush round brings to disk: everything appended before it was made.
-
-    ``fd`` is the open segment's, ``position`` its end then; ``run`` does all that is needed.
-    """
-
-    __slots__ = ("_run", "fd", "position", "segment")
-
-    def __init__(self, segments: Segments, file: SegmentFile) -> None:
-        self.fd = file.fd
-        self.segment = file.number
-        self.position = file.end
-        self._run = segments._sync
-
-    def run(self) -> None:
-        """Sync it all; blocks, so call it in a thread. On DiskFailed nothing of it is durable."""
-        self._run(self.segment, self.position)
 
 
 class Segments:
@@ -115,6 +84,8 @@ class Segments:
         self._open: SegmentFile | None = None
         self._names_made = 1
         self._names_synced = 0
+        #: The first error of a sync, told by every flush round until ``acknowledge_failure``.
+        self._failure: Exception | None = None
         #: Where the last walk through the open segment ended: (segment, offset, index position).
         self._resume = (0, 0, 0)
         try:
@@ -294,13 +265,15 @@ class Segments:
     def sync_target(self) -> SyncTarget | None:
         """What to sync so that everything appended so far survives power loss; None if nothing.
 
-        Cheap: call it on the event loop, and its ``run`` in a thread.
+        Cheap: call it on the event loop, and its ``run`` in a thread. Fails as ``run`` does.
         """
         with self._lock:
-            if self._unsynced() == 0:
+            if self._unsynced() == 0 and self._failure is None:
                 return None
-            file = self._open or next(iter(self._files.values()))
-            return SyncTarget(self, file)
+            file = self._open or next(iter(self._files.values()), None)
+            if file is None:
+                raise DiskFailed(str(self._failure))
+            return SyncTarget(file, self._sync)
 
     def _unsynced(self) -> int:
         return sum(
@@ -336,13 +309,29 @@ class Segments:
                     self._files.pop(file.number, None)
                 for file in opened:
                     file.synced_end = max(file.synced_end, position)
+                if self._failure is not None:
+                    raise DiskFailed(str(self._failure)) from self._failure
 
     def _attempt(self, file: SegmentFile, step: Callable[[], None]) -> None:
         try:
             step()
         except OSError as error:
             file.fail()
+            self._failure = self._failure or named(error)
             raise named(error) from error
+
+    def failed(self) -> set[int]:
+        """The segments that could not be synced, now or by an earlier process."""
+        with self._lock:
+            return {file.number for file in self._files.values() if file.is_failed}
+
+    def acknowledge_failure(self) -> None:
+        """Everybody concerned knows what was lost: flush rounds may succeed again.
+
+        For an owner that knows by ``is_synced``, or has failed all that it had appended.
+        """
+        with self._lock:
+            self._failure = None
 
     def _sync_directory(self) -> None:
         os.fsync(self._directory)
@@ -374,13 +363,22 @@ class Segments:
                 self._ends[file.number] = file.end
 
     def close(self) -> None:
-        """Sync, write the open segment's footer and let go of all descriptors. Blocks."""
-        target = self.sync_target()
-        if target is not None:
-            target.run()
-        with self._lock:
-            if self._open is not None and not self._open.is_failed:
-                self._attempt(self._open, self._open.close_with_footer)
+        """Sync, write the open segment's footer and let go of all descriptors. Blocks.
+
+        DiskFailed if that fails, unless a flush round has said so before.
+        """
+        is_told = self._failure is not None
+        try:
+            target = self.sync_target()
+            if target is not None:
+                target.run()
+            with self._lock:
+                if self._open is not None and not self._open.is_failed:
+                    self._attempt(self._open, self._open.close_with_footer)
+        except DiskFailed:
+            if not is_told:
+                raise
+        finally:
             self._open = None
             self._files.clear()
             self._descriptors.clear()
