@@ -114,9 +114,6 @@ class File:
         finally:
             try:
                 await complete(vfs.release, self.fh)
-            except BaseException:
-                vfs.abandon(self.fh)
-                raise
             finally:
                 vfs.forget([(self.ino, 1)])
 

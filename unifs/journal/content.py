@@ -8,14 +8,15 @@ Four kinds stand in an inode's row, told apart by their first byte:
 * symlink (3): the target itself;
 * linked (4): a CID whose blocks the node keeps; it stays that CID until first written.
 
-Reads are inline where the page cache has the bytes (``preadv(RWF_NOWAIT)``: 1 µs for 4 KiB, against
-57 µs for a thread) and raise WouldBlock where the disk must be waited for. A small content is hashed at
-its first read since start, a sealed large one leaf by leaf; what was hashed when it was sealed is
-not hashed again.
+Reads are inline where the page cache has the bytes (``preadv(RWF_NOWAIT)``: 1 µs for 4 KiB,
+against 57 µs for a thread) and raise WouldBlock where the disk must be waited for. A small content
+is hashed at its first read since start, a sealed large one leaf by leaf; what was hashed when it
+was sealed is not hashed again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import struct
@@ -306,6 +307,11 @@ class Contents:
             count = os.preadv(descriptor, [view], offset, os.RWF_NOWAIT)
         except BlockingIOError:
             count = -1
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            # tmpfs: there is nothing to wait for.
+            count = os.preadv(descriptor, [view], offset)
         if count == size:
             return view
         if count >= 0 and offset + count >= os.fstat(descriptor).st_size:
