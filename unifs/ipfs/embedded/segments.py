@@ -120,7 +120,7 @@ class Segments:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Held open: a lack of descriptors must not fail a flush round.
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            self._directory = Descriptor(os.open(directory, flags))
+            self._directory: Descriptor | None = Descriptor(os.open(directory, flags))
             self._load()
         except OSError as error:
             raise named(error) from error
@@ -330,6 +330,7 @@ class Segments:
             raise named(error) from error
 
     def _sync_directory(self) -> None:
+        assert self._directory is not None
         os.fsync(self._directory)
 
     # --- life -----------------------------------------------------------------------------------
@@ -366,7 +367,7 @@ class Segments:
         with self._lock:
             if self._open is not None and not self._open.is_failed:
                 self._attempt(self._open, self._open.close_with_footer)
-            self._open = None
+            self._open = self._directory = None
             self._files.clear()
             self._descriptors.clear()
 
