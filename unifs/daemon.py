@@ -1,8 +1,9 @@
 """The composition root: from settings to a served tree, everything in one nursery.
 
 ``run`` is what the mount command's child process calls. Order of opening: state directory (lock,
-database, recovery), node, volumes, control socket, FUSE session; closing is the reverse, so that the
-state is closed clean only after the kernel can send nothing more. No other module knows all parts.
+database, recovery), node, volumes, control socket, FUSE session; closing is the reverse, so that
+the state is closed clean only after the kernel can send nothing more. No other module knows all
+parts.
 """
 
 from __future__ import annotations
@@ -13,13 +14,31 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
+from unifs.answers.explain import Explainer, status_report
+from unifs.answers.files import FilesAnswer
+from unifs.answers.journal import JournalAnswer
+from unifs.answers.mounts import MountsAnswer
+from unifs.cache.disk import DiskLimits, DiskTier
+from unifs.cache.reads import ReadCache, ReadLimits
+from unifs.config import IpfsMount as IpfsSettings
+from unifs.config import LocalMount, state_socket_path
+from unifs.control.ops import operations
+from unifs.control.server import serve
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
 from unifs.errors import UnifsError
+from unifs.ipfs.embedded.node import EmbeddedNode
+from unifs.ipfs.embedded.pins import Pins
+from unifs.mounts.ipfs import IpfsMount
+from unifs.mounttable import MountTable, TableEntry
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import AccessLog, Metrics
+from unifs.vfs.ipfsvolume import IpfsVolume
+from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
+from unifs.vfs.paths import Paths
+from unifs.vfs.retention import Retention
 from unifs.vfs.roots import MfsRoots
 from unifs.vfs.sealing import Sealer
 from unifs.vfs.storage import Storage
@@ -32,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unifs.config import Settings
+    from unifs.control.daemon_protocol import Explanation, StatusReport
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +73,27 @@ class Daemon:
         self.upkeep = Upkeep(self.writer)
         self.trees = TreeLoader(self.writer, self.vfs.factory)
         self.sealer = Sealer(self.writer, self.storage.blocks, self.storage.profile)
+        self.keeper = Keeper(self.writer)
+        self.retention = Retention(self.writer)
+        self.pins = Pins(settings.state_directory / "pins.db")
+        self.node = EmbeddedNode(
+            self.storage.blocks,
+            self.pins,
+            profile=self.storage.profile,
+            limit_bytes=settings.storage.limit_bytes or None,
+            owner=self.keeper,
+            tree_roots=self.keeper.roots,
+        )
+        cache = settings.cache
+        self.cache = ReadCache(
+            DiskTier(
+                self.storage.state.cache, DiskLimits(cache.disk_bytes, cache.disk_free_bytes_min)
+            ),
+            ReadLimits(memory_bytes_max=cache.memory_bytes),
+        )
+        self.table = MountTable(self.vfs, self.storage, self.notifications, mount_point)
         self._add_volumes()
+        self._answer()
         self.session = Session(
             self.vfs, self._options(), self.metrics, self.access_log, self.notifications
         )
@@ -73,8 +113,34 @@ class Daemon:
         mfs = self.trees.add("mfs", "mfs", MfsVolume)
         assert isinstance(mfs, MfsVolume)
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
-        mfs.connect(self.sealer, self.roots)
-        self.vfs.namespace.add(self.vfs.namespace.root, b"mfs", mfs.root)
+        mfs.connect(self.sealer, self.roots, self.node)
+        self.table.add_fixed(TableEntry("mfs", "mfs", "", True, False), mfs.root)
+        ipfs = self.settings.mounts.get("ipfs")
+        if isinstance(ipfs, IpfsSettings) and ipfs.enabled:
+            volume = self.trees.add("ipfs", "ipfs", IpfsVolume)
+            assert isinstance(volume, IpfsVolume)
+            volume.connect(IpfsMount(self.node), self.cache, ipfs.attribute_timeout_s)
+            self.table.add_fixed(TableEntry("ipfs", "ipfs", "", False, False), volume.root)
+        local = self.settings.mounts.get("local")
+        if isinstance(local, LocalMount) and local.enabled:
+            for problem in self.table.add_local(local.directories, local.attribute_timeout_s):
+                log.warning("not shown: %s", problem)
+
+    def _answer(self) -> None:
+        """What control operations see of this daemon."""
+        paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
+        self.files = FilesAnswer(paths, self.node)
+        self.journal = JournalAnswer(self.writer, self.sealer, self.roots, paths)
+        self.mounts = MountsAnswer(self.table, self.journal)
+        self._explainer = Explainer(paths, self.writer, self.journal, self.mounts)
+
+    async def explain(self, path: str) -> Explanation:
+        """What holds for one path of the tree."""
+        return await self._explainer.explain(path)
+
+    async def status(self) -> StatusReport:
+        """The daemon in a few lines."""
+        return await status_report(self.settings, self.mount_point, self.node, self._explainer)
 
     async def serve(self, ready: Callable[[], None]) -> None:
         """Serve until unmounted."""
@@ -84,13 +150,23 @@ class Daemon:
                 nursery.start_soon(self.upkeep.run)
                 nursery.start_soon(self.sealer.run)
                 nursery.start_soon(self.roots.run)
-                await self.session.serve(self.mount_point, ready)
+                nursery.start_soon(self.retention.run)
+                nursery.start_soon(self.keeper.run, self.node)
+                socket = self.settings.socket_path
+                link = state_socket_path(self.settings.state_directory)
+                async with (
+                    self.node.serve(),
+                    self.cache.serve(),
+                    serve(operations(), self, socket, link if link != socket else None),
+                ):
+                    await self.session.serve(self.mount_point, ready)
                 nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await self.upkeep.finish()
 
     def close(self, is_clean: bool) -> None:
         """Close the state directory."""
+        self.pins.close()
         self.storage.close(is_clean)
 
 

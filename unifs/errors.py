@@ -177,7 +177,7 @@ class ReadOnly(UnifsError):
 
 
 class JournalFailed(ReadOnly):
-    """The journal could not be made durable; the tree is read-only until a restart has checked it."""
+    """The journal could not be made durable; the tree is read-only until a restart."""
 
     code, http_status = "JOURNAL_FAILED", 503
     hint = "look at the disk (dmesg), then unmount and mount again"

@@ -22,10 +22,14 @@ SYMLINK_MAX_BYTES = 4095
 class Caller(Protocol):
     """Who makes a request. pyfuse3's RequestContext is one."""
 
-    uid: int
-    gid: int
-    pid: int
-    umask: int
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def umask(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from unifs.control.registry import Download, Param, Upload, operation
+from unifs.control.registry import Download, Emit, Param, Upload, operation
 from unifs.errors import Corrupt, NotAvailableOffline
 
 
@@ -57,26 +57,26 @@ async def echo(
 @operation("sample.lines")
 async def lines(
     daemon: object,
+    emit: Emit[Line],
     count: Annotated[int, Param("how many")],
     fails: Annotated[bool, Param("fail at the end")] = False,
-) -> AsyncIterator[Line]:
+) -> None:
     """Count.
 
     Slowly.
     """
     for number in range(count):
-        yield Line(number)
-        await trio.lowlevel.checkpoint()
+        await emit(Line(number))
     if fails:
         raise NotAvailableOffline("the rest is elsewhere")
 
 
 @operation("sample.forever")
-async def forever(daemon: "SampleDaemon") -> AsyncIterator[Line]:
+async def forever(daemon: "SampleDaemon", emit: Emit[Line]) -> None:
     """Never end."""
     try:
         while True:
-            yield Line(1)
+            await emit(Line(1))
             await trio.sleep(0.01)
     finally:
         daemon.ended.set()

@@ -33,6 +33,14 @@ RECORDED_BYTES_MAX = 40_000
 CRASH_LIMIT_S = 10.0
 
 
+@dataclass(frozen=True)
+class Receipts:
+    """What recovery wrote about losses, and the names of receipts that no longer read."""
+
+    text: str
+    damaged: Sequence[str]
+
+
 class Target(Protocol):
     """Something that can be crashed and come up again."""
 
@@ -44,8 +52,8 @@ class Target(Protocol):
     def crash(self, workers: Sequence[int]) -> list[str]:
         """Crash under these workers; return sentences about what should not have happened."""
 
-    def receipts(self) -> str:
-        """Return what recovery says it could not keep, as text."""
+    def receipts(self) -> Receipts:
+        """Return what recovery says it could not keep."""
 
 
 @dataclass
@@ -191,18 +199,21 @@ class Campaign:
         self.summary.given_up += len(verdict.given_up)
 
     def _check_receipts(self, given_up: Sequence[str]) -> None:
-        if not given_up:
-            return
         receipts = self.target.receipts()
+        self._blame("lost+found", [f"{name} is damaged" for name in receipts.damaged])
         for path in given_up:
-            if path.rpartition("/")[2] not in receipts:
+            if repr(path.rpartition("/")[2])[1:-1] not in receipts.text:
                 self._blame(path, ["is given up without a receipt"])
 
     def _forget_old(self) -> None:
         while len(self._kept) > KEPT_CYCLES:
             name = next(iter(self._kept))
             del self._kept[name]
-            shutil.rmtree(self.target.root / name)
+            try:
+                shutil.rmtree(self.target.root / name)
+            except OSError as error:
+                self._blame(name, [f"cannot be removed: {error}"])
+                return
             fd = os.open(self.target.root, os.O_RDONLY)
             os.fsync(fd)
             os.close(fd)

@@ -80,6 +80,10 @@ class Inode:
                 return index
         return None
 
+    def was_closed(self) -> bool:
+        """Return whether anything was acknowledged of its content."""
+        return self.kind != "file" or self.base(CLOSED) is not None
+
     def allowed(self, level: int) -> set[str]:
         """Return the contents that may be seen after a crash that keeps ``level``."""
         base = self.base(level)
@@ -172,6 +176,8 @@ class History:
         """Add one call to the timelines."""
         self.step += 1
         call = event["call"]
+        if call == "osync" and not is_acknowledged:
+            call = "write"
         if is_acknowledged or call not in ("close", "fsync", "fsyncdir", "osync"):
             getattr(self, f"_{call}")(event)
         if is_acknowledged:

@@ -8,14 +8,16 @@ The peers are there to prove the harness: JuiceFS keeps what it acknowledged, rc
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.crash.cycle import Campaign, Summary
+from tests.crash.cycle import Campaign, Receipts, Summary
 from tests.crash.daemon import Daemon
 from tests.crash.history import KILL
 
@@ -38,19 +40,20 @@ class Killed:
         left = self.daemon.kill()
         return [f"processes {left} outlive the daemon"] if left else []
 
-    def receipts(self) -> str:
+    def receipts(self) -> Receipts:
         """Return what recovery wrote about bytes that it could not place."""
         return lost_and_found(self.daemon.state)
 
 
-def lost_and_found(state: Path) -> str:
-    """Return every name and every text below the state directory's lost+found."""
-    words = []
-    for path in sorted((state / "lost+found").rglob("*")):
-        words.append(path.name)
-        if path.is_file():
-            words.append(path.read_bytes().decode(errors="surrogateescape"))
-    return "\n".join(words)
+def lost_and_found(state: Path) -> Receipts:
+    """Return what the receipts in the state directory's lost+found say."""
+    words, damaged = [], []
+    for path in sorted((state / "lost+found").glob("*.json")):
+        try:
+            words += [f"{key}: {value}" for key, value in json.loads(path.read_text()).items()]
+        except ValueError:
+            damaged.append(path.name)
+    return Receipts("\n".join(words), damaged)
 
 
 def peer(name: str, base: Path) -> Daemon:
@@ -91,12 +94,15 @@ def main() -> int:
     parser.add_argument(
         "--dir", default=tempfile.gettempdir(), help="on the disk that holds the state"
     )
+    parser.add_argument("--keep", type=Path, help="copy the manifests here, to see what led to it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="unifs-kill-", dir=options.dir) as name:
         base, scratch = Path(name) / "base", Path(name) / "manifests"
         scratch.mkdir()
         daemon = Daemon(base) if options.target == "unifs" else peer(options.target, base)
         summary = run_kills(daemon, options.kills, options.seed, scratch)
+        if options.keep:
+            shutil.copytree(scratch, options.keep, dirs_exist_ok=True)
         print(f"kill -9 of {options.target}, seed {options.seed}: {summary}")
         if summary.violations:
             print(daemon.tail()[-2000:])

@@ -19,6 +19,7 @@ import argparse
 import fcntl
 import os
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -27,10 +28,11 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.crash.cycle import Campaign, Summary
+from tests.crash.cycle import Campaign, Receipts, Summary
 from tests.crash.daemon import Daemon, freeze, thaw
 from tests.crash.history import POWER_CUT, POWER_CUT_PLAIN
 from tests.crash.kill import lost_and_found
+from tests.crash.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,9 +106,9 @@ class PlainDisk:
         subprocess.run(["umount", "-l", self.disk.root], check=True)
         return []
 
-    def receipts(self) -> str:
+    def receipts(self) -> Receipts:
         """A plain file system leaves none."""
-        return ""
+        return Receipts("", [])
 
 
 class PoweredDaemon:
@@ -145,7 +147,7 @@ class PoweredDaemon:
             os.fdatasync(fd)
             os.close(fd)
 
-    def receipts(self) -> str:
+    def receipts(self) -> Receipts:
         """Return what recovery wrote about bytes that it could not place."""
         return lost_and_found(self.daemon.state)
 
@@ -169,8 +171,10 @@ def run_cuts(options: argparse.Namespace, base: Path) -> Summary:
         campaign.extra_arguments = ("--fake-fsync",)
     try:
         summary = campaign.run(options.cuts)
+        if options.keep:
+            shutil.copytree(scratch, options.keep, dirs_exist_ok=True)
         if summary.violations:
-            print(daemon.tail()[-3000:], file=sys.stderr)
+            print(daemon.tail()[-3000:], campaign.target.receipts().text, sep="\n", file=sys.stderr)
         return summary
     finally:
         daemon.close()
@@ -186,11 +190,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fs", choices=("ext4", "xfs"), default="ext4")
     parser.add_argument("--target", choices=("unifs", "plain"), default="unifs")
-    parser.add_argument("--scenario", choices=("mixed", "closed_not_synced"), default="mixed")
+    parser.add_argument("--scenario", choices=("mixed", *SCENARIOS), default="mixed")
     parser.add_argument("--fake-fsync", action="store_true", help="a planted fault")
     parser.add_argument(
         "--dir", default=tempfile.gettempdir(), help="where the disk's image is kept"
     )
+    parser.add_argument("--keep", type=Path, help="copy the manifests here, to see what led to it")
     options = parser.parse_args()
     if INSIDE not in os.environ:
         command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-m"]

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.crash.calls import Directory
 from tests.crash.check import check, observe
 from tests.crash.history import KILL, POWER_CUT, Crash, History, Recorder
-from tests.crash.workload import Directory, Workload, closed_not_synced
+from tests.crash.scenarios import closed_not_synced
+from tests.crash.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.crash.daemon import REPOSITORY
+from tests.crash.scenarios import SCENARIOS
 
 pytestmark = [
     pytest.mark.fuse,
@@ -35,7 +36,8 @@ def test_nothing_synced_is_lost_in_power_cuts() -> None:
     assert syncs > 50
 
 
-def test_closed_files_are_old_or_new_after_somebody_elses_fsync() -> None:
-    calls, syncs = power("--cuts", "5", "--scenario", "closed_not_synced")
-    assert calls > 500
-    assert syncs >= 5 * 11
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_closed_files_are_old_or_new_after_somebody_elses_fsync(scenario: str) -> None:
+    calls, syncs = power("--cuts", "3", "--scenario", scenario)
+    assert calls >= 3 * 60
+    assert syncs >= 3 * 6

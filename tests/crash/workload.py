@@ -9,142 +9,23 @@ gives. Any other error goes into the manifest as unexpected, which fails the che
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import random
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.crash.history import Recorder, noise
+from tests.crash.calls import Directory, ServerGone
+from tests.crash.history import Recorder
+from tests.crash.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LABEL = "user.crash"
-
-#: What calls return once the server or the disk below is gone.
-DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.EROFS, errno.ESHUTDOWN})
-
 #: Small, at the edge of what is kept without a file, several requests, more than one chunk.
 SIZES = (0, 1, 100, 4096, 20_000, 65_535, 65_536, 65_537, 150_000, 300_000)
 LARGE_SIZES = (1 << 20, (1 << 20) + 1, 2_500_000)
-REQUEST_BYTES = 100_000
 FILES_MAX = 60
-
-
-class ServerGone(Exception):
-    """The server has died; the record ends here."""
-
-
-class Directory:
-    """The calls of a workload: each is recorded, made, and acknowledged."""
-
-    def __init__(self, root: str, recorder: Recorder, *, has_fake_fsync: bool = False) -> None:
-        self.root, self.recorder, self.has_fake_fsync = root, recorder, has_fake_fsync
-        self._fill = 0
-
-    def _at(self, path: str) -> str:
-        return f"{self.root}/{path}"
-
-    def _do(self, action: Callable[[], object], call: str, **details: object) -> None:
-        number = self.recorder.intent(call, **details)
-        try:
-            action()
-        except OSError as error:
-            if error.errno not in DEAD:
-                self.recorder.unexpected(f"{call}: {os.strerror(error.errno or 0)}")
-            raise ServerGone from error
-        self.recorder.acknowledge(number)
-
-    def _opened(self, flags: int, call: str, path: str, **details: object) -> int:
-        """Open under a number that the record knows: the one the kernel will give."""
-        spare = os.open("/dev/null", os.O_RDONLY)
-        os.close(spare)
-        opened: list[int] = []
-        self._do(
-            lambda: opened.append(os.open(self._at(path), flags, 0o640)),
-            call,
-            path=path,
-            fd=spare,
-            **details,
-        )
-        if opened != [spare]:
-            raise RuntimeError(f"descriptor {opened}, not {spare}")
-        return spare
-
-    def create(self, path: str, flags: int = 0) -> int:
-        flags |= os.O_CREAT | os.O_EXCL | os.O_WRONLY
-        return self._opened(flags, "create", path, mode=0o640)
-
-    def open(self, path: str, flags: int = 0) -> int:
-        is_truncated = bool(flags & os.O_TRUNC)
-        return self._opened(os.O_WRONLY | flags, "open", path, trunc=is_truncated)
-
-    def write(self, fd: int, size_bytes: int, at: int | None, call: str = "write") -> None:
-        """Write noise in one request; ``at`` None is the end of a file opened to append."""
-        self._fill += 1
-        piece = noise(self._fill, size_bytes)
-
-        def action() -> None:
-            done = os.write(fd, piece) if at is None else os.pwrite(fd, piece, at)
-            if done != size_bytes:
-                raise OSError(errno.EIO, "short write")
-
-        self._do(action, call, fd=fd, size=size_bytes, at=at, fill=self._fill)
-
-    def write_all(self, fd: int, size_bytes: int) -> None:
-        """Write a whole file in requests of at most REQUEST_BYTES."""
-        for offset in range(0, size_bytes, REQUEST_BYTES):
-            self.write(fd, min(REQUEST_BYTES, size_bytes - offset), offset)
-
-    def fsync(self, fd: int) -> None:
-        action = (lambda: None) if self.has_fake_fsync else (lambda: os.fsync(fd))
-        self._do(action, "fsync", fd=fd)
-
-    def close(self, fd: int) -> None:
-        self._do(lambda: os.close(fd), "close", fd=fd)
-
-    def fsync_directory(self, path: str) -> None:
-        fd = os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            action = (lambda: None) if self.has_fake_fsync else (lambda: os.fsync(fd))
-            self._do(action, "fsyncdir", path=path)
-        finally:
-            os.close(fd)
-
-    def ftruncate(self, fd: int, size_bytes: int) -> None:
-        self._do(lambda: os.ftruncate(fd, size_bytes), "ftruncate", fd=fd, size=size_bytes)
-
-    def truncate(self, path: str, size_bytes: int) -> None:
-        at = self._at(path)
-        self._do(lambda: os.truncate(at, size_bytes), "truncate", path=path, size=size_bytes)
-
-    def rename(self, old: str, new: str) -> None:
-        self._do(lambda: os.rename(self._at(old), self._at(new)), "rename", path=old, new=new)
-
-    def link(self, old: str, new: str) -> None:
-        self._do(lambda: os.link(self._at(old), self._at(new)), "link", path=old, new=new)
-
-    def symlink(self, target: str, path: str) -> None:
-        action = lambda: os.symlink(target, self._at(path))  # noqa: E731
-        self._do(action, "symlink", path=path, target=target)
-
-    def unlink(self, path: str) -> None:
-        self._do(lambda: os.unlink(self._at(path)), "unlink", path=path)
-
-    def mkdir(self, path: str) -> None:
-        self._do(lambda: os.mkdir(self._at(path), 0o750), "mkdir", path=path, mode=0o750)
-
-    def rmdir(self, path: str) -> None:
-        self._do(lambda: os.rmdir(self._at(path)), "rmdir", path=path)
-
-    def chmod(self, path: str, mode: int) -> None:
-        self._do(lambda: os.chmod(self._at(path), mode), "chmod", path=path, mode=mode)
-
-    def set_label(self, path: str, label: str) -> None:
-        action = lambda: os.setxattr(self._at(path), LABEL, label.encode())  # noqa: E731
-        self._do(action, "setxattr", path=path, label=label)
 
 
 class Workload:
@@ -329,33 +210,6 @@ class Workload:
         self.directory.fsync_directory(self.choose.choice(self.directories))
 
 
-def closed_not_synced(directory: Directory, seed: int) -> None:
-    """Close files without fsync, over every kind of predecessor, then let another file be fsynced.
-
-    The rows of the closed files are made durable by somebody else's fsync, their bytes are not.
-    """
-    sizes = (100, 4096, 60_000, 70_000, 300_000)
-    for kind in ("rewrite", "atomic"):
-        for size in sizes:
-            fd = directory.create(f"{kind}{size}")
-            directory.write_all(fd, size)
-            directory.fsync(fd)
-            directory.close(fd)
-    directory.fsync_directory("")
-    other = directory.create("other")
-    for size in sizes:
-        for path, flags in ((f"new{size}", 0), (f"atomic{size}.tmp", 0)):
-            fd = directory.create(path, flags)
-            directory.write_all(fd, size + seed % 50)
-            directory.close(fd)
-        directory.rename(f"atomic{size}.tmp", f"atomic{size}")
-        fd = directory.open(f"rewrite{size}", os.O_TRUNC)
-        directory.write_all(fd, size + 1)
-        directory.close(fd)
-    directory.write(other, 100, 0)
-    directory.fsync(other)
-
-
 def main() -> int:
     """Work as the arguments say; 0 when the server died or the work is done."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -363,7 +217,7 @@ def main() -> int:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calls", type=int, default=1_000_000)
-    parser.add_argument("--scenario", choices=("mixed", "closed_not_synced"), default="mixed")
+    parser.add_argument("--scenario", choices=("mixed", *SCENARIOS), default="mixed")
     parser.add_argument("--fake-fsync", action="store_true", help="a planted fault")
     options = parser.parse_args()
     # Relative paths stay on the dead mount when it is detached; absolute ones would reach below it.
@@ -374,7 +228,7 @@ def main() -> int:
         if options.scenario == "mixed":
             Workload(directory, options.seed).run(options.calls)
         else:
-            closed_not_synced(directory, options.seed)
+            SCENARIOS[options.scenario](directory, options.seed)
     except ServerGone:
         pass
     return 0

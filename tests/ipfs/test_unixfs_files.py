@@ -226,6 +226,18 @@ def test_a_trickle_dag(blocks: Blocks) -> None:
     assert FileReader(root, blocks.get).read(0, 99) == content
 
 
+@pytest.mark.parametrize("profile", SMALL, ids=lambda profile: profile.name)
+def test_blocks_may_be_views_of_something_larger(profile: Profile, blocks: Blocks) -> None:
+    content = content_of(100)
+    link = import_file(io.BytesIO(content), profile, blocks.put)
+
+    def get(cid: Cid) -> memoryview:
+        return memoryview(b"before" + blocks.get(cid) + b"behind")[6:-6]
+
+    assert stat_node(link.cid, get).size_bytes == 100
+    assert FileReader(link.cid, get).read(3, 90) == content[3:93]
+
+
 def test_an_identity_file_needs_no_block(blocks: Blocks) -> None:
     for cid in (identity(RAW, b"abc"), identity(DAG_PB, bytes.fromhex("0a09080212036162631803"))):
         assert FileReader(cid, blocks.get).read(1, 9) == b"bc"

@@ -40,7 +40,7 @@ from unifs.types import PlainAttributes, PlainCaller, SetAttributes
 from unifs.vfs.storage import Storage
 from unifs.vfs.treevolume import TreeLoader, TreeVolume
 from unifs.vfs.upkeep import Upkeep
-from unifs.vfs.vfs import Vfs
+from unifs.vfs.vfs import DOT_DOT, Vfs
 from unifs.vfs.writer import Writer
 from unifs.waiting import complete
 
@@ -285,7 +285,7 @@ class FileSystem:
             return True
 
         try:
-            await complete(self.vfs.readdir, fh, 0, emit)
+            await complete(self.vfs.readdir, fh, DOT_DOT, emit)
         finally:
             self.vfs.releasedir(fh)
             self.vfs.forget(seen)

@@ -1,15 +1,187 @@
-"""What operations ask of the running daemon.
+"""What operations ask of the running daemon, and what they are answered with.
 
-The composition root provides it; operations and the server see nothing else of the daemon.
+The composition root provides a ``Daemon``; operations and the server see nothing else of it. The
+structs are answers as they go out, so a name here is a name in the JSON, the tables and the docs:
+renaming one breaks scripts. Paths are paths of the mounted tree (``/mfs/a``), as ``str`` with
+surrogateescape; times are seconds since the epoch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from unifs.config import Settings
+    from unifs.ipfs.node import Node
     from unifs.telemetry import AccessLog, Metrics
+
+FileKind = Literal["file", "directory", "symlink", "fifo", "socket", "block", "character"]
+#: How far a change has come; see docs/promises.md.
+ChangeState = Literal["open", "closed", "sealed", "synced", "verified", "quarantined"]
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """The base of what operations answer."""
+
+
+class FileEntry(Answer):
+    """One name in a directory of the tree."""
+
+    kind: FileKind
+    size_bytes: int
+    mtime_s: float
+    name: str
+
+
+class FileStat(Answer):
+    """One object of the tree. ``cid`` and ``state`` are null where there is none to tell yet."""
+
+    path: str
+    kind: FileKind
+    size_bytes: int
+    mode: str
+    uid: int
+    gid: int
+    links: int
+    mtime_s: float
+    target: str | None = None
+    cid: str | None = None
+    state: ChangeState | None = None
+
+
+class MountInfo(Answer):
+    """One mount. ``source`` is the backend, or the host directory of a /local mount."""
+
+    name: str
+    kind: str
+    source: str
+    is_read_only: bool
+    durability: str
+    unsynced: int = 0
+    unsynced_bytes: int = 0
+
+
+class JournalStatus(Answer):
+    """How many changes are how far; ``oldest_unsynced_s`` is when the oldest was made."""
+
+    open: int = 0
+    closed: int = 0
+    sealed: int = 0
+    synced: int = 0
+    verified: int = 0
+    quarantined: int = 0
+    unsynced_bytes: int = 0
+    oldest_unsynced_s: float | None = None
+
+
+class JournalRecord(Answer):
+    """One change. ``reason`` says why it is quarantined."""
+
+    sequence: int
+    time_s: float
+    operation: str
+    state: ChangeState
+    size_bytes: int | None
+    path: str
+    reason: str | None = None
+
+
+class Explanation(Answer):
+    """What holds for one path. The sentences are for people; the rest is for programs."""
+
+    path: str
+    mount: str
+    kind: str
+    version: str | None
+    cid: str | None
+    state: ChangeState | None
+    #: Where a read gets its bytes from, in a sentence.
+    bytes_from: str
+    #: What fsync() waits for here, in a sentence.
+    fsync: str
+    #: What the backend does not have yet; empty where everything is there.
+    unsynced: list[str] = []
+    #: Whatever else somebody who asks should know.
+    notes: list[str] = []
+
+
+class StatusReport(Answer):
+    """The daemon in a few lines. ``warnings`` is empty when all is well."""
+
+    version: str
+    mount_point: str
+    state_directory: str
+    pid: int
+    uptime_s: float
+    profile: str
+    is_read_only: bool
+    resident_bytes: int
+    stored_bytes: int
+    storage_limit_bytes: int | None
+    unsynced: int
+    unsynced_bytes: int
+    mounts: list[MountInfo]
+    warnings: list[str] = []
+
+
+class Files(Protocol):
+    """Operations on the tree, through the same vfs as a user's calls."""
+
+    def ls(self, path: str) -> AsyncIterator[FileEntry]:
+        """A directory's names, or a file itself."""
+        ...
+
+    async def stat(self, path: str) -> FileStat: ...
+
+    async def mkdir(self, path: str, parents: bool) -> None:
+        """Exists if it is there and not ``parents``."""
+        ...
+
+    async def copy(self, source: str, destination: str) -> None:
+        """Copy a file or directory; from /ipfs by linking, whatever its size. Exists if taken."""
+        ...
+
+    async def move(self, source: str, destination: str) -> None: ...
+
+    async def remove(self, path: str, recursive: bool) -> None:
+        """NotEmpty for a directory with names in it and not ``recursive``."""
+        ...
+
+
+class Mounts(Protocol):
+    """The mount table."""
+
+    async def list(self) -> list[MountInfo]: ...
+
+    async def add(self, name: str, directory: str) -> MountInfo:
+        """``local/NAME`` shows the host's ``directory``, until the daemon ends."""
+        ...
+
+    async def remove(self, name: str, force: bool) -> None:
+        """Unsynced if changes have not reached the backend and not ``force``."""
+        ...
+
+
+class Journal(Protocol):
+    """Changes and how far they are. ``path`` None: all of them."""
+
+    async def status(self, path: str | None) -> JournalStatus: ...
+
+    def list(
+        self, path: str | None, state: ChangeState | None, limit: int
+    ) -> AsyncIterator[JournalRecord]:
+        """The newest first, at most ``limit``."""
+        ...
+
+    async def sync(
+        self, path: str | None, until: Literal["sealed", "synced"], timeout_s: float | None
+    ) -> JournalStatus:
+        """Bring changes on their way and wait; DeadlineExceeded after ``timeout_s``."""
+        ...
 
 
 class Daemon(Protocol):
@@ -18,3 +190,19 @@ class Daemon(Protocol):
     settings: Settings
     metrics: Metrics
     access_log: AccessLog
+
+    @property
+    def node(self) -> Node: ...
+
+    @property
+    def files(self) -> Files: ...
+
+    @property
+    def mounts(self) -> Mounts: ...
+
+    @property
+    def journal(self) -> Journal: ...
+
+    async def explain(self, path: str) -> Explanation: ...
+
+    async def status(self) -> StatusReport: ...

@@ -5,23 +5,25 @@ the declared functions of modules. The HTTP server, the OpenAPI document, the co
 agent tools render what stands here; none of them adds an option, a default or a check.
 
 An operation's first parameter is the daemon. The others are builtins, Literals, lists of them or
-None-unions, described by ``Annotated[type, Param("…")]``; one may be an ``Upload``, bytes from the
-caller. It returns a msgspec Struct (one answer), an ``AsyncIterator`` of Structs (events, as
-ndjson) or a ``Download`` (bytes). Failures are ``unifs.errors``.
+None-unions, described by ``Annotated[type, Param("…")]``; ``upload: Upload`` are bytes from the
+caller. It returns a msgspec Struct (one answer) or a ``Download`` (bytes), or it has a parameter
+``emit: Emit[T]`` and hands over Structs one by one (events, as ndjson). Failures are
+``unifs.errors``.
 """
 
 from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
+    Final,
     Literal,
+    Protocol,
     TypeVar,
     Union,
     get_args,
@@ -35,10 +37,14 @@ from unifs.config_table import nearest, sentence
 from unifs.errors import InvalidArgument, UnknownOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
     from types import ModuleType
 
 F = TypeVar("F", bound="Callable[..., Any]")
+E = TypeVar("E", contravariant=True)
+
+#: Parameter names that mean something to a surface already.
+RESERVED: Final = frozenset({"json", "field", "state", "mount", "output", "name_encoding"})
 
 #: What a parameter holds, for surfaces that stand in a directory of their own: a path of the
 #: caller's file system, a path of the mounted tree, or the path behind an ``Upload``.
@@ -73,6 +79,12 @@ class Download:
     content_type: str = "application/octet-stream"
 
 
+class Emit(Protocol[E]):
+    """Takes one event; returns when the caller has room for more. Not while cancelled."""
+
+    async def __call__(self, event: E, /) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Declaration:
     """What ``@operation`` says of a function."""
@@ -80,13 +92,19 @@ class Declaration:
     name: str
     mutates: bool
     scope: str
+    is_live: bool
 
 
-def operation(name: str, *, mutates: bool = False, scope: str = "") -> Callable[[F], F]:
-    """Declare an operation: ``noun.verb``, or one verb. ``scope`` is who may call it over TCP."""
+def operation(
+    name: str, *, mutates: bool = False, scope: str = "", live: bool = False
+) -> Callable[[F], F]:
+    """Declare an operation: ``noun.verb``, or one verb. ``scope`` is who may call it over TCP;
+    ``live`` events come until the caller has enough.
+    """
 
     def declare(function: F) -> F:
-        declaration = Declaration(name, mutates, scope or ("write" if mutates else "read"))
+        needed = scope or ("write" if mutates else "read")
+        declaration = Declaration(name, mutates, needed, live)
         function.declaration = declaration  # type: ignore[attr-defined]
         return function
 
@@ -129,6 +147,7 @@ class Operation:
         self.name = declaration.name
         self.mutates = declaration.mutates
         self.scope = declaration.scope
+        self.is_live = declaration.is_live
         text = inspect.cleandoc(function.__doc__ or "")
         self.summary, _, rest = text.partition("\n")
         self.description = rest.strip()
@@ -138,18 +157,19 @@ class Operation:
 
     def _read_signature(self) -> None:
         signature = inspect.signature(self.function)
-        parameters = list(signature.parameters.values())[1:]
-        self.takes_upload = any(_bare(each.annotation)[0] is Upload for each in parameters)
-        self.parameters = tuple(
-            _parameter(each) for each in parameters if _bare(each.annotation)[0] is not Upload
-        )
-        returns = signature.return_annotation
         self.kind: Literal["answer", "events", "bytes"] = "answer"
-        self.result_type: Any = returns
-        if returns is Download:
+        self.result_type: Any = signature.return_annotation
+        if self.result_type is Download:
             self.kind = "bytes"
-        elif get_origin(returns) is AsyncIterator:
-            self.kind, self.result_type = "events", get_args(returns)[0]
+        parameters = []
+        for each in list(signature.parameters.values())[1:]:
+            if each.annotation is Upload:
+                self.takes_upload = True
+            elif get_origin(each.annotation) is Emit:
+                self.kind, self.result_type = "events", get_args(each.annotation)[0]
+            else:
+                parameters.append(_parameter(each))
+        self.parameters = tuple(parameters)
 
     @property
     def words(self) -> list[str]:
@@ -197,11 +217,21 @@ class Operation:
             raise InvalidArgument(message, field=message.partition(":")[0]) from error
         return {name: getattr(request, name) for name in known}
 
-    def call(self, daemon: object, arguments: Mapping[str, Any], upload: Upload | None) -> Any:
-        """What the function returns: an awaitable, or an async iterator where kind is "events"."""
+    def call(
+        self,
+        daemon: object,
+        arguments: Mapping[str, Any],
+        upload: Upload | None = None,
+        emit: Emit[Any] | None = None,
+    ) -> Awaitable[Any]:
+        """Run it: the answer, the Download, or None when all events are emitted."""
+        given = dict(arguments)
         if self.takes_upload:
-            return self.function(daemon, upload=upload, **arguments)
-        return self.function(daemon, **arguments)
+            given["upload"] = upload
+        if self.kind == "events":
+            given["emit"] = emit
+        result: Awaitable[Any] = self.function(daemon, **given)
+        return result
 
 
 class Registry:
@@ -216,6 +246,8 @@ class Registry:
         """Add one operation; its name must be free and its answers must not use our fields."""
         assert each.name not in self._operations, each.name
         assert each.summary.endswith("."), f"{each.name} needs a first sentence"
+        names = {parameter.name for parameter in each.parameters}
+        assert not names & RESERVED, f"{each.name}: {names & RESERVED}"
         for struct in each.result_structs:
             assert "status" not in struct.__struct_fields__, each.name
         self._operations[each.name] = each

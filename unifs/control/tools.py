@@ -10,6 +10,7 @@ import base64
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import trio
 
 from unifs.control import wire
 from unifs.control.registry import Download
@@ -17,6 +18,8 @@ from unifs.errors import Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from msgspec import Struct
 
     from unifs.control.registry import Operation, Registry
 
@@ -55,23 +58,35 @@ async def call(
     operation = registry.get(name.replace("_", ".", 1))
     if operation.takes_upload:
         raise Unsupported(f"{operation.name} needs bytes from its caller and is no tool")
-    called = operation.call(daemon, operation.check(arguments), None)
+    checked = operation.check(arguments)
     if operation.kind == "events":
-        return await _events(called)
-    result = await called
+        return await _events(operation, daemon, checked)
+    result = await operation.call(daemon, checked)
     return await _bytes(result) if isinstance(result, Download) else wire.success(result)
 
 
-async def _events(events: Any) -> dict[str, Any]:
+class _EnoughError(Exception):
+    """The list is full."""
+
+
+async def _events(
+    operation: Operation, daemon: object, arguments: Mapping[str, object]
+) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
+
+    async def emit(event: Struct, /) -> None:
+        if len(found) == EVENTS_MAX:
+            raise _EnoughError
+        found.append(wire.plain(event))
+        await trio.lowlevel.checkpoint()
+
     try:
-        async for event in events:
-            if len(found) == EVENTS_MAX:
-                return {"status": "success", "events": found, "is_truncated": True}
-            found.append(wire.plain(event))
-    finally:
-        await events.aclose()
-    return {"status": "success", "events": found, "is_truncated": False}
+        await operation.call(daemon, arguments, None, emit)
+    except* _EnoughError:
+        is_truncated = True
+    else:
+        is_truncated = False
+    return {"status": "success", "events": found, "is_truncated": is_truncated}
 
 
 async def _bytes(download: Download) -> dict[str, Any]:

@@ -46,9 +46,12 @@ BURST: Final = 64
 SPINS: Final = 20
 #: The share of spins that must have paid off lately; below it they stop, except for a trial.
 HIT_RATE_MIN: Final = 0.05
-#: Weight of the newest spin in the hit rate, and how many sleeps pass between two trials.
+#: Weight of the newest spin in the hit rate.
 HIT_WEIGHT: Final = 0.02
+#: Sleeps between two trials, and the rate that one begins at: five spins in vain end it, one that
+#: pays off makes it last.
 TRIAL_EVERY: Final = 64
+TRIAL_RATE: Final = 1.1 * HIT_RATE_MIN
 
 #: The versions whose loop this file was written against and is tested with.
 KNOWN_VERSIONS: Final = ("3.5.",)
@@ -161,7 +164,7 @@ class FastLoop:
         self._burst_left = BURST
         self._sleeps += 1
         if self._hit_rate <= HIT_RATE_MIN and self._sleeps % TRIAL_EVERY == 0:
-            self._hit_rate = 2 * HIT_RATE_MIN
+            self._hit_rate = TRIAL_RATE
         await trio.lowlevel.wait_readable(fd)
 
     def _spin(self, poll: Callable[[int], list[tuple[int, int]]]) -> bool:

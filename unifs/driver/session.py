@@ -14,6 +14,7 @@ The loop's thread must never touch the tree that it serves: it would wait for it
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -133,6 +134,8 @@ class Session:
             await trio.to_thread.run_sync(detach, self._mount_point)
             self._is_detached = True
         except (OSError, MountFailed) as error:
+            # EINVAL: somebody else has taken it out already, and something else may be there now.
+            self._is_detached = isinstance(error, OSError) and error.errno == errno.EINVAL
             log.warning(
                 "mount_point=%s cannot be unmounted reason=%r", self._mount_point, str(error)
             )
@@ -146,14 +149,18 @@ class Session:
         except RuntimeError as error:
             raise MountFailed(f"{self._mount_point} cannot be mounted: {error}") from error
         self._mounted = mounted_at(self._mount_point)
+        if self._mounted is None or not self._mounted.is_unifs:
+            pyfuse3.close(unmount=False)
+            raise MountFailed(f"{self._mount_point} is not the path that was mounted")
         sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     async def _greet(self, ready: Callable[[], None]) -> None:
         """What has to wait for the kernel's first request."""
         await self._operations.is_initialized.wait()
-        is_raised = self._mounted is not None and fusectl.tune(self._mounted)
+        assert self._mounted is not None
+        background = fusectl.tune(self._mounted)
         self.waits.per_mount_max = min(
-            self._options.per_mount_max, places_per_mount(is_raised, self._options.remote_mounts)
+            self._options.per_mount_max, places_per_mount(background, self._options.remote_mounts)
         )
         self._notifications.open()
         # What exists now lives as long as the process: the collector need not look at it again.

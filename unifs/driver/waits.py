@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Suspended requests per mount: with the kernel's limit at 1024, three frozen mounts leave 256.
+#: Suspended requests per mount.
 PER_MOUNT_MAX: Final = 256
-#: The kernel's own limit of background requests where it cannot be raised.
-KERNEL_BACKGROUND_DEFAULT: Final = 12
 
 
-def places_per_mount(is_kernel_limit_raised: bool, remote_mounts: int) -> int:
-    """How many requests may wait for one mount so that the kernel still sends the others'."""
-    if is_kernel_limit_raised:
-        return PER_MOUNT_MAX
-    return max(1, KERNEL_BACKGROUND_DEFAULT // (remote_mounts + 1))
+def places_per_mount(background: int, remote_mounts: int) -> int:
+    """How many requests may wait for one mount so that the kernel still sends those of the others.
+
+    ``background`` is what the kernel sends before earlier ones are answered; one share is left for
+    what waits for nobody.
+    """
+    return min(PER_MOUNT_MAX, max(1, background // (remote_mounts + 1)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ users type through ``Cid.parse``. Only this module knows multibase, codecs and m
 does I/O, and it never accepts bytes whose hash it cannot compute: such a CID parses (its name is
 known), and ``verify`` refuses it by name.
 
-``libipld`` does the base conversions (0.3 µs); ``multiformats`` (95 ms to import, 150 µs a call) is
-asked only for the name of a code that stands in neither table below.
+``libipld`` does the base conversions (a whole ``parse`` takes 1.3 µs);
+``multiformats`` (95 ms to import, 150 µs a call) is asked only for the name of a code that stands
+in neither table below.
 """
 
 from __future__ import annotations

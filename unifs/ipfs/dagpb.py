@@ -45,7 +45,7 @@ class PbNode(NamedTuple):
 def encode_link(cid_binary: bytes, name: bytes | None, tsize: int | None) -> bytes:
     """One link as it stands in a block, with its field number and length."""
     if name is not None and tsize is not None:
-        # The shape of nearly every link, in one formatting step: 0.5 µs instead of 1.3.
+        # The shape of nearly every link, in one formatting step: 0.8 µs instead of 2.
         size = encode_varint(tsize)
         length = 5 + len(cid_binary) + len(name) + len(size)
         if length < 0x80:
@@ -83,7 +83,7 @@ def decode(block: Bytes) -> PbNode:
     links: list[PbLink] = []
     data: bytes | None = None
     links_at_data = 0
-    at = _decode_plain_links(view, links)
+    at = 0
     while at < size:
         tag = view[at]
         if tag != 0x12 and tag != 0x0A:
@@ -105,43 +105,11 @@ def decode(block: Bytes) -> PbNode:
     return PbNode(links, data)
 
 
-def _decode_plain_links(view: bytes, links: list[PbLink]) -> int:
-    """Decode links of the usual shape, as far as they go; the offset behind them.
-
-    Usual is: shorter than 128 bytes, a CID with sha2-256, a name and a tsize. The general way takes
-    twice as long per link.
-    """
-    at = 0
-    size = len(view)
-    while at + 44 < size and view[at] == 0x12:
-        head = _PLAIN_CIDS.get(view[at + 2 : at + 6])
-        if head is None or (head == 36 and view[at + 6 : at + 8] != b"\x12\x20"):
-            break
-        name_tag = at + 4 + head
-        end = at + 2 + view[at + 1]
-        tsize_at = name_tag + 2 + view[name_tag + 1]
-        if (
-            view[at + 1] >= 0x80
-            or end > size
-            or tsize_at + 2 > end
-            or view[name_tag] != 0x12
-            or view[tsize_at] != 0x18
-        ):
-            break
-        tsize = view[tsize_at + 1]
-        stop = tsize_at + 2
-        if tsize >= 0x80:
-            tsize, stop = read_varint(view, tsize_at + 1)
-        if stop != end:
-            break
-        links.append(PbLink(view[at + 4 : name_tag], view[name_tag + 2 : tsize_at], tsize))
-        at = end
-    return at
-
-
-#: How the hashes of usual links begin (field, length, CID), and the length of the CID: version 1,
-#: raw or dag-pb; version 0.
-_PLAIN_CIDS: Final = {b"\x0a\x24\x01\x55": 36, b"\x0a\x24\x01\x70": 36, b"\x0a\x22\x12\x20": 34}
+#: How usual CIDs begin, and how long they are; these need no further check.
+_PLAIN_CIDS: Final = {
+    b"\x01\x55\x12\x20": 36,
+    b"\x01\x70\x12\x20": 36,
+}
 
 
 def _decode_link(view: bytes, at: int, end: int) -> PbLink:
@@ -156,7 +124,7 @@ def _decode_link(view: bytes, at: int, end: int) -> PbLink:
     if stop > end:
         raise _corrupt("a hash runs past the end of its link", at)
     head = cid[:4]
-    if not (length == 36 and (head == b"\x01\x55\x12\x20" or head == b"\x01\x70\x12\x20")):
+    if length != _PLAIN_CIDS.get(head):
         _check_cid(cid, at)
     at = stop
     name = tsize = None

@@ -22,7 +22,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from unifs.state.database import Database
 
@@ -68,6 +68,7 @@ class Renamed:
 
 
 INSERT = "insert into journal values(?,?,?,?,?,?,null)"
+INSERT_WAITING = "insert into journal values(?,?,?,?,?,?,0)"
 
 
 class Log:
@@ -93,6 +94,47 @@ class Log:
         )
         for seq, time_ns, op, ino, parent, data in self._database.rows(query, (after, limit)):
             yield Record(seq, time_ns, Op(op), ino, parent, data)
+
+    def newest(self) -> Iterator[Record]:
+        """Records from the newest back, fetched a page at a time: the caller may take its time."""
+        before = self.seq + 1
+        query = (
+            "select seq,time_ns,op,ino,parent,data from journal where seq<? order by seq desc"
+            " limit 256"
+        )
+        while rows := self._database.all(query, (before,)):
+            for seq, time_ns, op, ino, parent, data in rows:
+                yield Record(seq, time_ns, Op(op), ino, parent, data)
+            before = rows[-1][0]
+
+
+class WaitingLog:
+    """The log of a mount with a backend: its records wait for the backend's confirmation.
+
+    ``fresh`` collects (seq, inode) of what was appended and nobody has looked at; a record whose
+    transaction failed stays in it, so who looks must not take it for a change.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.fresh: list[tuple[int, int]] = []
+        #: Called after something was put into ``fresh``.
+        self.on_fresh: Callable[[], None] = _nothing
+
+    @property
+    def seq(self) -> int:
+        return self._log.seq
+
+    def row(self, op: Op, ino: int, parent: int, data: bytes) -> tuple[str, tuple[object, ...]]:
+        """As ``Log.row``."""
+        _, bindings = self._log.row(op, ino, parent, data)
+        self.fresh.append((self._log.seq, ino))
+        self.on_fresh()
+        return INSERT_WAITING, bindings
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def pack_pair(old: bytes, new: bytes) -> bytes:

@@ -25,7 +25,7 @@ from unifs.waiting import WouldBlock
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from unifs.journal.content import Containers
+    from unifs.journal.containers import Containers
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,15 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from unifs.errors import Corrupt, UnifsError
-from unifs.journal.content import LARGE, SEALED, SMALL, large_id, small_content
+from unifs.journal.content import (
+    LARGE,
+    REMOTE,
+    SEALED,
+    SMALL,
+    large_id,
+    remote_size,
+    small_content,
+)
 from unifs.journal.extents import HOLE, ExtentMap
 from unifs.journal.proof import holds
 
@@ -108,6 +116,8 @@ class Trust:
 
     def size(self, blob: bytes) -> int:
         """How many bytes a content has; 0 where the column names none."""
+        if blob and blob[0] == REMOTE:
+            return remote_size(blob)
         if not blob or blob[0] > LARGE:
             return 0
         if blob[0] == SMALL:

@@ -38,7 +38,7 @@ TABLES = (
         epoch integer,          -- epoch in which the row got this form
         gone integer,           -- epoch in which the last name went; null while it has one
         attributes blob,        -- vfs.tree.ATTRIBUTES: mode, uid, gid, nlink, size, times, rdev
-        content blob,           -- journal.content: empty, small, large, symlink, linked CID
+        content blob,           -- journal.content: empty, small, large, symlink, CID, remote
         cid blob                -- of a directory: CID and Tsize as of the last MFS root
     )""",
     "create index inode_gone on inode(gone) where gone is not null",
@@ -66,20 +66,29 @@ TABLES = (
         primary key(ino, name)
     ) without rowid""",
     # What is known of a remote object, apart from what the kernel asks for.
+    # It outlives the inode's row until the backend has confirmed the removal.
     """create table remote(
         ino integer primary key,
-        path blob,              -- where the backend holds it *now*, relative to the mount
+        mount integer,          -- mount.id; paths are relative to it
+        path blob,              -- where the backend holds it *now*; null: nowhere
         version text,           -- of the object at its backend
         checked_ns integer,     -- when the backend last said so
         listing integer,        -- of a directory: 0 unlisted, 1 partial, 2 complete
         cursor text,            -- of a partial listing: where to go on
-        listed_ns integer       -- of a complete listing: when it was
+        listed_ns integer,      -- of a complete listing: when it was; of a partial: its beginning
+        synced blob,            -- vfs.remoterows.content_key of the bytes that version has, where
+                                --   unifs wrote them; null: they came from the backend
+        told blob,              -- attributes that the backend confirmed; null: none
+        local integer,          -- 1: the row holds what the backend cannot give again
+        attempt text,           -- journal.writeback_order.Attempt on its way, outcome unknown; null
+        content blob            -- content column that the attempt carries; null
     )""",
-    "create index remote_path on remote(path)",
+    "create index remote_path on remote(mount, path)",
+    "create index remote_attempt on remote(mount) where attempt is not null",
     # Large contents. Immutable once sealed.
     """create table content(
         id integer primary key,
-        refs integer,           -- rows of inode and inode_past that name it
+        refs integer,           -- rows of inode, inode_past and remote that name it
         state integer,          -- 1 closed, 2 sealed
         boot blob,              -- boot id under which it was closed
         size integer,           -- bytes
@@ -97,7 +106,7 @@ TABLES = (
         primary key(content, container)
     ) without rowid""",
     "create index holding_container on holding(container)",
-    # The ordered record of every change. Never updated, pruned from the old end.
+    # The ordered record of every change. Only ``state`` is updated; pruned from the old end.
     """create table journal(
         seq integer primary key,-- the record's id and token
         time_ns integer,
@@ -107,7 +116,7 @@ TABLES = (
         data blob,              -- per op, see journal.log
         state integer           -- null: needs no confirmation of its own; 0 waiting, 1 quarantined
     )""",
-    "create index journal_waiting on journal(seq) where state is not null",
+    "create index journal_waiting on journal(ino, seq) where state is not null",
     """create table inode_past(
         ino integer, until integer, epoch integer, attributes blob, content blob,
         primary key(ino, until)

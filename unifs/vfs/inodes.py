@@ -87,8 +87,11 @@ class Inodes:
             left = self._far[ino] = self._far.get(ino, 0) - lookups
             if left <= 0:
                 del self._far[ino]
-        else:
-            left = self.counts[ino] = max(0, self.counts[ino] - lookups)
+                volume = self.volumes.get(ino >> INO_SHIFT)
+                if volume is not None:
+                    volume.forgotten(ino)
+            return
+        left = self.counts[ino] = max(0, self.counts[ino] - lookups)
         if left <= 0:
             inode = self.hot.get(ino)
             if inode is not None:

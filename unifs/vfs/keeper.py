@@ -50,6 +50,16 @@ class Keeper:
 
     # --- ContentOwner -----------------------------------------------------------------------------
 
+    def live_bytes(self, store: int, segment: int) -> int:
+        """The size of a segment's contents that rows still refer to."""
+        del store
+        found = {}
+        for blob in self._small_blobs():
+            content = small_content(blob)
+            if content.segment == segment:
+                found[content.offset] = content.length
+        return sum(found.values())
+
     def live_offsets(self, store: int, segment: int) -> set[int]:
         """The data offsets in a segment that rows, the past or unsealed records refer to."""
         del store
@@ -62,7 +72,7 @@ class Keeper:
 
     def _small_blobs(self) -> Iterator[bytes]:
         database = self.storage.database
-        for table in ("inode", "inode_past"):
+        for table in ("inode", "inode_past", "remote"):
             for (blob,) in database.rows(f"select content from {table} where {_IS_SMALL}"):
                 yield blob
         for record in self.storage.log.records(self.storage.flusher.sealed_seq):
@@ -81,7 +91,7 @@ class Keeper:
         to = {(old.segment, old.offset): new for old, new in moves}
         batch: Batch = []
         database = self.storage.database
-        for table, key in (("inode", "ino"), ("inode_past", "ino,until")):
+        for table, key in (("inode", "ino"), ("inode_past", "ino,until"), ("remote", "ino")):
             query = f"select {key},content from {table} where {_IS_SMALL}"
             where = " and ".join(f"{column}=?" for column in key.split(","))
             for *keys, blob in database.rows(query):

@@ -8,20 +8,49 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import NoAttribute, TryAgain
-from unifs.ipfs.cid import Cid
+from unifs.errors import NoAttribute, NotAvailableOffline, TryAgain
+from unifs.ipfs.cid import DAG_PB, Cid
+from unifs.ipfs.dagpb import decode
 from unifs.ipfs.unixfs.builder import FileBuilder, build_symlink, hash_leaf, leaf_cid
-from unifs.journal.content import LINKED, SEALED, SYMLINK, LargeContent, SmallContent
+from unifs.journal.content import (
+    EXPANDED,
+    LINKED,
+    SEALED,
+    SYMLINK,
+    LargeContent,
+    SmallContent,
+    linked_blob,
+    symlink_blob,
+)
+from unifs.journal.overlay import Overlay
+from unifs.types import PlainCaller
 from unifs.vfs.roots import MfsRoots, unpack_link
+from unifs.vfs.tree import INSERT_INODE, pack_attributes
+from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treevolume import TreeVolume
-from unifs.waiting import RETRY, WouldBlock
+from unifs.waiting import RETRY, WouldBlock, complete
 
 if TYPE_CHECKING:
+    from unifs.ipfs.node import LsEntry, Node
+    from unifs.ipfs.unixfs.reader import UnixfsStat
+    from unifs.types import Caller
     from unifs.vfs.sealing import Sealer
-    from unifs.vfs.treeinode import TreeInode
+    from unifs.vfs.tree import Batch
+    from unifs.vfs.volume import Inode
 
 #: How long a CID may take to be computed before the caller is told to try again.
 CID_S = 5.0
+
+#: What UnixFS calls its nodes, as file types.
+KINDS = {
+    "file": stat.S_IFREG,
+    "raw": stat.S_IFREG,
+    "directory": stat.S_IFDIR,
+    "hamt": stat.S_IFDIR,
+    "symlink": stat.S_IFLNK,
+}
+#: Where a node tells no mode (UnixFS specification, "mode").
+DEFAULT_MODES = {stat.S_IFREG: 0o644, stat.S_IFDIR: 0o755, stat.S_IFLNK: 0o777}
 
 
 class MfsVolume(TreeVolume):
@@ -29,11 +58,15 @@ class MfsVolume(TreeVolume):
 
     sealer: Sealer
     roots: MfsRoots
+    node: Node
 
-    def connect(self, sealer: Sealer, roots: MfsRoots) -> None:
-        """Tell the volume who seals its contents and builds its roots."""
+    def connect(self, sealer: Sealer, roots: MfsRoots, node: Node) -> None:
+        """Tell the volume who seals its contents, builds its roots and keeps linked blocks."""
         self.sealer = sealer
         self.roots = roots
+        self.node = node
+
+    # --- CIDs -------------------------------------------------------------------------------------
 
     def cid_of(self, inode: TreeInode) -> str:
         return str(self.cid(inode))
@@ -61,10 +94,10 @@ class MfsVolume(TreeVolume):
             return leaf_cid(profile, hash_leaf(profile, whole))
         if isinstance(content, LargeContent):
             if content.state == SEALED and content.cid is not None:
-                return unpack_link(content.cid)[0]
+                return unpack_link(content.cid).cid
             raise WouldBlock(partial(self._seal, inode))
         if inode.stored and inode.stored[0] == LINKED:
-            return unpack_link(inode.stored[1:])[0]
+            return unpack_link(inode.stored[1:]).cid
         assert not inode.stored or inode.stored[0] != SYMLINK
         return FileBuilder(profile, None).finish().cid
 
@@ -80,3 +113,138 @@ class MfsVolume(TreeVolume):
             await self.sealer.seal(inode)
             return RETRY
         raise TryAgain
+
+    # --- contents linked by their CID -------------------------------------------------------------
+
+    async def link_node(self, parent: TreeInode, name: bytes, cid: Cid, caller: Caller) -> None:
+        """Show a DAG under a new name without copying it: O(1), whatever its size.
+
+        Exists if the name is taken; NotAvailableOffline if the root block is not here. The DAG is
+        protected from collection from now on.
+        """
+        async with self.node.hold(cid):
+            found = await self.node.stat(str(cid))
+            tsize = await self._tsize(cid)
+            await complete(self._link, parent, name, cid, tsize, found.node, caller)
+
+    async def _tsize(self, cid: Cid) -> int:
+        """What a link to this DAG says of its size: its blocks, each as often as it is linked."""
+        block = await self.node.block_get(cid)
+        if cid.codec != DAG_PB:
+            return len(block)
+        return len(block) + sum(link.tsize or 0 for link in decode(block).links)
+
+    def _link(
+        self,
+        parent: TreeInode,
+        name: bytes,
+        cid: Cid,
+        tsize: int,
+        node: UnixfsStat,
+        caller: Caller,
+    ) -> None:
+        self._check_new(parent, name)
+        inode = self._linked_inode(parent, cid, tsize, node, caller)
+        self._make(parent, name, inode)
+        if stat.S_ISDIR(inode.attributes.st_mode):
+            parent.attributes.st_nlink += 1
+
+    def _linked_inode(
+        self, parent: TreeInode, cid: Cid, tsize: int, node: UnixfsStat, caller: Caller
+    ) -> TreeInode:
+        kind = KINDS[node.kind]
+        permissions = node.mode if node.mode is not None else DEFAULT_MODES[kind]
+        inode = self.new_inode(parent, kind | stat.S_IMODE(permissions), caller)
+        attributes = inode.attributes
+        if node.kind == "symlink":
+            inode.stored = symlink_blob(node.target or b"")
+            attributes.st_size = len(node.target or b"")
+            return inode
+        inode.stored = linked_blob(tsize.to_bytes(8, "little") + cid.binary)
+        if kind == stat.S_IFREG:
+            attributes.st_size = node.size_bytes
+            attributes.st_blocks = (node.size_bytes + 511) >> 9
+        return inode
+
+    def find(self, parent: Inode, name: bytes) -> TreeInode | None:
+        self.expand(parent)
+        return super().find(parent, name)
+
+    def is_empty(self, inode: TreeInode) -> bool:
+        self.expand(inode)
+        return super().is_empty(inode)
+
+    def commit_names(self, ino: int) -> None:
+        self.expand(self.inodes.get(ino))
+        super().commit_names(ino)
+
+    def expand(self, inode: Inode) -> None:
+        """A directory linked by its CID gets rows for its names before anybody looks at them."""
+        assert isinstance(inode, TreeInode)
+        if inode.stored and inode.stored[0] == LINKED:
+            raise WouldBlock(partial(self._expand, inode), self.name)
+
+    async def _expand(self, inode: TreeInode) -> object:
+        cid = unpack_link(inode.stored[1:]).cid
+        entries: list[LsEntry] = []
+        async for page in self.node.ls(str(cid)):
+            entries += page
+        for entry in entries:
+            if entry.node is None:
+                raise NotAvailableOffline(f"{entry.cid}, a part of {cid}, is not on this machine")
+        if inode.stored and inode.stored[0] == LINKED:
+            await complete(self._record_names, inode, entries)
+        return RETRY
+
+    def _record_names(self, inode: TreeInode, entries: list[LsEntry]) -> None:
+        """One transaction: rows for all names, and the directory is one like any other."""
+        tree = self.tree
+        caller = PlainCaller(inode.attributes.st_uid, inode.attributes.st_gid)
+        batch: Batch = []
+        link = inode.stored[1:]
+        directories = 0
+        for entry in entries:
+            assert entry.node is not None
+            made = self._linked_inode(inode, entry.cid, entry.tsize, entry.node, caller)
+            packed = pack_attributes(made.attributes)
+            row = (made.ino, self.mount_id, inode.ino, tree.epoch, packed, made.stored)
+            batch.append((INSERT_INODE, row))
+            batch.append(tree.add_name(inode.ino, entry.name, made.ino))
+            if entry.node.kind in ("directory", "hamt"):
+                directories += 1
+                batch.append(("update inode set cid=? where ino=?", (made.stored[1:], made.ino)))
+        statement = "update inode set content=?,cid=? where ino=?"
+        stored = bytes((EXPANDED,))
+        batch.append((statement, (stored, link, inode.ino)))
+        tree.commit(batch)
+        inode.stored = stored
+        inode.attributes.st_nlink = 2 + directories
+        inode.is_touched = True
+        self.writer.touched[inode.ino] = inode
+
+    def read_linked(
+        self, inode: TreeInode, offset: int, size: int
+    ) -> bytes | bytearray | memoryview:
+        return self.node.read_nowait(unpack_link(inode.stored[1:]).cid, offset, size)
+
+    def materialize(self, inode: TreeInode) -> None:
+        raise WouldBlock(partial(self._materialize, inode), self.name)
+
+    async def _materialize(self, inode: TreeInode) -> object:
+        """The bytes of a linked file, copied into an overlay that nobody has changed yet."""
+        overlay = Overlay()
+        offset = 0
+        try:
+            async for piece in self.node.cat(str(unpack_link(inode.stored[1:]).cid)):
+                self.overlays.write(overlay, offset, piece)
+                offset += len(piece)
+                await trio.lowlevel.checkpoint()
+        except BaseException:
+            self.overlays.discard(overlay)
+            raise
+        overlay.is_dirty = False
+        if inode.overlay is None and inode.stored and inode.stored[0] == LINKED:
+            self.writer.attach(inode, overlay)
+        else:
+            self.overlays.discard(overlay)
+        return RETRY

@@ -27,6 +27,7 @@ from unifs.waiting import complete
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from unifs.types import Attributes
     from unifs.vfs.vfs import Vfs
     from unifs.vfs.volume import Inode, Invalidator
 
@@ -45,6 +46,23 @@ class PathEntry:
     nlink: int
     uid: int
     gid: int
+
+
+class _Batch:
+    """Takes what readdir emits, 256 names at a time."""
+
+    def __init__(self) -> None:
+        self.names: list[tuple[bytes, int]] = []
+        self.offset = 0
+
+    def emit(self, name: bytes, attributes: Attributes, offset: int) -> bool:
+        if len(self.names) >= 256:
+            return False
+        self.offset = offset
+        if name in (b".", b".."):
+            return True
+        self.names.append((name, attributes.st_ino))
+        return True
 
 
 class Paths:
@@ -108,19 +126,14 @@ class Paths:
         inode = await self.find(path)
         fh = await complete(self.vfs.opendir, inode.ino, self.caller)
         try:
-            offset = 0
+            batch = _Batch()
             while True:
-                batch: list[tuple[bytes, int, int]] = []
-
-                def emit(name: bytes, attributes: object, cookie: int) -> bool:
-                    batch.append((name, attributes.st_ino, cookie))  # type: ignore[attr-defined]
-
-
-                await complete(self.vfs.readdir, fh, offset, emit)
-                if not batch:
+                offset = batch.offset
+                batch.names.clear()
+                await complete(self.vfs.readdir, fh, offset, batch.emit)
+                if batch.offset == offset:
                     return
-                offset = batch[-1][2]
-                yield [self._listed(name, ino) for name, ino, _ in batch]
+                yield [self._listed(name, ino) for name, ino in batch.names]
         finally:
             self.vfs.releasedir(fh)
 
@@ -175,7 +188,7 @@ class Paths:
 
     async def move(self, source: str, target: str) -> None:
         """Rename; into ``target`` if that is a directory. CrossMount between mounts."""
-        target = await self._into(source, target)
+        target = await self.into(source, target)
         above, name = await self._parent(source)
         below, new_name = await self._parent(target)
         if above.volume is not below.volume:
@@ -187,7 +200,7 @@ class Paths:
         self._invalidate(above)
         self._invalidate(below)
 
-    async def _into(self, source: str, target: str) -> str:
+    async def into(self, source: str, target: str) -> str:
         try:
             inode = await self.find(target)
         except NotFound:
@@ -218,6 +231,14 @@ class Paths:
         self._invalidator.entry(below.ino, name)
         self._invalidate(below)
         return offset
+
+    async def copy_symlink(self, source: str, target: str) -> None:
+        """Make a symlink with the same target as another."""
+        inode = await self.find(source)
+        text = await complete(inode.volume.readlink, inode)
+        below, name = await self._parent(target)
+        await complete(below.volume.symlink, below, name, text, self.caller)
+        self.invalidate(below, name)
 
     def invalidate(self, parent: Inode, name: bytes) -> None:
         """The kernel's idea of a name and its directory is out of date."""

@@ -169,7 +169,7 @@ class Tree:
         # All rows are fetched: a statement that is not finished keeps its snapshot, and the WAL
         # could never start over.
         query = "select ino from dentry where parent=? and name=?"
-        rows = self.database.execute(query, (parent, name)).fetchall()
+        rows: list[Any] = self.database.execute(query, (parent, name)).fetchall()
         return int(rows[0][0]) if rows else 0
 
     def inode_row(self, ino: int) -> Any:
@@ -196,6 +196,23 @@ class Tree:
             yield from self.database.all(query, (parent, ino))
         else:
             yield from self.database.all("select parent,name from link where ino=?", (ino,))
+
+    def names_of(self, ino: int) -> list[tuple[int, bytes]]:
+        """Every (directory, name) of an inode."""
+        row = self.inode_row(ino)
+        return [] if row is None else list(self.parents(ino, row[1]))
+
+    def path(self, ino: int) -> bytes | None:
+        """One path of an inode below its volume's root, None where it has no name."""
+        names: list[bytes] = []
+        while (row := self.inode_row(ino)) is not None:
+            known = next(self.parents(ino, row[1]), None)
+            if known is None:
+                is_root = self.database.one("select 1 from mount where root=?", (ino,))
+                return b"/" + b"/".join(reversed(names)) if is_root else None
+            names.append(known[1])
+            ino = known[0]
+        return None
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         row = self.database.one("select value from xattr where ino=? and name=?", (ino, name))

@@ -41,7 +41,7 @@ class TreeHandle(Handle):
         if can_write:
             inode.writers += 1
 
-    def read(self, offset: int, size: int) -> bytes | memoryview:
+    def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
         inode: TreeInode = self.inode  # type: ignore[assignment]
         if not self.can_read:
             raise BadHandle
@@ -59,7 +59,7 @@ class TreeHandle(Handle):
             if not inode.stored:
                 return b""
             content = self.volume.writer.content_of(inode)
-        if type(content) is SmallContent:
+        if isinstance(content, SmallContent):
             return contents.read_small(content, offset, size)
         if content is not None:
             return contents.read_large(content, offset, size)

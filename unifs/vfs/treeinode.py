@@ -23,6 +23,7 @@ class TreeInode(Inode):
         "guard",
         "is_gone",
         "is_touched",
+        "name",
         "overlay",
         "parent",
         "pending",
@@ -35,6 +36,8 @@ class TreeInode(Inode):
         super().__init__(ino, volume, attributes)
         #: Its directory while it has one name, else 0.
         self.parent = 0
+        #: The name under which it was found last; None before.
+        self.name: bytes | None = None
         #: Epoch in which the row got its present form.
         self.epoch = 0
         #: No name is left; openable until the kernel forgets it.

@@ -31,6 +31,7 @@ from unifs.vfs.volume import Volume
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unifs.journal.log import Log, WaitingLog
     from unifs.types import Attributes, Caller
     from unifs.vfs.inodes import Inodes
     from unifs.vfs.tree import Batch
@@ -48,6 +49,9 @@ DELETE_LINK = "delete from link where ino=? and parent=? and name=?"
 class TreeNames(Volume):
     """The names of one tree volume."""
 
+    #: What this volume's inodes are.
+    inode_type: type[TreeInode] = TreeInode
+
     def __init__(
         self, name: str, mount_id: int, writer: Writer, factory: Callable[[], Attributes]
     ) -> None:
@@ -56,7 +60,8 @@ class TreeNames(Volume):
         self.writer = writer
         self.storage = writer.storage
         self.tree = writer.tree
-        self.log = writer.log
+        #: Where this volume's records go; a mount with a backend has them wait for it.
+        self.log: Log | WaitingLog = writer.log
         self.contents = writer.contents
         self.overlays = writer.overlays
         self.inodes: Inodes = writer.inodes
@@ -72,7 +77,11 @@ class TreeNames(Volume):
         if inode is not None:
             return inode
         ino = self.tree.find(parent.ino, name)
-        return self.inodes.get(ino) if ino else None  # type: ignore[return-value]
+        if not ino:
+            return None
+        found: TreeInode = self.inodes.get(ino)  # type: ignore[assignment]
+        found.name = name
+        return found
 
     def _need(self, parent: Inode, name: bytes) -> TreeInode:
         inode = self.find(parent, name)
@@ -120,7 +129,7 @@ class TreeNames(Volume):
         attributes.st_blksize = 1 << 20
         attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = now
         attributes.entry_timeout = attributes.attr_timeout = self.timeout_s
-        inode = TreeInode(ino, self, attributes)
+        inode = self.inode_type(ino, self, attributes)
         inode.epoch = self.tree.epoch
         return inode
 
@@ -133,6 +142,7 @@ class TreeNames(Volume):
     def add_pending(self, parent: TreeInode, name: bytes, inode: TreeInode) -> None:
         """The name exists from now on, in memory."""
         inode.pending = (parent.ino, name)
+        inode.name = name
         inode.parent = parent.ino
         inode.changed_at = time.monotonic()
         self.writer.pending[inode.pending] = inode
@@ -144,6 +154,7 @@ class TreeNames(Volume):
         writer = self.writer
         batch: Batch = []
         inode.pending = (parent.ino, name)
+        inode.name = name
         blob, inode.stored = inode.stored, b""
         writer.rows(inode, blob, batch)
         self.tree.commit(batch)
@@ -235,7 +246,7 @@ class TreeNames(Volume):
             batch.append(self.log.row(Op.UNLINK, inode.ino, parent.ino, name))
             self._commit_drop(inode, batch, undo)
         self.writer.touch(parent, now)  # type: ignore[arg-type]
-        self.writer.changed.setdefault(self.mount_id, set()).add(parent.ino)
+        self.writer.mark(self.mount_id, parent.ino, name)
 
     def rmdir(self, parent: Inode, name: bytes, caller: Caller) -> None:
         inode = self._need(parent, name)
@@ -251,7 +262,7 @@ class TreeNames(Volume):
         self._commit_drop(inode, batch, undo)
         parent.attributes.st_nlink -= 1
         self.writer.touch(parent, now)  # type: ignore[arg-type]
-        self.writer.changed.setdefault(self.mount_id, set()).add(parent.ino)
+        self.writer.mark(self.mount_id, parent.ino, name)
 
     def _drop_link(
         self, inode: TreeInode, parent: int, name: bytes, now: int, batch: Batch
@@ -326,6 +337,8 @@ class TreeNames(Volume):
         self._move(inode, (parent.ino, name), (new_parent.ino, new_name), batch)
         renamed = Renamed(new_parent.ino, displaced, bool(flags & RENAME_EXCHANGE), name, new_name)
         batch.append(self.log.row(Op.RENAME, inode.ino, parent.ino, pack_rename(renamed)))
+        if target is not None:
+            self.note_displaced(target, renamed, parent.ino, batch)
         try:
             tree.commit(batch, frees=displaced != 0)
         except BaseException:
@@ -334,6 +347,14 @@ class TreeNames(Volume):
                 target.attributes.st_nlink, target.attributes.st_ctime_ns = undo
             raise
         self._renamed(inode, target, parent, new_parent, flags)
+        inode.name = new_name
+        self.writer.mark(self.mount_id, parent.ino, name)
+        self.writer.mark(self.mount_id, new_parent.ino, new_name)
+
+    def note_displaced(
+        self, target: TreeInode, renamed: Renamed, old_parent: int, batch: Batch
+    ) -> None:
+        """Statements of its own for an inode whose name a rename took."""
 
     def _move(
         self, inode: TreeInode, old: tuple[int, bytes], new: tuple[int, bytes], batch: Batch
@@ -376,7 +397,6 @@ class TreeNames(Volume):
             self._updated(one)
         self.writer.touch(parent, now)  # type: ignore[arg-type]
         self.writer.touch(new_parent, now)  # type: ignore[arg-type]
-        self.writer.changed.setdefault(self.mount_id, set()).update((parent.ino, new_parent.ino))
 
     def _check_rename(
         self, inode: TreeInode, target: TreeInode | None, new_parent: Inode, flags: int

@@ -23,13 +23,13 @@ from unifs.errors import (
     TooLarge,
     Unsupported,
 )
-from unifs.journal.content import LINKED, SEALED, SYMLINK, LargeContent, SmallContent
+from unifs.journal.content import SEALED, SYMLINK, LargeContent, SmallContent
 from unifs.journal.log import Op
 from unifs.vfs.tree import INSERT_INODE, clamp_time, fill_attributes, pack_attributes
 from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treenames import TreeNames
-from unifs.vfs.volume import Volume
+from unifs.vfs.volume import DirectoryHandle, Handle, Volume
 from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from unifs.types import Attributes, Caller, SetAttributes
     from unifs.vfs.tree import Batch
-    from unifs.vfs.volume import Handle, Inode
+    from unifs.vfs.volume import Inode
     from unifs.vfs.writer import Writer
 
 XATTR_NAME_BYTES_MAX = 255
@@ -98,6 +98,10 @@ class TreeLoader(Volume):
 
 class TreeVolume(TreeNames):
     """A writable volume of the tree."""
+
+    #: What opening a file and a directory gives.
+    handle_type: type[TreeHandle] = TreeHandle
+    directory_type: type[TreeDirectory] = TreeDirectory
 
     def __init__(
         self, name: str, mount_id: int, writer: Writer, factory: Callable[[], Attributes]
@@ -190,7 +194,7 @@ class TreeVolume(TreeNames):
 
     # --- opening ----------------------------------------------------------------------------------
 
-    def open(self, inode: Inode, flags: int, caller: Caller) -> TreeHandle:
+    def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:
         assert isinstance(inode, TreeInode)
         if stat.S_ISDIR(inode.attributes.st_mode):
             raise IsADirectory
@@ -204,9 +208,7 @@ class TreeVolume(TreeNames):
                 cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
                 inode.attributes.st_mode = mode & ~cleared
             inode.attributes.st_ctime_ns = inode.attributes.st_mtime_ns
-        elif can_write and inode.overlay is None and inode.stored and inode.stored[0] == LINKED:
-            self.materialize(inode)
-        return TreeHandle(inode, self, access != os.O_WRONLY, can_write)
+        return self.handle_type(inode, self, access != os.O_WRONLY, can_write)
 
     def create(
         self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller
@@ -216,19 +218,24 @@ class TreeVolume(TreeNames):
         inode = self.new_inode(parent, mode | stat.S_IFREG, caller)
         self.add_pending(parent, name, inode)
         access = flags & os.O_ACCMODE
-        return inode, TreeHandle(inode, self, access != os.O_WRONLY, access != os.O_RDONLY)
+        return inode, self.handle_type(inode, self, access != os.O_WRONLY, access != os.O_RDONLY)
 
-    def opendir(self, inode: Inode) -> TreeDirectory:
+    def opendir(self, inode: Inode) -> DirectoryHandle:
         if not stat.S_ISDIR(inode.attributes.st_mode):
             raise NotADirectory
-        return TreeDirectory(inode, self)  # type: ignore[arg-type]
+        return self.directory_type(inode, self)  # type: ignore[arg-type]
 
-    def read_linked(self, inode: TreeInode, offset: int, size: int) -> bytes | memoryview:
+    def read_linked(
+        self, inode: TreeInode, offset: int, size: int
+    ) -> bytes | bytearray | memoryview:
         """Bytes of a file that is linked by its CID; a volume with a node knows them."""
         raise NotAvailableOffline
 
     def materialize(self, inode: TreeInode) -> None:
-        """Before the first write to a file linked by its CID: its bytes become our own."""
+        """Before the first write to a file linked by its CID: its bytes become our own.
+
+        Always raises; WouldBlock's wait leaves the inode with an overlay that holds the bytes.
+        """
         raise Unsupported("this volume has no node behind it")
 
     # --- extended attributes ----------------------------------------------------------------------

@@ -18,8 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from unifs.errors import DiskFailed
-from unifs.journal.content import CLOSED, LargeContent, SmallContent, large_id
-from unifs.journal.log import Op, pack_pair
+from unifs.journal.content import CLOSED, LINKED, REMOTE, LargeContent, SmallContent, large_id
+from unifs.journal.log import Op, pack_pair, unpack_rename
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
 from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
@@ -29,12 +29,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from unifs.journal.content import Content
+    from unifs.journal.log import Record
     from unifs.vfs.inodes import Inodes
     from unifs.vfs.storage import Storage
     from unifs.vfs.tree import Batch
     from unifs.vfs.treeinode import TreeInode
 
 log = logging.getLogger(__name__)
+
+#: A directory with more changed names is built anew, whatever its size.
+NAMES_MAX = 10_000
+_NONE: set[bytes] = set()
 
 INSERT_CONTENT = "insert into content values(?,1,1,?,?,?,?,null,null,null,null)"
 UPDATE_CONTENT = (
@@ -69,8 +74,8 @@ class Writer:
         self.released: list[tuple[int, int]] = []
         #: Containers that no content names any more; ``vfs.keeper`` deletes them.
         self.dead_containers: set[int] = set()
-        #: Directories in which something changed since the last root, by mount number.
-        self.changed: dict[int, set[int]] = {}
+        #: What changed since the last root: mount number -> directory -> names (None: any).
+        self.changed: dict[int, dict[int, set[bytes] | None]] = {}
 
     def touch(self, inode: TreeInode, now_ns: int) -> None:
         """A name in this directory changed: its times move; the row follows at the next tick."""
@@ -94,6 +99,8 @@ class Writer:
         """
         overlay = inode.overlay
         if overlay is None:
+            if inode.stored and inode.stored[0] in (LINKED, REMOTE):
+                inode.volume.materialize(inode)  # type: ignore[attr-defined]
             content = self.content_of(inode)
             if isinstance(content, SmallContent):
                 whole = self.contents.read_small(content, 0, content.length)
@@ -181,7 +188,7 @@ class Writer:
 
     def _append(self, buffer: bytearray) -> SmallContent:
         digest = hashlib.sha256(buffer).digest()
-        place = self.contents.segments.append_raw(digest, buffer)
+        place = self.contents.segments.append_raw(digest, memoryview(buffer))
         small = SmallContent(place.segment, place.offset, place.length, digest)
         small.is_verified = True
         return small
@@ -231,6 +238,7 @@ class Writer:
         attributes = inode.attributes
         attributes.st_blocks = (attributes.st_size + 511) >> 9
         tree = self.tree
+        log_ = inode.volume.log  # type: ignore[attr-defined]
         packed = pack_attributes(attributes)
         ino = inode.ino
         mount = inode.volume.mount_id  # type: ignore[attr-defined]
@@ -238,16 +246,16 @@ class Writer:
             parent, name = inode.pending
             batch.append((INSERT_INODE, (ino, mount, parent, tree.epoch, packed, blob)))
             batch.append(tree.add_name(parent, name, ino))
-            batch.append(self.log.row(Op.CREATE, ino, parent, name))
+            batch.append(log_.row(Op.CREATE, ino, parent, name))
             return
         if inode.epoch != tree.epoch:
             tree.keep_inode(batch, ino, inode.stored)
         batch.append((UPDATE_INODE, (inode.parent, tree.epoch, packed, blob, ino)))
         if blob != inode.stored or inode.overlay is not None:
             data = pack_pair(inode.stored, blob)
-            batch.append(self.log.row(Op.CONTENT, ino, inode.parent, data))
+            batch.append(log_.row(Op.CONTENT, ino, inode.parent, data))
         else:
-            batch.append(self.log.row(Op.SETATTR, ino, inode.parent, packed))
+            batch.append(log_.row(Op.SETATTR, ino, inode.parent, packed))
 
     def committed(self, inode: TreeInode, content: Content | None, blob: bytes) -> None:
         """The batch is committed: memory follows."""
@@ -276,11 +284,34 @@ class Writer:
     def mark_changed(self, inode: TreeInode) -> None:
         """The directories that name this inode differ from the last root."""
         mount = inode.volume.mount_id  # type: ignore[attr-defined]
-        changed = self.changed.setdefault(mount, set())
         if inode.parent:
-            changed.add(inode.parent)
+            self.mark(mount, inode.parent, inode.name)
         else:
-            changed.update(parent for parent, _ in self.tree.parents(inode.ino, 0))
+            for parent, name in self.tree.parents(inode.ino, 0):
+                self.mark(mount, parent, name)
+
+    def mark(self, mount: int, directory: int, name: bytes | None) -> None:
+        """A name in a directory differs from the last root; None: it is not known which."""
+        changed = self.changed.get(mount)
+        if changed is None:
+            changed = self.changed[mount] = {}
+        if name is None:
+            changed[directory] = None
+            return
+        names = changed.get(directory, _NONE)
+        if names is _NONE:
+            changed[directory] = {name}
+        elif names is not None:
+            names.add(name)
+            if len(names) > NAMES_MAX:
+                changed[directory] = None
+
+    @staticmethod
+    def new_parents(record: Record) -> tuple[int, ...]:
+        """Directories besides ``parent`` that a journal record says have changed."""
+        if record.op is Op.RENAME:
+            return (unpack_rename(record.data).new_parent,)
+        return ()
 
     # --- durability -------------------------------------------------------------------------------
 

@@ -14,6 +14,22 @@ from unifs.control.registry import Registry
 #: First word of an operation's name -> the module here that declares it.
 MODULES: Final = {
     "version": "daemon",
+    "status": "daemon",
+    "explain": "daemon",
+    "log": "daemon",
+    "id": "content",
+    "add": "content",
+    "cat": "content",
+    "get": "content",
+    "ls": "content",
+    "stat": "content",
+    "files": "files",
+    "mounts": "mounts",
+    "journal": "journal",
+    "pins": "pins",
+    "block": "block",
+    "dag": "dag",
+    "repo": "repo",
 }
 
 

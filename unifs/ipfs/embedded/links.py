@@ -73,12 +73,12 @@ def _of_json(value: object) -> Iterator[Cid]:
             pending += reversed(item)
 
 
-def walk(root: Cid, get: Callable[[Cid], bytes], with_leaves: bool = True) -> Iterator[Cid]:
+def walk(root: Cid, get: Callable[[Cid], bytes | None]) -> Iterator[Cid]:
     """Every block of a DAG once, depth first, parents before children, in the order of links.
 
-    Blocks that can have links are read with ``get``; others are only named (and, without
-    ``with_leaves``, not even that). Errors of ``get`` pass through and end the walk. Identity CIDs
-    are walked, their own bytes being the block.
+    Blocks that can have links are read with ``get`` (None: go on without what is below); others are
+    only named. Errors of ``get`` pass through and end the walk. The blocks of identity CIDs, which
+    ``get`` is not asked for, are walked too.
     """
     pending = [root]
     seen: set[bytes] = set()
@@ -86,11 +86,10 @@ def walk(root: Cid, get: Callable[[Cid], bytes], with_leaves: bool = True) -> It
         cid = pending.pop()
         if cid.multihash in seen:
             continue
-        if not has_links(cid):
-            if with_leaves:
-                seen.add(cid.multihash)
-                yield cid
-            continue
         seen.add(cid.multihash)
         yield cid
-        pending += reversed(links(cid, cid.digest if cid.is_identity else get(cid)))
+        if not has_links(cid):
+            continue
+        block = cid.digest if cid.is_identity else get(cid)
+        if block is not None:
+            pending += reversed(links(cid, block))

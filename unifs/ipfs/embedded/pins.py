@@ -57,7 +57,8 @@ class Pins:
         try:
             self._db = apsw.Connection(str(path))
             self._db.set_busy_timeout(10_000)
-            self._db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL")
+            self._db.pragma("journal_mode", "wal")
+            self._db.pragma("synchronous", "full")
             version = self._db.pragma("user_version")
             if version > SCHEMA_VERSION:
                 raise StateNewer(f"{path.name} has version {version}; this is {SCHEMA_VERSION}")
@@ -137,11 +138,11 @@ class Pins:
         ]
 
     def _change(self, sql: str, values: tuple[bytes | int | str, ...]) -> None:
-        self.generation += 1
         try:
             self._db.execute(sql, values)
         except apsw.Error as error:
             raise _named(error) from error
+        self.generation += 1
 
     def close(self) -> None:
         """Close the database."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _DIRECTORY_DATA: Final = b"\x0a\x02\x08\x01"
 
 
-#: Decoded links kept per reader, about 12 MiB.
+#: Decoded links kept per reader, about 15 MiB.
 CACHED_LINKS_MAX: Final = 1 << 16
 
 _NO_NAMES: Final = frozenset((b"", b".", b".."))
@@ -145,6 +145,8 @@ def _update_hamt(
         by_name: dict[bytes, DirEntry] = {}
         for link in hamt.iterate(root.cid, buckets, writer.fanout, get_updated):
             entry = _entry(link)
+            if not is_showable(entry.name):
+                continue
             size += sizer(link.cid_binary, entry.name, entry.tsize)
             if size > profile.hamt_threshold_bytes:
                 break

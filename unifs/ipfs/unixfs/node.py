@@ -136,7 +136,7 @@ def decode_data(message: bytes | None) -> UnixfsData:
     return _from_fields(fields, tuple(sizes))
 
 
-#: Messages that every directory and every shard of it carries; recognised, they cost 1 µs, not 9.
+#: Messages that every directory and every shard of it carries; recognised, they cost 1.6 µs, not 5.
 _PLAIN_DIRECTORY: Final = b"\x08\x01"
 _PLAIN_HAMT_TAIL: Final = b"\x28\x22\x30\x80\x02"
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 DEPTH_MAX: Final = 64
 SIZE_MAX_BYTES: Final = (1 << 63) - 1
-#: Decoded links kept per reader: 64 Ki are 64 GiB of a file in 1 MiB leaves, and about 12 MiB here.
+#: Decoded links kept per reader: 64 Ki are 64 GiB of a file in 1 MiB leaves, and 8 MiB here.
 CACHED_LINKS_MAX: Final = 1 << 16
 
 
@@ -66,8 +66,8 @@ class Leaf:
     """A range of a file that lies in one block.
 
     The ``length`` bytes at ``file_offset`` of the file are those at ``inner_offset`` of the block's
-    own content, which is ``leaf_bytes`` long: the whole block if it is raw, else its UnixFS data. An
-    identity CID carries its content itself; no store has it.
+    own content, which is ``leaf_bytes`` long: the whole block if it is raw, else its UnixFS data.
+    An identity CID carries its content itself; no store has it.
     """
 
     cid: Cid

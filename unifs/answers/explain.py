@@ -1,0 +1,161 @@
+"""``unifs explain`` and ``unifs status``: what holds for a path, and is all well."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import unifs
+from unifs.answers.files import cid_text, state_text
+from unifs.control.daemon_protocol import Explanation, StatusReport
+from unifs.journal.content import LINKED, LargeContent, SmallContent
+from unifs.vfs.host import HostVolume
+from unifs.vfs.namespace import Namespace
+from unifs.vfs.treeinode import TreeInode
+from unifs.waiting import complete
+
+if TYPE_CHECKING:
+    from unifs.answers.journal import JournalAnswer
+    from unifs.answers.mounts import MountsAnswer
+    from unifs.config import Settings
+    from unifs.ipfs.node import Node
+    from unifs.vfs.paths import Paths
+    from unifs.vfs.volume import Inode
+    from unifs.vfs.writer import Writer
+
+FSYNC_MFS = (
+    "returns when the file's bytes and its record are on this machine's disk; fsync of the"
+    " directory does the same for its names"
+)
+FSYNC_LOCAL = "is the host file system's fsync"
+FSYNC_NONE = "has nothing to do: this cannot be changed"
+
+
+class Explainer:
+    """Says what holds."""
+
+    def __init__(
+        self, paths: Paths, writer: Writer, journal: JournalAnswer, mounts: MountsAnswer
+    ) -> None:
+        self._paths = paths
+        self._writer = writer
+        self._journal = journal
+        self._mounts = mounts
+        self._started = time.monotonic()
+
+    async def explain(self, path: str) -> Explanation:
+        """Which mount, which version, where the bytes come from, what fsync means there."""
+        inode = await self._paths.find(path)
+        await complete(inode.volume.getattr, inode)
+        volume = inode.volume
+        cid = await cid_text(inode)
+        if isinstance(volume, Namespace):
+            return Explanation(
+                path=path,
+                mount="",
+                kind="namespace",
+                version=None,
+                cid=None,
+                state=None,
+                bytes_from="the mount table; nothing can be stored here",
+                fsync=FSYNC_NONE,
+            )
+        if isinstance(volume, HostVolume):
+            return Explanation(
+                path=path,
+                mount=volume.name,
+                kind="local",
+                version=_host_version(inode),
+                cid=None,
+                state=None,
+                bytes_from="the host file itself",
+                fsync=FSYNC_LOCAL,
+                notes=["changes made outside are seen within the configured time"],
+            )
+        status = await self._journal.status(path)
+        unsynced = [
+            f"{count} changes are {state}"
+            for state, count in (
+                ("open", status.open),
+                ("closed", status.closed),
+                ("sealed", status.sealed),
+            )
+            if count
+        ]
+        is_mfs = volume.name == "mfs"
+        return Explanation(
+            path=path,
+            mount=volume.name,
+            kind="mfs" if is_mfs else volume.name,
+            version=cid,
+            cid=cid,
+            state=state_text(inode),
+            bytes_from=self._bytes_from(inode),
+            fsync=FSYNC_MFS if is_mfs else FSYNC_NONE,
+            unsynced=unsynced if is_mfs else [],
+            notes=_notes(inode),
+        )
+
+    def _bytes_from(self, inode: Inode) -> str:
+        if not isinstance(inode, TreeInode):
+            return "this machine"
+        if inode.overlay is not None:
+            return "an overlay: what its writers have changed, over the last committed content"
+        content = self._writer.content_of(inode)
+        if isinstance(content, SmallContent):
+            return f"segment {content.segment}, bytes from {content.offset}; hashed at first use"
+        if isinstance(content, LargeContent):
+            files = len(set(content.extents.containers))
+            return f"{files} file{'s' * (files != 1)} below data/; leaves are hashed at first use"
+        if inode.stored and inode.stored[0] == LINKED:
+            return "blocks of the embedded node, by the CID that it was linked from"
+        return "the tree"
+
+
+def _host_version(inode: Inode) -> str:
+    attributes = inode.attributes
+    return f"{attributes.st_ino}:{attributes.st_ctime_ns}:{attributes.st_size}"
+
+
+def _notes(inode: Inode) -> list[str]:
+    notes = ["its content is not announced to other IPFS nodes: no network is configured"]
+    if inode.volume.name == "mfs":
+        notes.append("owner, mode, times, xattrs and hard links are kept here, not in the CID")
+    return notes
+
+
+async def status_report(
+    settings: Settings, mount_point: str, node: Node, explainer: Explainer
+) -> StatusReport:
+    """The daemon in a few lines."""
+    repo = await node.repo_stat()
+    changes = await explainer._journal.status(None)
+    unsynced = changes.open + changes.closed + changes.sealed
+    warnings = []
+    if explainer._writer.storage.database.failed is not None:
+        warnings.append(str(explainer._writer.storage.database.failed))
+    if not explainer._writer.storage.state.has_reserve:
+        warnings.append("the disk is full: the reserve for deletes is in use")
+    return StatusReport(
+        version=unifs.__version__,
+        mount_point=mount_point,
+        state_directory=str(settings.state_directory),
+        pid=os.getpid(),
+        uptime_s=time.monotonic() - explainer._started,
+        profile=settings.profile,
+        is_read_only=settings.read_only,
+        resident_bytes=resident_bytes(),
+        stored_bytes=repo.own_bytes + repo.content_bytes,
+        storage_limit_bytes=repo.limit_bytes,
+        unsynced=unsynced,
+        unsynced_bytes=changes.unsynced_bytes,
+        mounts=await explainer._mounts.list(),
+        warnings=warnings,
+    )
+
+
+def resident_bytes() -> int:
+    """This process's resident set."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,162 @@
+"""``unifs ctl files``: the tree by path."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, cast
+
+import trio
+
+from unifs.control.daemon_protocol import FileEntry, FileStat
+from unifs.errors import InvalidArgument, NoAttribute, TryAgain, UnifsError
+from unifs.vfs.mfsvolume import MfsVolume
+from unifs.vfs.treeinode import TreeInode
+from unifs.waiting import complete
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from unifs.control.daemon_protocol import ChangeState, FileKind
+    from unifs.ipfs.cid import Cid
+    from unifs.ipfs.node import Node
+    from unifs.vfs.paths import PathEntry, Paths
+    from unifs.vfs.volume import Inode
+
+KIND_NAMES: dict[int, FileKind] = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFBLK: "block",
+    stat.S_IFCHR: "character",
+}
+#: How long an answer waits for a CID that has to be computed.
+CID_S = 5.0
+
+
+class FilesAnswer:
+    """The tree by path, for control operations."""
+
+    def __init__(self, paths: Paths, node: Node) -> None:
+        self._paths = paths
+        self._node = node
+
+    async def ls(self, path: str) -> AsyncIterator[FileEntry]:
+        """A directory's names in its own order, or the file itself."""
+        entry = await self._paths.stat(path)
+        if not stat.S_ISDIR(entry.mode):
+            yield _listed(entry)
+            return
+        async for batch in self._paths.scan(path):
+            for found in batch:
+                yield _listed(found)
+
+    async def stat(self, path: str) -> FileStat:
+        """One object, with CID and state where it has them."""
+        entry = await self._paths.stat(path)
+        inode = await self._paths.find(path)
+        target = None
+        if stat.S_ISLNK(entry.mode):
+            target = os.fsdecode(await complete(inode.volume.readlink, inode))
+        return FileStat(
+            path=path,
+            kind=KIND_NAMES[stat.S_IFMT(entry.mode)],
+            size_bytes=entry.size_bytes,
+            mode=f"{stat.S_IMODE(entry.mode):04o}",
+            uid=entry.uid,
+            gid=entry.gid,
+            links=entry.nlink,
+            mtime_s=entry.mtime_ns / 1e9,
+            target=target,
+            cid=await cid_text(inode),
+            state=state_text(inode),
+        )
+
+    async def mkdir(self, path: str, parents: bool) -> None:
+        """Exists if it is there and not ``parents``."""
+        await self._paths.mkdir(path, parents)
+
+    async def move(self, source: str, destination: str) -> None:
+        """Rename; into ``destination`` where that is a directory."""
+        await self._paths.move(source, destination)
+
+    async def remove(self, path: str, recursive: bool) -> None:
+        """NotEmpty for a directory with names in it and not ``recursive``."""
+        await self._paths.remove(path, recursive)
+
+    async def copy(self, source: str, destination: str) -> None:
+        """Copy a file or directory; what has a CID is linked into /mfs instead of copied.
+
+        Exists if the destination is taken by something that is no directory.
+        """
+        paths = self._paths
+        destination = await paths.into(source, destination)
+        parent, name = await paths.parent_of(destination)
+        paths.vfs.check_name(name)
+        if isinstance(parent.volume, MfsVolume):
+            cid = await self._linkable(source)
+            if cid is not None:
+                assert isinstance(parent, TreeInode)
+                await parent.volume.link_node(parent, name, cid, paths.caller)
+                paths.invalidate(parent, name)
+                return
+        await self._copy_bytes(source, destination)
+
+    async def _linkable(self, source: str) -> Cid | None:
+        """The CID of a source below /ipfs, None elsewhere."""
+        if source.startswith("/ipfs/"):
+            return await self._node.resolve(source)
+        return None
+
+    async def _copy_bytes(self, source: str, destination: str) -> None:
+        entry = await self._paths.stat(source)
+        if stat.S_ISREG(entry.mode):
+            await self._paths.copy_file(source, destination)
+        elif stat.S_ISDIR(entry.mode):
+            if destination.startswith(source.rstrip("/") + "/"):
+                raise InvalidArgument(f"{destination} lies in {source}")
+            await self._copy_directory(source, destination)
+        else:
+            raise InvalidArgument(f"{source} is neither a file nor a directory")
+
+    async def _copy_directory(self, source: str, destination: str) -> None:
+        await self._paths.mkdir(destination)
+        names = [entry async for batch in self._paths.scan(source) for entry in batch]
+        for entry in names:
+            name = os.fsdecode(entry.name)
+            below = f"{source.rstrip('/')}/{name}"
+            if stat.S_ISLNK(entry.mode):
+                await self._paths.copy_symlink(below, f"{destination}/{name}")
+            else:
+                await self._copy_bytes(below, f"{destination}/{name}")
+
+
+def _listed(entry: PathEntry) -> FileEntry:
+    return FileEntry(
+        kind=KIND_NAMES[stat.S_IFMT(entry.mode)],
+        size_bytes=entry.size_bytes,
+        mtime_s=entry.mtime_ns / 1e9,
+        name=os.fsdecode(entry.name),
+    )
+
+
+async def cid_text(inode: Inode) -> str | None:
+    """The CID of an inode as text; None where it has none, or none yet."""
+    with trio.move_on_after(CID_S):
+        try:
+            value: bytes = await complete(inode.volume.getxattr, inode, b"ipfs.cid")
+            return value.decode()
+        except (NoAttribute, TryAgain):
+            return None
+    return None
+
+
+def state_text(inode: Inode) -> ChangeState | None:
+    """How far the last change of an inode has come; None in mounts without a journal."""
+    try:
+        state = inode.volume.getxattr(inode, b"user.unifs.state").decode()
+        return cast("ChangeState", state)
+    except UnifsError:
+        return None

@@ -1,0 +1,277 @@
+"""The command line: ``unifs mount``, ``umount``, ``ctl``, ``status``, ``explain``, ``doctor``, …
+
+The entry point is ``main``. Every failure ends here as one line with a hint and the exit code of
+its class (``unifs.errors`` lists them); nobody sees a traceback. Whatever a command needs is
+imported in its body: ``unifs ctl version`` has 0.3 s as a whole process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import unifs
+from unifs.errors import MountFailed, NoDaemon, UnifsError, from_os_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_DIRECTORY = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path)
+
+
+class LazyGroup(click.Group):
+    """The commands of this file, and ``ctl``, which is made when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command."""
+        return [*super().list_commands(ctx), "ctl", "explain", "status"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name."""
+        if cmd_name in ("status", "explain"):
+            from unifs.control.commands import ControlGroup
+
+            return ControlGroup().get_command(ctx, cmd_name)
+        if cmd_name == "ctl":
+            return _control_group()
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 success, 1 a bug, 2 wrong usage, 3 unreachable or timed out, "
+    "4 not found, 5 refused, 6 damaged data, 7 not supported, 8 no space, 9 no daemon.",
+)
+@click.version_option(unifs.__version__, prog_name="unifs", message="%(prog)s %(version)s")
+def cli() -> None:
+    """One mounted tree for everything addressed by content or kept in an object store."""
+
+
+def _control_group() -> click.Group:
+    from unifs.control.commands import ControlGroup, target_options
+
+    @click.pass_context
+    def choose(ctx: click.Context, state: Path | None, mount: Path | None) -> None:
+        ctx.obj = {"state": state, "mount": mount}
+
+    help_text = (
+        "Operations of the mounted daemon.\n\n"
+        "The same as HTTP on the control socket; --json says what that says."
+    )
+    return ControlGroup("ctl", callback=choose, params=target_options(), help=help_text)
+
+
+# --- mounting -------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("directory", type=_DIRECTORY)
+@click.option("--foreground", "-f", is_flag=True, help="Stay here and log to stderr.")
+@click.option("--state", type=_DIRECTORY, help="Keep everything in this directory.")
+@click.option("--config", "file", type=_FILE, help="Read the settings from this file.")
+@click.option("--node", help="Who speaks IPFS: embedded.")
+@click.option("--read-only", is_flag=True, default=None, help="Refuse every change.")
+@click.option("--allow-other", is_flag=True, default=None, help="Let other users see the tree.")
+@click.option("--offline", is_flag=True, default=None, help="Never use the network.")
+def mount(
+    directory: Path, foreground: bool, state: Path | None, file: Path | None, **overrides: Any
+) -> int:
+    """Mount the tree at DIRECTORY.
+
+    Returns when the tree answers, and leaves a daemon behind; `unifs umount` ends it.
+    """
+    from unifs import config, daemon
+    from unifs.driver.mounting import mount_command
+
+    settings = config.load(state, file, overrides)
+    return mount_command(settings, directory, foreground, daemon.run)
+
+
+@cli.command()
+@click.argument("directory", type=_DIRECTORY)
+@click.option(
+    "--wait", is_flag=True, help="First wait until all changes have reached their backend."
+)
+def umount(directory: Path, wait: bool) -> int:
+    """Unmount the tree at DIRECTORY and end its daemon.
+
+    What is not on its backend yet stays in the journal and continues at the next mount.
+    """
+    from unifs.driver.unmounting import umount_command
+
+    if wait:
+        _sync(directory)
+    return umount_command(directory, wait)
+
+
+def _sync(directory: Path) -> None:
+    from unifs.control.locate import Target
+
+    try:
+        Target(None, directory).client().call("journal.sync", {})
+    except NoDaemon:
+        return  # Nobody is left to wait for; unmounting says what is at that place.
+
+
+# --- this machine
+# -----------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--state", type=_DIRECTORY, help="Look at this state directory.")
+@click.option("--config", "file", type=_FILE, help="Read the settings from this file.")
+@click.option("--json", "is_json", is_flag=True, help="JSON, for programs.")
+@click.argument("directory", type=_DIRECTORY, required=False)
+def doctor(state: Path | None, file: Path | None, is_json: bool, directory: Path | None) -> int:
+    """Say what this machine lacks for a mounted tree, and how to mend it.
+
+    With DIRECTORY, look at that mount point. The exit code is 5 where nothing could be mounted.
+    """
+    from unifs import config
+    from unifs.control import render
+    from unifs.driver.doctor import examine
+
+    findings = examine(config.load(state, file), directory)
+    width = max(len(each.name) for each in findings)
+    for each in findings:
+        if is_json:
+            names = ("name", "is_ok", "is_needed", "message", "remedy")
+            render.json_line({name: getattr(each, name) for name in names}, sys.stdout)
+            continue
+        mark = "ok" if each.is_ok else "no" if each.is_needed else "--"
+        click.echo(f"{mark}  {each.name:<{width}}  {each.message}")
+        if not each.is_ok and each.remedy:
+            click.echo(f"    {'':<{width}}  {each.remedy}")
+    is_mountable = all(each.is_ok for each in findings if each.is_needed)
+    return 0 if is_mountable else MountFailed.exit_code
+
+
+@cli.group("config")
+def config_group() -> None:
+    """Show, find and check the settings."""
+
+
+@config_group.command("show")
+@click.option("--config", "file", type=_FILE, help="Read this file instead.")
+@click.option("--state", type=_DIRECTORY, help="For this state directory.")
+def config_show(file: Path | None, state: Path | None) -> None:
+    """Show every setting that is in force, as a settings file.
+
+    What differs from the default says so.
+    """
+    from unifs import config
+    from unifs.control.settings_text import as_toml
+
+    click.echo(as_toml(config.load(state, file)), nl=False)
+
+
+@config_group.command("path")
+@click.option("--state", type=_DIRECTORY, help="For this state directory.")
+def config_path(state: Path | None) -> None:
+    """Say where the settings file, the state, the socket and the log are."""
+    from unifs import config
+
+    directory = config.state_directory(state)
+    click.echo(f"settings  {config.config_file()}")
+    click.echo(f"state     {directory}")
+    click.echo(f"socket    {config.socket_path(directory)}")
+    click.echo(f"log       {config.log_path(directory)}")
+
+
+@config_group.command("check")
+@click.argument("file", type=_FILE, required=False)
+def config_check(file: Path | None) -> None:
+    """Check a settings file without mounting anything."""
+    from unifs import config
+
+    settings = config.load(file=file)
+    click.echo(f"{settings.config_file or 'no settings file'}: ok")
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for a shell.
+
+    For bash: unifs completion bash > ~/.local/share/bash-completion/completions/unifs
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, "unifs", "_UNIFS_COMPLETE").source())
+
+
+# --- the process
+# ------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The entry point of the installed command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; its exit code. Failures are told on stderr."""
+    try:
+        result = cli.main(list(arguments), prog_name="unifs", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as help_asked:
+        click.echo(help_asked.format_message(), err=True)
+        return 2
+    except click.UsageError as error:
+        return _wrong_usage(error)
+    except click.ClickException as error:
+        _say(error.format_message(), "")
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; the interpreter must not complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UnifsError, OSError) as error:
+        return _failed(error)
+    return result if isinstance(result, int) else 0
+
+
+def _wrong_usage(error: click.UsageError) -> int:
+    path = error.ctx.command_path if error.ctx else "unifs"
+    _say(error.format_message().replace("\n", " "), f"`{path} --help` shows how")
+    return 2
+
+
+def _failed(error: UnifsError | OSError) -> int:
+    named = from_os_error(error) if isinstance(error, OSError) else error
+    if not isinstance(named, UnifsError):
+        _say(str(error), "")
+        return 1
+    message = str(named)
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.filename!s}: {message}"
+    hint = named.hint
+    if named.code == UnifsError.code:
+        from unifs import config
+
+        log = config.log_path(config.state_directory())
+        hint = f"this is a bug in unifs; the traceback is in {log}"
+    _say(message, hint)
+    return named.exit_code
+
+
+def _say(message: str, hint: str) -> None:
+    from unifs.control.render import printable
+
+    print(f"unifs: {printable(message.rstrip('.'))}", file=sys.stderr)
+    if hint:
+        print(f"  {hint}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""``unifs ctl NOUN VERB``: commands made from the operations.
+
+``cli.py`` hangs the group into the command line. A command renders what its operation declares:
+its help, its parameters, its answer. What it adds is rendering only: ``--json``, ``--field``,
+``--output``, and which daemon is meant.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unifs.control import render
+from unifs.control.locate import Target
+from unifs.control.ops import MODULES, operations_of
+from unifs.errors import NotFound, PermissionDenied
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from unifs.control.client import Reply
+    from unifs.control.registry import Operation, Parameter
+
+_TARGET = "target"
+
+
+class ControlGroup(click.Group):
+    """The nouns and verbs below ``unifs ctl``; a module is imported when its word is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every first word."""
+        return sorted(MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb of that name, or the group of a noun's verbs."""
+        found = [each for each in operations_of(cmd_name) if each.words[0] == cmd_name]
+        if not found:
+            return None
+        if found[0].words == [cmd_name]:
+            return command(found[0])
+        module = sys.modules[found[0].function.__module__]
+        summary = (module.__doc__ or "").partition("\n")[0]
+        group = click.Group(cmd_name, help=_noun_help(cmd_name, summary))
+        for each in found:
+            group.add_command(command(each))
+        return group
+
+
+def _noun_help(noun: str, summary: str) -> str:
+    return "Follow what the daemon does." if noun == "log" else summary
+
+
+def target_options() -> list[click.Parameter]:
+    """``--state`` and ``--mount``: which daemon."""
+    directory = click.Path(path_type=Path)
+    return [
+        click.Option(["--state"], type=directory, help="The daemon of this state directory."),
+        click.Option(["--mount"], type=directory, help="The daemon mounted at this directory."),
+    ]
+
+
+def command(operation: Operation) -> click.Command:
+    """The command of one operation."""
+
+    def run(**values: Any) -> None:
+        _Call(operation, values).run()
+
+    parameters = [_click_parameter(each) for each in operation.parameters if not each.param.hidden]
+    directory = click.Path(path_type=Path)
+    parameters += [
+        click.Option(["--json", "is_json"], is_flag=True, help="JSON, for programs."),
+        click.Option(["--state", "target_state"], type=directory, hidden=True),
+        click.Option(["--mount", "target_mount"], type=directory, hidden=True),
+    ]
+    if operation.kind == "bytes":
+        parameters.append(
+            click.Option(["--output", "output_to"], type=directory, help="Write to this file.")
+        )
+    else:
+        names = dict.fromkeys(
+            name for struct in operation.result_structs for name in render.fields(struct)
+        )
+        only = click.Choice(list(names))
+        text = "Only this field, as it is."
+        parameters.append(
+            click.Option(["--field", "only_field"], type=only, metavar="NAME", help=text)
+        )
+    return click.Command(
+        operation.words[-1],
+        params=parameters,
+        callback=run,
+        help=f"{operation.summary}\n\n{_click_text(operation.description)}",
+        short_help=operation.summary,
+    )
+
+
+def _click_text(description: str) -> str:
+    return description.replace("`", "'")
+
+
+def _click_parameter(parameter: Parameter) -> click.Parameter:
+    kind = _click_type(parameter)
+    name = parameter.name.replace("_", "-")
+    if parameter.is_argument:
+        metavar = "PATH" if parameter.param.place == "upload" else name.upper()
+        is_required = parameter.is_required or parameter.param.place == "upload"
+        return click.Argument(
+            [parameter.name],
+            type=kind,
+            required=is_required,
+            nargs=-1 if parameter.is_list else 1,
+            metavar=metavar if is_required else f"[{metavar}]",
+            help=_sentence(parameter.param.help),
+        )
+    declarations = [f"--{name}", parameter.name]
+    is_switch = parameter.type is bool
+    if is_switch and parameter.default:
+        declarations[0] = f"--{name}/--no-{name}"
+    if parameter.param.short:
+        declarations.append(parameter.param.short)
+    return click.Option(
+        declarations,
+        type=None if is_switch else kind,
+        is_flag=is_switch,
+        default=parameter.default if is_switch else None,
+        multiple=parameter.is_list,
+        help=_sentence(parameter.param.help) + _default(parameter),
+    )
+
+
+def _click_type(parameter: Parameter) -> Any:
+    if parameter.choices:
+        return click.Choice(parameter.choices)
+    if parameter.param.place in ("host", "upload"):
+        return click.Path(allow_dash=parameter.param.place == "upload")
+    kind = parameter.type.__args__[0] if parameter.is_list else parameter.type
+    return {int: click.INT, float: click.FLOAT}.get(kind, click.STRING)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _default(parameter: Parameter) -> str:
+    default = parameter.default
+    if parameter.type is bool or default is None or default == "" or default == []:
+        return ""
+    return f" [{default}]"
+
+
+class _Call:
+    """One operation called from the command line, and its answer shown."""
+
+    def __init__(self, operation: Operation, values: dict[str, Any]) -> None:
+        self._operation = operation
+        self._is_json: bool = values.pop("is_json")
+        self._field: str | None = values.pop("only_field", None)
+        self._output: Path | None = values.pop("output_to", None)
+        state, mount = values.pop("target_state"), values.pop("target_mount")
+        chosen = click.get_current_context().find_object(dict) or {}
+        self._target = Target(state or chosen.get("state"), mount or chosen.get("mount"))
+        self._parameters = self._given(values)
+
+    def _given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What was said: the operation's own defaults fill in the rest."""
+        given: dict[str, Any] = {}
+        for parameter in self._operation.parameters:
+            found = values.get(parameter.name)
+            if found is None or (parameter.is_list and not found):
+                continue
+            if parameter.param.place == "host":
+                found = os.path.abspath(os.path.expanduser(found))
+            elif parameter.param.place == "tree":
+                found = self._target.tree_path(found)
+            given[parameter.name] = list(found) if parameter.is_list else found
+        return given
+
+    def run(self) -> None:
+        name = self._operation.name
+        if self._operation.takes_upload:
+            self._upload()
+        elif self._operation.kind == "bytes":
+            with self._target.client().download(name, self._parameters) as reply:
+                self._receive(reply)
+        elif self._operation.kind == "events":
+            self._show_events(self._target.client().events(name, self._parameters))
+        else:
+            self._show_answer(self._target.client().call(name, self._parameters))
+
+    # --- answers and events
+    # -------------------------------------------------------------------------
+
+    def _show_answer(self, table: dict[str, Any]) -> None:
+        if self._field is not None:
+            render.field(self._field, [table], sys.stdout)
+        elif self._is_json:
+            render.json_line({"status": "success"} | table, sys.stdout)
+        else:
+            render.answer(self._operation.result_structs[0], table, sys.stdout)
+
+    def _show_events(self, events: Iterator[dict[str, Any]]) -> None:
+        if self._field is not None:
+            render.field(self._field, events, sys.stdout)
+            return
+        if self._is_json:
+            for event in events:
+                render.json_line(event, sys.stdout)
+                sys.stdout.flush()
+            return
+        structs = self._operation.result_structs
+        if self._operation.is_live:
+            render.follow(render.fields(structs[0]), events, sys.stdout)
+        elif len(structs) == 1:
+            render.rows(render.fields(structs[0]), events, sys.stdout)
+        else:
+            self._show_tagged(events)
+
+    def _show_tagged(self, events: Iterator[dict[str, Any]]) -> None:
+        """Events of several kinds: progress moves the bar, the others are answers."""
+        from unifs.control.transfer import bar
+
+        kinds = {each.__struct_config__.tag: each for each in self._operation.result_structs}
+        shown: list[dict[str, Any]] = []
+        with bar(self._operation.words[-1]) as told:
+            for event in events:
+                if event.get("event") != "progress":
+                    shown.append(event)
+                elif told is not None:
+                    told(event.get("bytes_done", event.get("blocks", 0)), event.get("bytes_total"))
+        for event in shown:
+            render.answer(kinds[event["event"]], event, sys.stdout)
+
+    # --- bytes
+    # --------------------------------------------------------------------------------------
+
+    def _receive(self, reply: Reply) -> None:
+        from unifs.control import transfer
+
+        is_stdout = str(self._output) == "-"
+        if reply.content_type == "application/x-tar" and not is_stdout:
+            made = {"path": str(transfer.unpack(reply.chunks(), self._output))}
+            if self._is_json:
+                render.json_line(made, sys.stdout)
+            else:
+                render.field("path", [made], sys.stdout)
+            return
+        output = None if is_stdout else self._output
+        is_text = reply.content_type.startswith("application/octet-stream")
+        if output is None and sys.stdout.isatty() and not is_text:
+            raise click.UsageError("that is binary; give --output FILE, or --output - for stdout")
+        transfer.write_out(reply.chunks(), output)
+
+    def _upload(self) -> None:
+        from unifs.control import transfer
+
+        source = next(
+            each.name for each in self._operation.parameters if each.param.place == "upload"
+        )
+        path = self._parameters.pop(source)
+        if not self._is_json and not self._field and sys.stderr.isatty():
+            self._parameters["progress"] = True
+        if path == "-":
+            with transfer.bar("stdin") as told:
+                self._send(transfer.pieces(sys.stdin.buffer, told))
+            return
+        found = os.stat(path)
+        identity = f"{found.st_dev}:{found.st_ino}"
+        named = {source: os.path.abspath(path), "identity": identity}
+        try:
+            self._send((), 0, named)
+        except (NotFound, PermissionDenied) as error:
+            if "daemon_path" not in error.context or not stat.S_ISREG(found.st_mode):
+                raise
+            with open(path, "rb") as file, transfer.bar(path) as told:
+                self._send(transfer.pieces(file, told), found.st_size)
+
+    def _send(
+        self, pieces: Any, size_bytes: int | None = None, more: dict[str, str] | None = None
+    ) -> None:
+        parameters = self._parameters | (more or {})
+        client = self._target.client()
+        with client.upload(self._operation.name, parameters, pieces, size_bytes) as reply:
+            if self._operation.kind == "events":
+                self._show_events(reply.events())
+            else:
+                self._show_answer(reply.table())

@@ -1,0 +1,45 @@
+"""Changes on their way: what is closed, sealed, synced."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from unifs.control.daemon_protocol import ChangeState, Daemon, JournalRecord, JournalStatus
+from unifs.control.registry import Emit, Param, operation
+
+MaybePath = Annotated[
+    str | None, Param("only at and below this path of the tree", place="tree", argument=True)
+]
+
+
+@operation("journal.status")
+async def status(daemon: Daemon, path: MaybePath = None) -> JournalStatus:
+    """Count changes by how far they are."""
+    return await daemon.journal.status(path)
+
+
+@operation("journal.list")
+async def list_(
+    daemon: Daemon,
+    emit: Emit[JournalRecord],
+    path: MaybePath = None,
+    only: Annotated[ChangeState | None, Param("changes that are this far")] = None,
+    limit: Annotated[int, Meta(ge=1, le=100_000), Param("at most so many", short="-n")] = 100,
+) -> None:
+    """List changes, the newest first."""
+    async for record in daemon.journal.list(path, only, limit):
+        await emit(record)
+
+
+@operation("journal.sync", mutates=True)
+async def sync(
+    daemon: Daemon,
+    path: MaybePath = None,
+    until: Annotated[
+        Literal["sealed", "synced"],
+        Param("sealed: safe from power loss here; synced: confirmed by the backend"),
+    ] = "synced",
+    timeout_s: Annotated[float | None, Param("give up after so many seconds")] = None,
+) -> JournalStatus:
+    """Bring changes to their backend and wait until they are there."""
+    return await daemon.journal.sync(path, until, timeout_s)

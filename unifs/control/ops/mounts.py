@@ -1,0 +1,46 @@
+"""The mount table of the running daemon."""
+
+from typing import Annotated
+
+from unifs.control.daemon_protocol import Answer, Daemon, MountInfo
+from unifs.control.registry import Emit, Param, operation
+
+
+class Removed(Answer):
+    """The mount is no longer in the tree; its backend is as it was."""
+
+    name: str
+
+
+@operation("mounts.list")
+async def list_(daemon: Daemon, emit: Emit[MountInfo]) -> None:
+    """List the mounts: what each shows and what it has not synced."""
+    for mount in await daemon.mounts.list():
+        await emit(mount)
+
+
+@operation("mounts.add", mutates=True)
+async def add(
+    daemon: Daemon,
+    name: Annotated[str, Param("where it appears: local/NAME")],
+    directory: Annotated[str, Param("the host directory to show", place="host")],
+) -> MountInfo:
+    """Show a host directory in the tree, from now until the daemon ends.
+
+    For good, write it into the settings: `[mounts.local.directories]`.
+    """
+    return await daemon.mounts.add(name, directory)
+
+
+@operation("mounts.remove", mutates=True)
+async def remove(
+    daemon: Daemon,
+    name: Annotated[str, Param("the mount: local/NAME")],
+    force: Annotated[bool, Param("give up changes that have not reached the backend")] = False,
+) -> Removed:
+    """Take a mount out of the tree.
+
+    Refused while changes have not reached its backend.
+    """
+    await daemon.mounts.remove(name, force)
+    return Removed(name=name)

@@ -1,0 +1,137 @@
+"""Bytes between the command line and the daemon: files in, files out, and a bar for people.
+
+The commands call it. Nothing half-written is left under its final name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tarfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, cast
+
+from unifs.errors import Corrupt, Exists
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+PIECE_BYTES: Final = 1 << 20
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Callable[[int, int | None], None] | None]:
+    """A progress bar on stderr, None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
+        task = drawn.add_task(label, total=None)
+        yield lambda done, total: drawn.update(task, completed=done, total=total)
+
+
+def pieces(file: IO[bytes], told: Callable[[int, int | None], None] | None) -> Iterator[bytes]:
+    """A file's bytes, counted."""
+    done = 0
+    while piece := file.read(PIECE_BYTES):
+        done += len(piece)
+        yield piece
+        if told is not None:
+            told(done, None)
+
+
+def write_out(chunks: Iterable[bytes], output: Path | None) -> None:
+    """Write bytes to a file, which appears when they are complete, or to stdout."""
+    if output is None:
+        out = sys.stdout.buffer
+        for chunk in chunks:
+            out.write(chunk)
+        out.flush()
+        return
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def unpack(chunks: Iterable[bytes], output: Path | None) -> Path:
+    """Unpack the one tree of a tar archive: at ``output``, else under its own name here.
+
+    Nothing is overwritten and nothing is written elsewhere: each member's directory is one that
+    this call has made, each file is made anew. Raises Exists where the name is taken.
+    """
+    top: Path | None = None
+    first = ""
+    made: set[Path] = set()
+    with tarfile.open(fileobj=cast("IO[bytes]", _Stream(chunks)), mode="r|") as archive:
+        for member in archive:
+            names = member.name.split("/")
+            if any(name in ("", ".", "..") for name in names):
+                raise Corrupt(f"the archive has a member {member.name!r}")
+            if top is None:
+                top, first = output or Path(names[0]), names[0]
+            target = top.joinpath(*names[1:])
+            if names[0] != first or (len(names) > 1 and target.parent not in made):
+                raise Corrupt(f"the archive has {member.name!r} outside its tree")
+            try:
+                _write_member(archive, member, target, made)
+            except FileExistsError:
+                raise Exists(f"{target} exists") from None
+    if top is None:
+        raise Corrupt("the archive is empty")
+    return top
+
+
+def _write_member(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, made: set[Path]
+) -> None:
+    if member.isdir():
+        target.mkdir()
+        made.add(target)
+    elif member.issym():
+        target.symlink_to(member.linkname)
+    elif member.isreg():
+        content = archive.extractfile(member)
+        assert content is not None
+        with target.open("xb") as file:
+            while piece := content.read(PIECE_BYTES):
+                file.write(piece)
+        target.chmod(member.mode & 0o777)
+    else:
+        raise Corrupt(f"the archive has a member of type {member.type!r}")
+
+
+class _Stream:
+    """Chunks as a file to read from."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = b""
+
+    def read(self, count: int) -> bytes:
+        """Up to ``count`` bytes; fewer only at the end."""
+        parts = [self._rest]
+        have = len(self._rest)
+        while have < count:
+            chunk = next(self._chunks, b"")
+            if not chunk:
+                break
+            parts.append(chunk)
+            have += len(chunk)
+        data = b"".join(parts)
+        self._rest = data[count:]
+        return data[:count]

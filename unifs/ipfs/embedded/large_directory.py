@@ -1,0 +1,70 @@
+"""Large directories are built in a worker process, so that the event loop keeps the GIL.
+
+Used by ``import_tree`` and ``mfs_root``. What crosses the process boundary are lists of bytes and
+integers: pickling 100,000 of these takes 8 ms with the GIL held, 100,000 entry objects 300 ms. The
+caller's composition root bounds how long idle workers stay (``trio_parallel``'s default context).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from unifs.ipfs.cid import Cid
+from unifs.ipfs.unixfs.directory import build_directory
+from unifs.ipfs.unixfs.node import DirEntry, Link
+from unifs.ipfs.unixfs.profiles import PROFILES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from unifs.ipfs.unixfs.profiles import Profile
+
+#: A directory of 10,000 entries takes 33 ms to build: from there on in a worker process.
+PROCESS_ENTRIES_MIN: Final = 10_000
+
+_Packed = tuple[list[bytes], list[bytes], list[int]]
+_Built = tuple[bytes, int, list[tuple[bytes, bytes]]]
+
+
+async def build_in_process(
+    entries: Sequence[DirEntry], profile: Profile
+) -> tuple[Link, list[tuple[bytes, bytes]]]:
+    """A directory's link and its blocks as (CID, bytes). Cancelling kills the worker process.
+
+    ``profile`` must be one of ``PROFILES``: only its name crosses.
+    """
+    import trio
+    import trio_parallel  # 20 ms to import, needed for large directories only
+
+    packed: _Packed = await trio.to_thread.run_sync(_pack, entries)
+    built: _Built = await trio_parallel.run_sync(_build, packed, profile.name, kill_on_cancel=True)
+    root, tsize, blocks = built
+    return Link(Cid.decode(root), tsize), blocks
+
+
+def put_all(blocks: Sequence[tuple[bytes, bytes]], put: Callable[[Cid, bytes], None]) -> None:
+    """Keep the blocks that a worker process made."""
+    for binary, block in blocks:
+        put(Cid.decode(binary), block)
+
+
+def _pack(entries: Sequence[DirEntry]) -> _Packed:
+    return (
+        [entry.name for entry in entries],
+        [entry.cid.binary for entry in entries],
+        [entry.tsize for entry in entries],
+    )
+
+
+def _build(packed: _Packed, profile_name: str) -> _Built:
+    made: list[tuple[bytes, bytes]] = []
+    entries = (
+        DirEntry(name, Cid.decode(binary), tsize)
+        for name, binary, tsize in zip(*packed, strict=True)
+    )
+    link = build_directory(
+        entries,
+        PROFILES[profile_name],
+        lambda cid, block: made.append((cid.binary, bytes(block))),
+    )
+    return link.cid.binary, link.tsize, made

@@ -1,0 +1,183 @@
+"""The mount table: which mounts there are, and adding and removing them while the tree is mounted.
+
+Owned by the daemon. Mounts of the settings are added at the start; host directories added at run
+time are remembered in the state directory and added again at the next start. A mount with changes
+that have not reached their backend is not removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unifs.errors import (
+    Exists,
+    InvalidArgument,
+    NotADirectory,
+    NotFound,
+    Unsupported,
+    from_os_error,
+)
+from unifs.vfs.host import HostVolume
+from unifs.waiting import complete
+
+if TYPE_CHECKING:
+    from unifs.driver.notify import Notifications
+    from unifs.vfs.namespace import NamespaceDirectory
+    from unifs.vfs.storage import Storage
+    from unifs.vfs.vfs import Vfs
+
+META_KEY = "local_directories"
+#: The namespace has prefix 1, the tree 0; host volumes count from here.
+FIRST_PREFIX = 2
+LAST_PREFIX = 0x7FFF
+
+
+@dataclass(frozen=True, slots=True)
+class TableEntry:
+    """One mount as a user sees it. ``source`` is what it shows, "" where that has no address."""
+
+    name: str
+    kind: str
+    source: str
+    is_writable: bool
+    is_removable: bool
+
+
+class MountTable:
+    """Adds volumes to the namespace and takes them away. Belongs to the event loop's thread."""
+
+    def __init__(
+        self, vfs: Vfs, storage: Storage, notifications: Notifications, mount_point: str
+    ) -> None:
+        self._vfs = vfs
+        self._storage = storage
+        self._notifications = notifications
+        self._mount_point = os.path.realpath(mount_point) if mount_point else ""
+        self._fixed: list[TableEntry] = []
+        self._local: NamespaceDirectory | None = None
+        self._hosts: dict[str, tuple[HostVolume, str, bool]] = {}
+        self._prefix = FIRST_PREFIX
+        self._timeout_s = 1.0
+
+    def add_fixed(self, info: TableEntry, root: int) -> None:
+        """A mount that is there as long as the daemon: /mfs, /ipfs."""
+        self._vfs.namespace.add(self._vfs.namespace.root, os.fsencode(info.name), root)
+        self._fixed.append(info)
+
+    def add_local(self, directories: dict[str, str], timeout_s: float) -> list[str]:
+        """/local with the settings' host directories and those remembered.
+
+        Returns a sentence for each that cannot be shown now; the tree comes up without it.
+        """
+        self._local = self._vfs.namespace.add_directory(b"local")
+        self._timeout_s = timeout_s
+        problems: list[str] = []
+        for names, is_removable in ((directories, False), (self._remembered(), True)):
+            for name, directory in names.items():
+                try:
+                    self._add_host(name, directory, is_removable)
+                except (OSError, NotADirectory, NotFound, Exists, InvalidArgument) as error:
+                    problems.append(f"local/{name}: {error}")
+        return problems
+
+    def _remembered(self) -> dict[str, str]:
+        text = self._storage.database.get_meta(META_KEY, "{}")
+        names: dict[str, str] = json.loads(text)
+        return names
+
+    def list(self) -> list[TableEntry]:
+        """All mounts, by name."""
+        hosts = [
+            TableEntry(f"local/{name}", "local", directory, True, is_removable)
+            for name, (_, directory, is_removable) in self._hosts.items()
+        ]
+        return sorted([*self._fixed, *hosts], key=lambda info: info.name)
+
+    async def add(self, name: str, directory: str) -> TableEntry:
+        """Show a host directory as ``local/NAME``; remembered for the next start."""
+        short = self._local_name(name)
+        if not os.path.isabs(directory):
+            raise InvalidArgument(f"{directory!r} has to be an absolute path")
+        self._vfs.check_name(os.fsencode(short))
+        self._add_host(short, directory, True)
+        await complete(self._remember, {**self._remembered(), short: directory})
+        self._tell()
+        return next(info for info in self.list() if info.name == f"local/{short}")
+
+    async def remove(self, name: str) -> None:
+        """Show it no longer. Open files in it stay usable until they are closed."""
+        if name in [info.name for info in self._fixed]:
+            raise Unsupported(f"{name} is always there")
+        short = self._local_name(name)
+        if short not in self._hosts:
+            raise NotFound(f"there is no mount {name}")
+        _, _, is_removable = self._hosts[short]
+        if not is_removable:
+            raise Unsupported(f"{name} stands in the settings file; remove it there")
+        remembered = self._remembered()
+        remembered.pop(short, None)
+        await complete(self._remember, remembered)
+        assert self._local is not None
+        self._vfs.namespace.remove(self._local, os.fsencode(short))
+        del self._hosts[short]
+        self._notifications.for_mount("local").entry(self._local.ino, os.fsencode(short))
+        self._tell()
+
+    def _local_name(self, name: str) -> str:
+        kind, _, short = name.partition("/")
+        if kind != "local" or not short or "/" in short:
+            raise InvalidArgument(f"{name!r} is not of the form local/NAME")
+        if self._local is None:
+            raise Unsupported("the mount /local is switched off in the settings")
+        return short
+
+    def _add_host(self, name: str, directory: str, is_removable: bool) -> None:
+        if self._local is None or name in self._hosts:
+            raise Exists(f"there is a mount local/{name} already")
+        path = Path(os.path.realpath(os.path.expanduser(directory)))
+        self._check_not_own(path)
+        if not path.is_dir():
+            raise (
+                NotADirectory(f"{path} is not a directory")
+                if path.exists()
+                else NotFound(f"{path} does not exist")
+            )
+        if self._prefix > LAST_PREFIX:
+            raise Unsupported("too many host directories were added since the start")
+        vfs = self._vfs
+        try:
+            volume = HostVolume(
+                f"local/{name}",
+                self._prefix,
+                path,
+                attributes_factory=vfs.factory,
+                remember=vfs.inodes.remember,
+                invalidator=self._notifications.for_mount("local"),
+                timeout_s=self._timeout_s,
+            )
+        except OSError as error:
+            raise from_os_error(error) from error
+        vfs.inodes.volumes[self._prefix] = volume
+        self._prefix += 1
+        vfs.namespace.add(self._local, os.fsencode(name), volume.root_ino)
+        self._hosts[name] = (volume, str(path), is_removable)
+
+    def _check_not_own(self, path: Path) -> None:
+        """The tree inside itself would wait for itself."""
+        mine = self._mount_point
+        if mine and (
+            path == Path(mine) or Path(mine) in path.parents or path in Path(mine).parents
+        ):
+            raise InvalidArgument(f"{path} contains this tree's mount point or lies in it")
+
+    def _remember(self, names: dict[str, str]) -> None:
+        statement = "insert or replace into meta values(?,?)"
+        self._storage.tree.commit([(statement, (META_KEY, json.dumps(names)))])
+
+    def _tell(self) -> None:
+        assert self._local is not None
+        self._notifications.for_mount("local").inode(self._local.ino)
