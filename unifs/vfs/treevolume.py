@@ -30,6 +30,7 @@ from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treenames import TreeNames
 from unifs.vfs.volume import DirectoryHandle, Handle, Volume
+from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,6 +138,26 @@ class TreeVolume(TreeNames):
     ) -> Attributes:
         assert isinstance(inode, TreeInode)
         attributes = inode.attributes
+        before = pack_attributes(attributes)
+        try:
+            self._change(inode, changes)
+            if inode.pending is None and not inode.is_gone:
+                self.writer.commit(inode)
+        except WouldBlock:
+            raise
+        except BaseException:
+            size = attributes.st_size
+            fill_attributes(attributes, inode.ino, before, self.timeout_s)
+            # A cut is not undone: the overlay has it, and a later commit may record it.
+            attributes.st_size = size
+            raise
+        if inode.pending is None and not inode.is_gone and not inode.opens:
+            self.writer.detach(inode)
+        return attributes
+
+    def _change(self, inode: TreeInode, changes: SetAttributes) -> None:
+        """Change the attributes in memory; again and again comes to the same."""
+        attributes = inode.attributes
         if changes.size_bytes is not None:
             self._resize(inode, changes.size_bytes)
         if changes.mode is not None:
@@ -150,11 +171,6 @@ class TreeVolume(TreeNames):
         if changes.mtime_ns is not None:
             attributes.st_mtime_ns = clamp_time(changes.mtime_ns)
         attributes.st_ctime_ns = time.time_ns()
-        if inode.pending is None and not inode.is_gone:
-            self.writer.commit(inode)
-            if not inode.opens:
-                self.writer.detach(inode)
-        return attributes
 
     def _resize(self, inode: TreeInode, size: int) -> None:
         attributes = inode.attributes

@@ -91,8 +91,7 @@ class Segments:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Held open: a lack of descriptors must not fail a flush round.
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            self._directory = Descriptor(os.open(directory, flags))
+            self._directory: Descriptor | None = Descriptor(os.open(directory, os.O_RDONLY))
             self._load()
         except OSError as error:
             raise named(error) from error
@@ -334,6 +333,7 @@ class Segments:
             self._failure = None
 
     def _sync_directory(self) -> None:
+        assert self._directory is not None
         os.fsync(self._directory)
 
     # --- life -----------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ class Segments:
             if not is_told:
                 raise
         finally:
-            self._open = None
+            self._open = self._directory = None
             self._files.clear()
             self._descriptors.clear()
 
