@@ -9,7 +9,8 @@ parts.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Protocol
 
 import pyfuse3
 import trio
@@ -52,14 +53,22 @@ from unifs.vfs.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
     from unifs.config import Settings
     from unifs.control.daemon_protocol import Explanation, StatusReport
+    from unifs.vfs.remotevolume import RemoteVolume
 
 #: Worker processes that nobody needs end after this; they count as our memory.
 WORKER_IDLE_S = 10.0
 
 log = logging.getLogger(__name__)
+
+
+class Part(Protocol):
+    """What has connections or tasks of its own."""
+
+    def serve(self) -> AbstractAsyncContextManager[None]: ...
 
 
 class Daemon:
@@ -99,6 +108,7 @@ class Daemon:
         )
         self.ipfs = IpfsMount(self.node)
         self.table = MountTable(self.vfs, self.storage, self.notifications, mount_point)
+        self.remotes: list[RemoteVolume] = []
         self._add_volumes()
         self._answer()
         self.session = Session(
@@ -128,6 +138,8 @@ class Daemon:
             volume = self.trees.add("ipfs", "ipfs", IpfsVolume)
             assert isinstance(volume, IpfsVolume)
             volume.connect(self.ipfs, self.cache, ipfs.attribute_timeout_s)
+            volume.invalidator = self.notifications.for_mount("ipfs")
+            self.remotes.append(volume)
             self.table.add_fixed(TableEntry("ipfs", "ipfs", "", False, False), volume.root)
         local = self.settings.mounts.get("local")
         if isinstance(local, LocalMount) and local.enabled:
@@ -165,12 +177,13 @@ class Daemon:
                 trio_parallel.configure_default_context(idle_timeout=WORKER_IDLE_S)
                 socket = self.settings.socket_path
                 link = state_socket_path(self.settings.state_directory)
-                async with (
-                    self.node.serve(),
-                    self.cache.serve(),
-                    self.ipfs.serve(),
-                    serve(operations(), self, socket, link if link != socket else None),
-                ):
+                async with AsyncExitStack() as stack:
+                    parts: list[Part] = [self.node, self.cache, self.ipfs, *self.remotes]
+                    for part in parts:
+                        await stack.enter_async_context(part.serve())
+                    await stack.enter_async_context(
+                        serve(operations(), self, socket, link if link != socket else None)
+                    )
                     await self.session.serve(self.mount_point, ready)
                     self.sealer.is_stopping = True
                 nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""What `/metrics` shows of this daemon: numbers that its parts keep anyway, asked at each export."""
+"""What `/metrics` shows of this daemon: numbers its parts keep anyway, asked at each export."""
 
 from __future__ import annotations
 

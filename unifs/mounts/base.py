@@ -40,6 +40,14 @@ class ContentReader(Protocol):
         ...
 
 
+class LocalReader(Protocol):
+    """A file of a mount whose bytes lie on this machine."""
+
+    def read_nowait(self, offset: int, size: int) -> bytes | memoryview:
+        """As ``Handle.read``; WouldBlock where the disk must be waited for."""
+        ...
+
+
 class Mount:
     """One backend shown as a subtree. Subclasses override what their backend can do."""
 
@@ -64,6 +72,10 @@ class Mount:
     async def read(self, path: str, version: Version, offset: int, size: int) -> bytes:
         """``size`` bytes of exactly that version, less only at its end; Stale if it is gone."""
         raise Unsupported(f"{self.kind} has no files to read")
+
+    def open_nowait(self, path: str, version: Version) -> LocalReader:
+        """Bytes of exactly that version that lie on this machine, read without the cache."""
+        raise Unsupported(f"{self.kind} has no bytes on this machine")
 
     async def epoch(self) -> str:
         """A version of the whole subtree, cheap to ask for."""

@@ -5,8 +5,12 @@ behind a row (its path there, its version, when that was checked, how far a dire
 stands in ``remote``. A look-up that the rows cannot answer waits for one ``stat``; a listing waits
 for one page. Absence is answered only from a complete, fresh listing or by the backend itself.
 
-Rows of immutable mounts (/ipfs) are fresh for ever, others for the mount's time. A handle pins the
-version that it opened: its reads never mix two.
+Changes are TreeVolume's: committed here at once, with records that wait. ``journal.writeback``
+brings them to the backend; ``RemoteSync`` is its view of this volume, ``Merge`` brings what the
+backend says into the rows. Tasks live in ``serve``.
+
+Rows of immutable mounts (/ipfs) are fresh for ever, others for the mount's time, or as long as the
+backend's epoch stays the same. A handle pins the version that it opened: its reads never mix two.
 """
 
 from __future__ import annotations
@@ -14,165 +18,195 @@ from __future__ import annotations
 import os
 import stat
 import time
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from unifs.cache.reads import Source
+import trio
+
 from unifs.errors import (
-    BadHandle,
-    IsADirectory,
-    NoAttribute,
+    CrossMount,
+    NoSpace,
     NotFound,
     ReadOnly,
+    Stale,
+    UnifsError,
 )
-from unifs.journal.content import symlink_blob
-from unifs.types import NAME_MAX_BYTES, Version
-from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, fill_attributes, pack_attributes
-from unifs.vfs.treefile import PAGE
-from unifs.vfs.treeinode import TreeInode
+from unifs.journal.log import Op, Renamed, WaitingLog, pack_rename
+from unifs.journal.overlay import Overlay
+from unifs.journal.writeback import Writeback
+from unifs.journal.writeback_calls import Calls
+from unifs.types import NAME_MAX_BYTES
+from unifs.vfs.remotefile import RemoteDirectory, RemoteHandle, is_remote
+from unifs.vfs.remotemerge import Merge
+from unifs.vfs.remoterows import COMPLETE, RemoteInode, Remotes
+from unifs.vfs.remotesync import RemoteSync
 from unifs.vfs.treevolume import TreeVolume
-from unifs.vfs.volume import DirectoryHandle, Handle
 from unifs.waiting import RETRY, WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from unifs.cache.reads import ReadCache
+    from unifs.journal.writeback import WritebackLimits
     from unifs.mounts.base import Mount
-    from unifs.types import Attributes, Caller, Entry, Node, SetAttributes
+    from unifs.types import Attributes, Caller, SetAttributes
     from unifs.vfs.tree import Batch
-    from unifs.vfs.volume import Emit, Inode
+    from unifs.vfs.treeinode import TreeInode
+    from unifs.vfs.volume import Handle, Inode, Invalidator
     from unifs.vfs.writer import Writer
 
-UNLISTED, PARTIAL, COMPLETE = 0, 1, 2
-
-INSERT_REMOTE = (
-    "insert or replace into remote(ino,path,version,checked_ns,listing,cursor,listed_ns)"
-    " values(?,?,?,?,?,?,?)"
-)
-SET_LISTING = "update remote set listing=?,cursor=?,listed_ns=? where ino=?"
-
-
-class RemoteInode(TreeInode):
-    """A row of the tree and what is known of the object behind it."""
-
-    __slots__ = ("checked_ns", "cursor", "listed_ns", "listing", "path", "scanning", "version")
-
-    def __init__(self, ino: int, volume: RemoteVolume, attributes: Attributes) -> None:
-        super().__init__(ino, volume, attributes)
-        self.path = ""
-        self.version = Version("")
-        self.checked_ns = 0
-        self.listing = UNLISTED
-        self.cursor: str | None = None
-        self.listed_ns = 0
-
-
-class RemoteHandle(Handle):
-    """An open remote file: reads exactly the version that it was opened with."""
-
-    __slots__ = ("source", "volume")
-
-    def __init__(self, inode: RemoteInode, volume: RemoteVolume) -> None:
-        super().__init__(inode)
-        self.volume = volume
-        self.source = Source.of(
-            volume.name, volume.mount, inode.path, inode.version, inode.attributes.st_size
-        )
-        inode.opens += 1
-
-    def read(self, offset: int, size: int) -> bytes | memoryview:
-        return self.volume.cache.read_nowait(self.source, offset, size)
-
-    def write(self, offset: int, data: bytes | memoryview) -> int:
-        raise BadHandle
-
-    def release(self) -> None:
-        self.inode.opens -= 1
-
-
-class RemoteDirectory(DirectoryHandle):
-    """A listing that waits for one page at a time."""
-
-    __slots__ = ("volume",)
-
-    def __init__(self, inode: RemoteInode, volume: RemoteVolume) -> None:
-        super().__init__(inode)
-        self.volume = volume
-
-    def readdir(self, offset: int, emit: Emit) -> None:
-        volume = self.volume
-        inode = self.inode
-        assert isinstance(inode, RemoteInode)
-        if offset == 0 and not volume.is_listed(inode) and inode.listing == COMPLETE:
-            inode.listing, inode.cursor = UNLISTED, None
-        has_emitted = False
-        while True:
-            for row_id, name, ino, packed in volume.tree.listing(inode.ino, offset, PAGE):
-                hot = volume.inodes.hot.get(ino)
-                attributes = volume.scratch
-                if hot is not None:
-                    attributes = hot.attributes
-                else:
-                    fill_attributes(attributes, ino, packed, volume.timeout_s)
-                if not emit(name, attributes, row_id):
-                    return
-                volume.inodes.remember(ino)
-                has_emitted = True
-                offset = row_id
-            if volume.tree.names(inode.ino, offset, 1):
-                continue
-            if inode.listing == COMPLETE or has_emitted:
-                return
-            raise WouldBlock(lambda: volume.scan_page(inode), volume.name)
+#: So many look-ups within so many seconds in an unlisted directory start a scan of it.
+LOOKUPS_MAX = 8
+LOOKUPS_S = 2.0
+SCANS_MAX = 4
+#: Rows that can be had again.
+ROWS_MAX = 5_000_000
+TRIM_ROWS = 500
+TRIM_S = 5.0
+#: How long a writer waits for unsynced bytes to go down before it gets ENOSPC.
+ADMIT_S = 20.0
+COPY_BYTES = 1 << 20
 
 
 class RemoteVolume(TreeVolume):
-    """The read side of a remote mount."""
+    """A remote mount."""
+
+    inode_type = RemoteInode
+    handle_type = RemoteHandle
+    directory_type = RemoteDirectory
 
     def __init__(
         self, name: str, mount_id: int, writer: Writer, factory: Callable[[], Attributes]
     ) -> None:
         super().__init__(name, mount_id, writer, factory)
+        self.records = WaitingLog(writer.log)
+        self.log = self.records
+        self.remotes = Remotes(self.tree, mount_id)
         self.mount: Mount
         self.cache: ReadCache
+        self.sync: RemoteSync
+        self.merge: Merge
+        self.writeback: Writeback
+        #: Tells the kernel what changed at the backend; None where there is no kernel.
+        self.invalidator: Invalidator | None = None
         #: How long what the backend said is believed.
         self.fresh_s = 30.0
+        self.dirty_bytes_max = 10 << 30
+        self.unsynced_bytes = 0
+        self.rows = 0
+        self.rows_max = ROWS_MAX
+        #: Wall-clock time: what is remembered over a restart.
+        self.now_ns: Callable[[], int] = time.time_ns
+        self._nursery: trio.Nursery | None = None
+        self._scanning: set[int] = set()
+        self._bringing: dict[int, trio.Event] = {}
+        self._failures: dict[int, UnifsError] = {}
+        self._less = trio.Event()
+        self._epoch: str | None = None
+        self._epoch_since_ns = self._epoch_asked_ns = 0
 
-    def connect(self, mount: Mount, cache: ReadCache, fresh_s: float) -> None:
-        """Tell the volume its backend; before the first request."""
+    def connect(
+        self,
+        mount: Mount,
+        cache: ReadCache,
+        fresh_s: float,
+        limits: WritebackLimits | None = None,
+        conflicts: str = "keep-both",
+    ) -> None:
+        """Tell the volume its backend; before the first request.
+
+        ``conflicts``: keep-both, ours or theirs.
+        """
         self.mount = mount
         self.cache = cache
-        self.fresh_s = fresh_s
-        self.timeout_s = fresh_s
+        self.fresh_s = self.timeout_s = fresh_s
+        self.sync = RemoteSync(self, conflicts)
+        self.merge = Merge(self)
+        calls = Calls(self.sync, mount)
+        self.writeback = Writeback(calls, self.sync, self.records, self.sync.flush, limits)
+        self.sync.writeback = self.writeback
+        self.rows = self.remotes.count()
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        """Writeback, background scans and trimming run inside this context."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            if not self.is_read_only():
+                self.sync.load()
+                self.writeback.load()
+                nursery.start_soon(self.writeback.run)
+            nursery.start_soon(self._trim_rows)
+            try:
+                yield
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
 
     # --- inodes -----------------------------------------------------------------------------------
 
     def load_row(self, ino: int, row: Any) -> RemoteInode:
-        _, parent, epoch, gone, packed, content = row
-        attributes = self.factory()
-        fill_attributes(attributes, ino, packed, self.timeout_s)
-        inode = RemoteInode(ino, self, attributes)
-        inode.parent, inode.epoch, inode.stored = parent, epoch, content
-        inode.is_gone = gone is not None
-        known = self.tree.database.one(
-            "select path,version,checked_ns,listing,cursor,listed_ns from remote where ino=?",
-            (ino,),
-        )
+        inode = super().load_row(ino, row)
+        assert isinstance(inode, RemoteInode)
+        known = self.remotes.row(ino)
         if known is not None:
-            path, version, inode.checked_ns, inode.listing, inode.cursor, inode.listed_ns = known
-            inode.path = os.fsdecode(path)
-            inode.version = Version(version or "")
+            inode.load(known)
+        elif ino == self.root:
+            inode.path = ""
         return inode
+
+    def hot_or_row(self, ino: int) -> RemoteInode | None:
+        """The inode, None where its row is gone."""
+        try:
+            inode = self.inodes.get(ino)
+        except Stale:
+            return None
+        assert isinstance(inode, RemoteInode)
+        return inode
+
+    def is_read_only(self) -> bool:
+        """Whether the backend takes no changes."""
+        return self.mount.is_immutable or not self.mount.supports("put")
+
+    def is_changed(self, inode: RemoteInode) -> bool:
+        """Whether there is something here that the backend has not confirmed."""
+        if inode.overlay is not None or inode.pending is not None or inode.path is None:
+            return True
+        return self.writeback.is_due(inode.ino)
+
+    # --- freshness --------------------------------------------------------------------------------
 
     def is_fresh(self, checked_ns: int) -> bool:
         """Whether what was learnt then is still believed."""
         if self.mount.is_immutable:
             return checked_ns > 0
-        return time.time_ns() - checked_ns < self.fresh_s * 1e9
+        now = self.now_ns()
+        if now - checked_ns < self.fresh_s * 1e9:
+            return True
+        is_same = self._epoch is not None and checked_ns >= self._epoch_since_ns
+        return is_same and now - self._epoch_asked_ns < self.fresh_s * 1e9
 
     def is_listed(self, inode: RemoteInode) -> bool:
         """Whether the rows are the whole directory, as far as is believed."""
+        if inode.path is None:
+            return True
         return inode.listing == COMPLETE and self.is_fresh(inode.listed_ns)
+
+    def check_epoch(self) -> None:
+        """WouldBlock where the backend's epoch can tell whether old rows are still right."""
+        if not self.mount.supports("epoch"):
+            return
+        if self.now_ns() - self._epoch_asked_ns >= self.fresh_s * 1e9:
+            raise WouldBlock(self._ask_epoch, self.name)
+
+    async def _ask_epoch(self) -> object:
+        asked_ns = self.now_ns()
+        epoch = await self.mount.epoch()
+        if epoch != self._epoch:
+            self._epoch, self._epoch_since_ns = epoch, asked_ns
+        self._epoch_asked_ns = asked_ns
+        return RETRY
 
     # --- look-up ----------------------------------------------------------------------------------
 
@@ -181,205 +215,260 @@ class RemoteVolume(TreeVolume):
         inode = self.find(parent, name)
         if inode is not None:
             assert isinstance(inode, RemoteInode)
-            if self.is_fresh(inode.checked_ns):
+            if self.is_fresh(inode.checked_ns) or self.is_changed(inode):
                 return inode
-        elif self.is_listed(parent):
+        elif self.is_listed(parent) or len(name) > NAME_MAX_BYTES:
             raise NotFound
-        if len(name) > NAME_MAX_BYTES:
-            raise NotFound
-        raise WouldBlock(lambda: self._stat(parent, name), self.name)
+        self.check_epoch()
+        if parent.path is None:
+            assert inode is not None
+            return inode
+        if inode is None:
+            self._note_lookup(parent)
+        raise WouldBlock(partial(self.merge.stat, parent, name), self.name)
 
-    async def _stat(self, parent: RemoteInode, name: bytes) -> object:
-        path = _join(parent.path, name)
+    def _note_lookup(self, parent: RemoteInode) -> None:
+        now = trio.current_time()
+        parent.lookups = [at for at in parent.lookups if now - at < LOOKUPS_S]
+        parent.lookups.append(now)
+        if len(parent.lookups) < LOOKUPS_MAX or self._nursery is None:
+            return
+        if parent.ino not in self._scanning and len(self._scanning) < SCANS_MAX:
+            self._scanning.add(parent.ino)
+            parent.lookups = []
+            self._nursery.start_soon(self._scan_behind, parent)
+
+    async def _scan_behind(self, inode: RemoteInode) -> None:
         try:
-            node = await self.mount.stat(path)
-        except NotFound:
-            self._forget_name(parent, name)
-            raise
-        self._merge(parent, [(name, node)])
-        return RETRY
+            await self.merge.scan(inode)
+        except UnifsError:
+            # Whoever looks up next asks the backend and hears what is wrong.
+            return
+        finally:
+            self._scanning.discard(inode.ino)
 
     def getattr(self, inode: Inode) -> Attributes:
         assert isinstance(inode, RemoteInode)
-        if inode.checked_ns == 0 or self.is_fresh(inode.checked_ns) or not inode.path:
+        if inode.ino == self.root or inode.is_gone or self.is_fresh(inode.checked_ns):
             return inode.attributes
-        raise WouldBlock(lambda: self._refresh(inode), self.name)
+        if self.is_changed(inode):
+            return inode.attributes
+        self.check_epoch()
+        raise WouldBlock(partial(self.merge.refresh, inode), self.name)
 
-    async def _refresh(self, inode: RemoteInode) -> object:
-        node = await self.mount.stat(inode.path)
-        batch: Batch = []
-        self._update_known(inode, node, batch)
-        self.tree.commit(batch)
-        return RETRY
-
-    # --- listing ----------------------------------------------------------------------------------
-
-    async def scan_page(self, inode: RemoteInode) -> object:
-        """Bring one more page of the directory into the tree."""
-        page = await self.mount.scan(inode.path, inode.cursor)
-        self._merge(inode, [(entry.name, entry.node) for entry in _shown(page.entries)])
-        now = time.time_ns()
-        inode.listing = COMPLETE if page.after is None else PARTIAL
-        inode.cursor = page.after
-        if page.after is None:
-            inode.listed_ns = now
-        bindings = (inode.listing, inode.cursor, inode.listed_ns, inode.ino)
-        self.tree.commit([(SET_LISTING, bindings)])
-        return RETRY
-
-    def learn(self, parent: RemoteInode, entries: list[Entry]) -> None:
-        """Bring entries that the backend named into the tree."""
-        self._merge(parent, [(entry.name, entry.node) for entry in _shown(tuple(entries))])
-
-    def _merge(self, parent: RemoteInode, entries: list[tuple[bytes, Node]]) -> None:
-        """Insert or update rows in place: a name that stays keeps its row id and its inode."""
-        batch: Batch = []
-        made: list[RemoteInode] = []
-        for name, node in entries:
-            known = self.find(parent, name)
-            if isinstance(known, RemoteInode) and _same_kind(known, node):
-                self._update_known(known, node, batch)
-                continue
-            if known is not None:
-                self.tree.drop_name(batch, parent.ino, name)
-            made.append(self._insert(parent, name, node, batch))
-        if batch:
-            self.tree.commit(batch)
-        for inode in made:
-            self.inodes.add(inode)
-
-    def _insert(self, parent: RemoteInode, name: bytes, node: Node, batch: Batch) -> RemoteInode:
-        attributes = self.factory()
-        inode = RemoteInode(self.tree.new_ino(), self, attributes)
-        attributes.st_ino = inode.ino
-        attributes.st_nlink = 2 if stat.S_ISDIR(node.mode) else 1
-        attributes.st_uid, attributes.st_gid = os.getuid(), os.getgid()
-        attributes.st_rdev = node.rdev
-        attributes.st_blksize = 1 << 20
-        attributes.entry_timeout = attributes.attr_timeout = self.timeout_s
-        inode.parent = parent.ino
-        inode.epoch = self.tree.epoch
-        inode.path = _join(parent.path, name)
-        if node.target is not None:
-            inode.stored = symlink_blob(node.target)
-        self._take(inode, node)
-        packed = pack_attributes(attributes)
-        row = (inode.ino, self.mount_id, parent.ino, inode.epoch, packed, inode.stored)
-        batch.append((INSERT_INODE, row))
-        batch.append(self.tree.add_name(parent.ino, name, inode.ino))
-        batch.append((INSERT_REMOTE, _remote_row(inode)))
-        return inode
-
-    def _update_known(self, inode: RemoteInode, node: Node, batch: Batch) -> None:
-        before = (inode.version, pack_attributes(inode.attributes))
-        self._take(inode, node)
-        packed = pack_attributes(inode.attributes)
-        if (inode.version, packed) != before:
-            row = (inode.parent, self.tree.epoch, packed, inode.stored, inode.ino)
-            batch.append((UPDATE_INODE, row))
-        batch.append((INSERT_REMOTE, _remote_row(inode)))
-
-    def _take(self, inode: RemoteInode, node: Node) -> None:
-        """Memory follows what the backend says of an object."""
-        attributes = inode.attributes
-        permissions = stat.S_IMODE(node.mode)
-        if not node.has_permissions:
-            permissions = 0o755 if stat.S_ISDIR(node.mode) else 0o644
-            if self.mount.is_immutable or not self.mount.supports("put"):
-                permissions &= 0o555
-        attributes.st_mode = stat.S_IFMT(node.mode) | permissions
-        attributes.st_size = node.size_bytes
-        attributes.st_blocks = (node.size_bytes + 511) >> 9
-        moment = node.mtime_ns if node.mtime_ns is not None else 0
-        attributes.st_mtime_ns = attributes.st_ctime_ns = attributes.st_atime_ns = moment
-        inode.version = node.version or Version("")
-        inode.checked_ns = time.time_ns()
-
-    def _forget_name(self, parent: RemoteInode, name: bytes) -> None:
-        if self.tree.find(parent.ino, name):
-            batch: Batch = []
-            self.tree.drop_name(batch, parent.ino, name)
-            self.tree.commit(batch, frees=True)
-
-    # --- opening ----------------------------------------------------------------------------------
-
-    def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:
+    def is_empty(self, inode: TreeInode) -> bool:
         assert isinstance(inode, RemoteInode)
-        if stat.S_ISDIR(inode.attributes.st_mode):
-            raise IsADirectory
-        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        if not super().is_empty(inode):
+            return False
+        if not self.is_listed(inode):
+            raise WouldBlock(partial(self.merge.scan, inode), self.name)
+        return True
+
+    # --- changing ---------------------------------------------------------------------------------
+
+    def _check_writable(self) -> None:
+        if self.is_read_only():
             raise ReadOnly
-        return RemoteHandle(inode, self)
-
-    def opendir(self, inode: Inode) -> DirectoryHandle:
-        assert isinstance(inode, RemoteInode)
-        return RemoteDirectory(inode, self)
-
-    # --- what a read-only mount refuses
-    # -------------------------------------------------------------
 
     def setattr(
         self, inode: Inode, changes: SetAttributes, handle: Handle | None, caller: Caller
     ) -> Attributes:
-        raise ReadOnly
+        self._check_writable()
+        return super().setattr(inode, changes, handle, caller)
 
     def _check_new(self, parent: Inode, name: bytes) -> None:
-        raise ReadOnly
+        self._check_writable()
+        super()._check_new(parent, name)
 
     def unlink(self, parent: Inode, name: bytes, caller: Caller) -> None:
-        raise ReadOnly
+        self._check_writable()
+        super().unlink(parent, name, caller)
 
     def rmdir(self, parent: Inode, name: bytes, caller: Caller) -> None:
-        raise ReadOnly
+        self._check_writable()
+        super().rmdir(parent, name, caller)
 
     def rename(
         self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int
     ) -> None:
-        raise ReadOnly
+        self._check_writable()
+        if not self.mount.supports("rename"):
+            for above, one in ((parent, name), (new_parent, new_name)):
+                inode = self.find(above, one)
+                if inode is not None and stat.S_ISDIR(inode.attributes.st_mode):
+                    # Programs copy and remove then, as between any two file systems.
+                    raise CrossMount
+        super().rename(parent, name, new_parent, new_name, flags)
+
+    def note_displaced(
+        self, target: TreeInode, renamed: Renamed, old_parent: int, batch: Batch
+    ) -> None:
+        name = renamed.new_name
+        if not renamed.is_exchange:
+            batch.append(self.log.row(Op.UNLINK, target.ino, renamed.new_parent, name))
+            return
+        back = Renamed(old_parent, 0, True, name, renamed.name)
+        data = pack_rename(back)
+        batch.append(self.log.row(Op.RENAME, target.ino, renamed.new_parent, data))
 
     def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
         self._check_xattr(name)
-        raise ReadOnly
+        self._check_writable()
+        super().setxattr(inode, name, value)
 
     def removexattr(self, inode: Inode, name: bytes) -> None:
         self._check_xattr(name)
-        raise ReadOnly
+        self._check_writable()
+        super().removexattr(inode, name)
+
+    # --- opening and bytes ------------------------------------------------------------------------
+
+    def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            self._check_writable()
+        return super().open(inode, flags, caller)
+
+    def _resize(self, inode: TreeInode, size: int) -> None:
+        assert isinstance(inode, RemoteInode)
+        if size == 0 and inode.overlay is None:
+            inode.based_on = inode.version
+        super()._resize(inode, size)
+
+    def read_linked(self, inode: TreeInode, offset: int, size: int) -> bytes | memoryview:
+        raise AssertionError("a handle on the backend's bytes is pinned to a version")
+
+    def materialize(self, inode: TreeInode) -> None:
+        assert isinstance(inode, RemoteInode)
+        failure = self._failures.pop(inode.ino, None)
+        if failure is not None:
+            raise failure
+        raise WouldBlock(partial(self._materialize, inode), self.name)
+
+    async def _materialize(self, inode: RemoteInode) -> object:
+        """Wait until the base's bytes lie in an overlay; the copying outlives its waiters."""
+        running = self._bringing.get(inode.ino)
+        if running is None:
+            if self._nursery is None:
+                raise ReadOnly
+            running = self._bringing[inode.ino] = trio.Event()
+            self._nursery.start_soon(self._bring, inode, running)
+        await running.wait()
+        return RETRY
+
+    async def _bring(self, inode: RemoteInode, done: trio.Event) -> None:
+        overlay = Overlay()
+        version, path, size = inode.version, inode.path or "", inode.attributes.st_size
+        inode.opens += 1
+        try:
+            offset = 0
+            while offset < size:
+                length = min(COPY_BYTES, size - offset)
+                piece = await self.mount.read(path, version, offset, length)
+                if not piece:
+                    raise Stale(f"{path} is shorter than its backend said")
+                self.overlays.write(overlay, offset, piece)
+                offset += len(piece)
+        except UnifsError as error:
+            self.overlays.discard(overlay)
+            self._failures[inode.ino] = error
+        except BaseException:
+            self.overlays.discard(overlay)
+            raise
+        else:
+            overlay.is_dirty = False
+            if inode.overlay is None and is_remote(inode) and inode.version == version:
+                inode.based_on = version
+                self.writer.attach(inode, overlay)
+            else:
+                self.overlays.discard(overlay)
+        finally:
+            inode.opens -= 1
+            del self._bringing[inode.ino]
+            done.set()
+
+    # --- unsynced bytes ---------------------------------------------------------------------------
+
+    def admit(self, size: int) -> None:
+        """WouldBlock while too much is unsynced; NoSpace where that does not pass."""
+        if self.unsynced_bytes + size > self.dirty_bytes_max and self.unsynced_bytes:
+            raise WouldBlock(self._wait_for_less, self.name)
+
+    async def _wait_for_less(self) -> object:
+        self.sync.hurry_all()
+        with trio.move_on_after(ADMIT_S):
+            await self._less.wait()
+            return RETRY
+        raise NoSpace(f"{self.unsynced_bytes} bytes have not reached {self.name} yet")
+
+    def wrote(self, inode: RemoteInode, size: int) -> None:
+        """Count what was written and is not at the backend."""
+        more = min(size, max(0, inode.attributes.st_size - inode.unsynced_bytes))
+        inode.unsynced_bytes += more
+        self.unsynced_bytes += more
+
+    def synced_bytes(self, inode: RemoteInode, size: int) -> None:
+        """That many of an inode's bytes are at the backend, or gone."""
+        size = min(size, inode.unsynced_bytes)
+        inode.unsynced_bytes -= size
+        self.unsynced_bytes -= size
+        if size:
+            self._less.set()
+            self._less = trio.Event()
+
+    def closed(self, ino: int) -> None:
+        """The last writer of a file is gone."""
+        self.writeback.closed(ino)
+
+    def _lost_name(self, inode: TreeInode, now: int) -> None:
+        assert isinstance(inode, RemoteInode)
+        self.synced_bytes(inode, inode.unsynced_bytes)
+        super()._lost_name(inode, now)
+
+    def lost_name(self, inode: RemoteInode) -> None:
+        """Its last name went to somebody else's object."""
+        self._lost_name(inode, self.now_ns())
+
+    # --- telling the kernel -----------------------------------------------------------------------
+
+    def tell_inode(self, ino: int) -> None:
+        """An inode's bytes or attributes changed at the backend."""
+        if self.invalidator is not None:
+            self.invalidator.inode(ino)
+
+    def tell_entry(self, parent: int, name: bytes) -> None:
+        """A name changed at the backend."""
+        if self.invalidator is not None:
+            self.invalidator.entry(parent, name)
 
     def state_of(self, inode: TreeInode) -> str:
-        return "verified" if self.mount.is_immutable else "synced"
+        """open, closed, sealed, synced or (immutable mounts) verified."""
+        if self.mount.is_immutable:
+            return "verified"
+        if inode.is_dirty() or inode.writers:
+            return "open"
+        if self.writeback.is_due(inode.ino):
+            return super().state_of(inode)
+        return "synced"
 
-    def cid_of(self, inode: TreeInode) -> str:
-        raise NoAttribute
+    # --- bounds -----------------------------------------------------------------------------------
 
+    async def _trim_rows(self) -> None:
+        while True:
+            await trio.sleep(TRIM_S)
+            while self.rows > self.rows_max:
+                try:
+                    if not self.sync.trim(TRIM_ROWS):
+                        break
+                except WouldBlock:
+                    break
+                await trio.lowlevel.checkpoint()
 
-def _join(parent: str, name: bytes) -> str:
-    text = os.fsdecode(name)
-    return f"{parent}/{text}" if parent else text
-
-
-def _remote_row(inode: RemoteInode) -> tuple[object, ...]:
-    return (
-        inode.ino,
-        os.fsencode(inode.path),
-        inode.version,
-        inode.checked_ns,
-        inode.listing,
-        inode.cursor,
-        inode.listed_ns,
-    )
-
-
-def _same_kind(inode: RemoteInode, node: Node) -> bool:
-    return stat.S_IFMT(inode.attributes.st_mode) == stat.S_IFMT(node.mode)
-
-
-def _shown(entries: tuple[Entry, ...]) -> list[Entry]:
-    """Entries whose names can be names here; the rest cannot be asked for by anybody."""
-    return [
-        entry
-        for entry in entries
-        if 0 < len(entry.name) <= NAME_MAX_BYTES
-        and entry.name not in (b".", b"..")
-        and b"/" not in entry.name
-        and b"\0" not in entry.name
-    ]
+    def statistics(self) -> dict[str, int]:
+        """Rows and unsynced bytes now and at most, and what writeback has to do."""
+        return {
+            "rows": self.rows,
+            "rows_max": self.rows_max,
+            "unsynced_bytes": self.unsynced_bytes,
+            "unsynced_bytes_max": self.dirty_bytes_max,
+            **self.writeback.statistics(),
+        }

@@ -118,7 +118,7 @@ class TreeVolume(TreeNames):
         _, parent, epoch, gone, packed, content = row
         attributes = self.factory()
         fill_attributes(attributes, ino, packed, self.timeout_s)
-        inode = TreeInode(ino, self, attributes)
+        inode = self.inode_type(ino, self, attributes)
         inode.parent = parent
         inode.epoch = epoch
         inode.is_gone = gone is not None

@@ -1,0 +1,129 @@
+"""What becomes of a local change whose place somebody else took at the backend.
+
+Each policy is one transaction that leaves the inode due; writeback then goes on with what it finds.
+Nothing of the backend is overwritten or removed here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from unifs.journal.log import Op, Renamed, pack_rename
+from unifs.journal.writeback_order import NOWHERE
+from unifs.types import NAME_MAX_BYTES, Version
+from unifs.vfs.tree import SET_GONE, pack_attributes
+
+if TYPE_CHECKING:
+    from unifs.types import Node
+    from unifs.vfs.remoterows import RemoteInode
+    from unifs.vfs.remotesync import RemoteSync
+    from unifs.vfs.tree import Batch
+
+log = logging.getLogger(__name__)
+
+NOWHERE_NOW = "update remote set path=null,version='',synced=null,told=null where ino=?"
+
+
+def keep_both(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
+    """The local inode with its open handles gets another name, the remote object the old one."""
+    volume, tree = sync.volume, sync.tree
+    wanted = sync.wanted(ino)
+    inode = volume.hot_or_row(ino)
+    if wanted is None or inode is None:
+        return
+    new_name = _free_name(sync, wanted.parent, wanted.name)
+    parent = volume.hot_or_row(wanted.parent)
+    assert parent is not None
+    batch: Batch = []
+    tree.drop_name(batch, wanted.parent, wanted.name)
+    batch.append(tree.add_name(wanted.parent, new_name, ino))
+    if not inode.parent:
+        place = (wanted.parent, wanted.name)
+        batch.append(("delete from link where ino=? and parent=? and name=?", (ino, *place)))
+        row = (ino, wanted.parent, new_name)
+        batch.append(("insert or ignore into link values(?,?,?)", row))
+    made = _arrive(sync, parent, wanted.name, node, path, batch)
+    known = sync.known(ino) or NOWHERE
+    is_theirs_now = known.path == path
+    if is_theirs_now:
+        batch.append((NOWHERE_NOW, (ino,)))
+    renamed = Renamed(wanted.parent, 0, False, wanted.name, new_name)
+    batch.append(volume.log.row(Op.RENAME, ino, wanted.parent, pack_rename(renamed)))
+    tree.commit(batch)
+    if is_theirs_now:
+        inode.path, inode.version, inode.synced, inode.told = None, Version(""), None, None
+    volume.inodes.add(made)
+    log.warning("conflict: both are kept: ino=%d path=%r new_name=%r", ino, path, new_name)
+    volume.tell_entry(wanted.parent, wanted.name)
+    volume.tell_entry(wanted.parent, new_name)
+
+
+def take_ours(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
+    """The local change will replace what somebody else put there."""
+    known = sync.known(ino) or NOWHERE
+    batch: Batch = []
+    if known.path == path:
+        statement = "update remote set version=?,synced=null where ino=?"
+        batch.append((statement, (node.version or "", ino)))
+    elif not sync.at(path):
+        sync.orphan(path, node.version, batch)
+    if batch:
+        sync.tree.commit(batch)
+    hot = sync.volume.inodes.hot.get(ino)
+    if known.path == path and hot is not None:
+        hot.version = node.version or Version("")  # type: ignore[attr-defined]
+    log.warning("conflict: ours is kept: ino=%d path=%r", ino, path)
+
+
+def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
+    """The remote object takes the name; the local inode lives as long as it is open."""
+    volume, tree = sync.volume, sync.tree
+    wanted = sync.wanted(ino)
+    inode = volume.hot_or_row(ino)
+    if wanted is None or inode is None:
+        return
+    parent = volume.hot_or_row(wanted.parent)
+    assert parent is not None
+    batch: Batch = []
+    tree.drop_name(batch, wanted.parent, wanted.name)
+    batch.append(("delete from remote where ino=?", (ino,)))
+    inode.attributes.st_nlink = 0
+    batch.append((SET_GONE, (tree.epoch, pack_attributes(inode.attributes), ino)))
+    made = _arrive(sync, parent, wanted.name, node, path, batch)
+    batch.append(volume.log.row(Op.UNLINK, ino, wanted.parent, wanted.name))
+    tree.commit(batch)
+    inode.path = None
+    volume.lost_name(inode)
+    volume.inodes.add(made)
+    log.warning("conflict: theirs is kept: ino=%d path=%r", ino, path)
+    volume.tell_entry(wanted.parent, wanted.name)
+
+
+def _arrive(
+    sync: RemoteSync, parent: RemoteInode, name: bytes, node: Node, path: str, batch: Batch
+) -> RemoteInode:
+    """Statements for somebody else's object under ``name``."""
+    merge = sync.volume.merge
+    made = merge.new(parent, node, path)
+    merge.insert(made, name, batch)
+    return made
+
+
+def _free_name(sync: RemoteSync, parent: int, name: bytes) -> bytes:
+    """``<stem>.conflict-<host>-<time>``, with the extension kept and a number where it is taken."""
+    stem, extension = os.path.splitext(name)
+    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(sync.volume.now_ns() / 1e9))
+    host = socket.gethostname().partition(".")[0] or "localhost"
+    mark = f".conflict-{host}-{moment}".encode()
+    number = 1
+    while True:
+        tail = mark + (f"-{number}".encode() if number > 1 else b"") + extension
+        candidate = stem[: NAME_MAX_BYTES - len(tail)] + tail
+        is_pending = (parent, candidate) in sync.volume.writer.pending
+        if not is_pending and not sync.tree.find(parent, candidate):
+            return candidate
+        number += 1

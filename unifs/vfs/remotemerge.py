@@ -1,0 +1,390 @@
+"""Merge: what the backend says of its names becomes rows.
+
+Rows are matched by the path at which the backend holds an object *now*, not by their names in the
+tree: what was renamed here and not yet there is the same object, what was removed here and not yet
+there is not shown again. A name that stays keeps its row id and its inode. What is due (changed
+here and not confirmed) is never touched: its conflict is writeback's to see.
+
+An answer that was under way while writeback changed the same path is older than what is known, and
+is passed over (``departed``).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import trio
+
+from unifs.errors import NotFound, Stale, TryAgain
+from unifs.journal.content import REMOTE, large_id, remote_blob, symlink_blob
+from unifs.types import NAME_MAX_BYTES, Version
+from unifs.vfs.remoterows import COMPLETE, PARTIAL, UNLISTED, RemoteInode, join, pack_told
+from unifs.vfs.tree import INSERT_INODE, SET_GONE, UPDATE_INODE, pack_attributes
+from unifs.waiting import RETRY, complete
+
+if TYPE_CHECKING:
+    from unifs.types import Entry, Node
+    from unifs.vfs.remotevolume import RemoteVolume
+    from unifs.vfs.tree import Batch
+
+VANISHED = (
+    "select d.name,d.ino from dentry d join remote r on r.ino=d.ino"
+    " where d.parent=? and r.path is not null and r.checked_ns<?"
+)
+SUBTREE = (
+    "with recursive below(ino) as (values(?) union all"
+    " select d.ino from dentry d join below b on d.parent=b.ino) select ino from below"
+)
+#: Rows that one removal of a directory takes from the database in one transaction.
+DROP_MAX = 1_000
+
+
+class Merge:
+    """Brings answers of one backend into the tree. Belongs to the event loop's thread."""
+
+    def __init__(self, volume: RemoteVolume) -> None:
+        self.volume = volume
+        self.tree = volume.tree
+        self.remotes = volume.remotes
+        #: Questions under way, and the paths that changed at the backend by us meanwhile.
+        self._asking = 0
+        self._moment = 0
+        self._departed: dict[str, int] = {}
+        self._scans: dict[int, trio.Event] = {}
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def departed(self, path: str) -> None:
+        """Writeback changed what stands at ``path``: answers under way do not know."""
+        if self._asking:
+            self._moment += 1
+            self._departed[path] = self._moment
+
+    def _is_late(self, path: str, moment: int) -> bool:
+        while True:
+            if self._departed.get(path, 0) > moment:
+                return True
+            if "/" not in path:
+                return False
+            path = path.rpartition("/")[0]
+
+    def _begin(self) -> int:
+        self._asking += 1
+        return self._moment
+
+    def _end(self) -> None:
+        self._asking -= 1
+        if not self._asking:
+            self._departed.clear()
+
+    async def stat(self, parent: RemoteInode, name: bytes) -> object:
+        """Ask for one name; NotFound if the backend, or the tree, says that there is none."""
+        volume = self.volume
+        known = volume.find(parent, name)
+        path = known.path if isinstance(known, RemoteInode) else None
+        if path is None:
+            assert parent.path is not None
+            path = join(parent.path, name)
+        moment = self._begin()
+        try:
+            node = await volume.mount.stat(path)
+            if not self._is_late(path, moment):
+                await complete(self.take, parent, [(name, path, node)])
+        except NotFound:
+            if isinstance(known, RemoteInode) and not self._is_late(path, moment):
+                await complete(self.vanish, [(parent.ino, name, known.ino)])
+        finally:
+            self._end()
+        if volume.find(parent, name) is None:
+            raise NotFound
+        return RETRY
+
+    async def refresh(self, inode: RemoteInode) -> object:
+        """Ask for an object that is known."""
+        path = inode.path
+        if path is None:
+            return RETRY
+        moment = self._begin()
+        try:
+            node = await self.volume.mount.stat(path)
+            if not self._is_late(path, moment):
+                await complete(self._renew, inode, node)
+        except NotFound:
+            names = [(*name, inode.ino) for name in self.tree.parents(inode.ino, inode.parent)]
+            if not self._is_late(path, moment):
+                await complete(self.vanish, names)
+            if inode.is_gone:
+                raise Stale from None
+        finally:
+            self._end()
+        return RETRY
+
+    def _renew(self, inode: RemoteInode, node: Node) -> None:
+        if _is_same_kind(inode, node):
+            batch: Batch = []
+            self._update(inode, node, self.volume.now_ns(), batch)
+            self.tree.commit(batch)
+            self._updated(inode)
+
+    async def scan(self, inode: RemoteInode) -> object:
+        """Bring the whole directory into the tree."""
+        while inode.path is not None and not self.volume.is_listed(inode):
+            await self.scan_page(inode)
+        return RETRY
+
+    async def scan_page(self, inode: RemoteInode) -> object:
+        """Bring one more page of the directory into the tree; one at a time, whoever asks."""
+        running = self._scans.get(inode.ino)
+        if running is not None:
+            await running.wait()
+            return RETRY
+        done = self._scans[inode.ino] = trio.Event()
+        moment = self._begin()
+        try:
+            path = inode.path
+            if path is None:
+                return RETRY
+            if inode.listing == COMPLETE or inode.cursor is None:
+                inode.listing, inode.cursor = UNLISTED, None
+                inode.listed_ns = self.volume.now_ns()
+            page = await self.volume.mount.scan(path, inode.cursor)
+            if self._is_late(path, moment) or inode.path != path:
+                inode.listing, inode.cursor = UNLISTED, None
+                raise TryAgain("the directory moved while it was listed")
+            entries = []
+            for entry in _shown(page.entries):
+                below = join(path, entry.name)
+                if not self._is_late(below, moment):
+                    entries.append((entry.name, below, entry.node))
+            await complete(self._take_page, inode, entries, page.after)
+        finally:
+            self._end()
+            del self._scans[inode.ino]
+            done.set()
+        return RETRY
+
+    def _take_page(
+        self, inode: RemoteInode, entries: list[tuple[bytes, str, Node]], after: str | None
+    ) -> None:
+        self.take(inode, entries)
+        began_ns = inode.listed_ns
+        if after is None:
+            rows = self.tree.database.all(VANISHED, (inode.ino, began_ns))
+            gone = [(inode.ino, bytes(name), ino) for name, ino in rows]
+            if gone:
+                self.vanish(gone)
+            inode.listing, inode.cursor = COMPLETE, None
+            inode.listed_ns = self.volume.now_ns()
+        else:
+            inode.listing, inode.cursor = PARTIAL, after
+        self.tree.commit([self.remotes.store(inode)])
+
+    # --- taking -----------------------------------------------------------------------------------
+
+    def take(self, parent: RemoteInode, entries: list[tuple[bytes, str, Node]]) -> None:
+        """Rows for (name, path, node): new ones, and those that differ."""
+        volume = self.volume
+        batch: Batch = []
+        now_ns = max(volume.now_ns(), parent.listed_ns)
+        made: dict[bytes, RemoteInode] = {}
+        seen: list[RemoteInode] = []
+        replaced: list[tuple[int, bytes, int]] = []
+        for name, path, node in entries:
+            if volume.sync.is_attempted(path) or name in made:
+                continue
+            ino = self.remotes.at(path)
+            known = volume.hot_or_row(ino) if ino else None
+            if known is not None and known.is_gone:
+                continue
+            if ino and known is None:
+                # Removed here, not yet there.
+                continue
+            if known is not None:
+                if _is_same_kind(known, node) and not self._is_pinned(known, node):
+                    self._update(known, node, now_ns, batch)
+                    seen.append(known)
+                    continue
+                if volume.is_changed(known):
+                    continue
+                replaced.append((parent.ino, name, known.ino))
+            elif volume.find(parent, name) is not None:
+                # A local object of that name has not arrived there yet.
+                continue
+            made[name] = self.new(parent, node, path)
+        if replaced:
+            self.vanish(replaced)
+            made = {name: made[name] for name in made if volume.find(parent, name) is None}
+        for name, inode in made.items():
+            self.insert(inode, name, batch)
+        if batch:
+            self.tree.commit(batch)
+        for inode in made.values():
+            volume.inodes.add(inode)
+            if stat.S_ISDIR(inode.attributes.st_mode):
+                parent.attributes.st_nlink += 1
+        for inode in seen:
+            self._updated(inode)
+
+    def _is_pinned(self, inode: RemoteInode, node: Node) -> bool:
+        """Whether open handles follow local bytes that this version would replace under them."""
+        is_new = (node.version or Version("")) != inode.version
+        is_ours = not inode.stored or inode.stored[0] != REMOTE
+        return is_new and is_ours and inode.opens > 0 and stat.S_ISREG(inode.attributes.st_mode)
+
+    def new(self, parent: RemoteInode, node: Node, path: str) -> RemoteInode:
+        """A new inode in memory for an object of the backend."""
+        volume = self.volume
+        attributes = volume.factory()
+        inode = RemoteInode(self.tree.new_ino(), volume, attributes)
+        attributes.st_ino = inode.ino
+        is_directory = stat.S_ISDIR(node.mode)
+        attributes.st_nlink = 2 if is_directory else 1
+        attributes.st_uid, attributes.st_gid = os.getuid(), os.getgid()
+        attributes.st_rdev = node.rdev
+        attributes.st_blksize = 1 << 20
+        attributes.entry_timeout = attributes.attr_timeout = volume.timeout_s
+        permissions = stat.S_IMODE(node.mode)
+        if not node.has_permissions:
+            permissions = 0o755 if is_directory else 0o644
+            if volume.is_read_only():
+                permissions &= 0o555
+        attributes.st_mode = stat.S_IFMT(node.mode) | permissions
+        moment = node.mtime_ns or 0
+        attributes.st_mtime_ns = attributes.st_ctime_ns = attributes.st_atime_ns = moment
+        inode.parent, inode.epoch, inode.path = parent.ino, self.tree.epoch, path
+        if node.target is not None:
+            inode.stored = symlink_blob(node.target)
+        self._take_version(inode, node)
+        inode.told = pack_told(attributes)
+        inode.checked_ns = max(volume.now_ns(), parent.listed_ns)
+        return inode
+
+    def insert(self, inode: RemoteInode, name: bytes, batch: Batch) -> None:
+        """Statements for what ``new`` made."""
+        packed = pack_attributes(inode.attributes)
+        volume = self.volume
+        row = (inode.ino, volume.mount_id, inode.parent, inode.epoch, packed, inode.stored)
+        batch.append((INSERT_INODE, row))
+        batch.append(self.tree.add_name(inode.parent, name, inode.ino))
+        batch.append(self.remotes.store(inode))
+        volume.rows += 1
+
+    def _take_version(self, inode: RemoteInode, node: Node) -> None:
+        attributes = inode.attributes
+        inode.version = node.version or Version("")
+        attributes.st_size = node.size_bytes
+        attributes.st_blocks = (node.size_bytes + 511) >> 9
+        if stat.S_ISREG(attributes.st_mode):
+            inode.stored = remote_blob(node.size_bytes, inode.version)
+            inode.content = None
+
+    def _update(self, inode: RemoteInode, node: Node, now_ns: int, batch: Batch) -> None:
+        if self.volume.is_changed(inode):
+            return
+        attributes = inode.attributes
+        before = (inode.version, inode.stored, pack_attributes(attributes))
+        if (node.version or Version("")) != inode.version:
+            self._adopt(inode, node)
+        if node.has_permissions and not inode.is_local:
+            attributes.st_mode = stat.S_IFMT(attributes.st_mode) | stat.S_IMODE(node.mode)
+            if node.mtime_ns is not None:
+                attributes.st_mtime_ns = attributes.st_ctime_ns = node.mtime_ns
+        packed = pack_attributes(attributes)
+        if (inode.version, inode.stored, packed) != before:
+            row = (inode.parent, self.tree.epoch, packed, inode.stored, inode.ino)
+            batch.append((UPDATE_INODE, row))
+            self.volume.tell_inode(inode.ino)
+        inode.checked_ns = now_ns
+        batch.append(self.remotes.store(inode))
+
+    def _adopt(self, inode: RemoteInode, node: Node) -> None:
+        """Somebody else's version takes the place of what was here."""
+        content = large_id(inode.stored)
+        if content:
+            self.volume.writer.released.append((self.volume.log.seq, content))
+        attributes = inode.attributes
+        inode.synced, inode.based_on = None, None
+        if node.target is not None:
+            inode.stored = symlink_blob(node.target)
+        self._take_version(inode, node)
+        moment = node.mtime_ns if node.mtime_ns is not None else self.volume.now_ns()
+        if not stat.S_ISDIR(attributes.st_mode):
+            attributes.st_mtime_ns = attributes.st_ctime_ns = moment
+
+    def _updated(self, inode: RemoteInode) -> None:
+        inode.epoch = self.tree.epoch
+        inode.is_touched = False
+        self.volume.writer.touched.pop(inode.ino, None)
+
+    # --- vanishing --------------------------------------------------------------------------------
+
+    def vanish(self, names: list[tuple[int, bytes, int]]) -> None:
+        """(directory, name, inode) that the backend has no more; what is due below one stays."""
+        keep = self.volume.sync.ancestors_of_due()
+        for parent, name, ino in names:
+            inode = self.volume.hot_or_row(ino)
+            if inode is None or self.volume.is_changed(inode) or ino in keep:
+                if ino in keep or (inode is not None and self.volume.sync.is_due(ino)):
+                    self.volume.sync.vanished(ino)
+                continue
+            self.drop(parent, name, ino)
+
+    def drop(self, parent: int, name: bytes, ino: int) -> None:
+        """Remove a name and everything below it from the tree; nothing of it is due."""
+        tree, volume = self.tree, self.volume
+        rows = tree.database.all(SUBTREE, (ino,))
+        batch: Batch = []
+        tree.drop_name(batch, parent, name)
+        contents: list[int] = []
+        for (below,) in reversed(rows):
+            self._drop_rows(below, batch, contents)
+            if len(batch) >= DROP_MAX:
+                tree.commit(batch, frees=True)
+                batch = []
+        tree.commit(batch, frees=True)
+        volume.rows -= len(rows)
+        volume.writer.released.extend((volume.log.seq, content) for content in contents)
+        above = volume.inodes.hot.get(parent)
+        hot = volume.inodes.hot.get(ino)
+        if above is not None and hot is not None and stat.S_ISDIR(hot.attributes.st_mode):
+            above.attributes.st_nlink -= 1
+        volume.tell_entry(parent, name)
+
+    def _drop_rows(self, ino: int, batch: Batch, contents: list[int]) -> None:
+        hot = self.volume.inodes.hot.get(ino)
+        batch.append(("delete from remote where ino=?", (ino,)))
+        batch.append(("delete from dentry where parent=?", (ino,)))
+        batch.append(("delete from link where ino=?", (ino,)))
+        if isinstance(hot, RemoteInode):
+            hot.path = None
+            hot.attributes.st_nlink = 0
+            hot.is_gone = True
+            self.volume.writer.touched.pop(ino, None)
+            packed = pack_attributes(hot.attributes)
+            batch.append((SET_GONE, (self.tree.epoch, packed, ino)))
+            if not hot.opens and not self.volume.inodes.count(ino):
+                self.volume.forgotten(ino)
+            return
+        row = self.tree.inode_row(ino)
+        if row is not None and large_id(row[5]):
+            contents.append(large_id(row[5]))
+        batch.append(("delete from xattr where ino=?", (ino,)))
+        batch.append(("delete from inode where ino=?", (ino,)))
+
+
+def _is_same_kind(inode: RemoteInode, node: Node) -> bool:
+    return stat.S_IFMT(inode.attributes.st_mode) == stat.S_IFMT(node.mode)
+
+
+def _shown(entries: tuple[Entry, ...]) -> list[Entry]:
+    """Entries whose names can be names here; the rest cannot be asked for by anybody."""
+    return [
+        entry
+        for entry in entries
+        if 0 < len(entry.name) <= NAME_MAX_BYTES
+        and entry.name not in (b".", b"..")
+        and b"/" not in entry.name
+        and b"\0" not in entry.name
+    ]

@@ -1,0 +1,82 @@
+"""Readers of contents on their way to a backend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unifs.errors import Corrupt
+from unifs.journal.content import LargeContent, SmallContent
+from unifs.waiting import complete
+
+if TYPE_CHECKING:
+    from unifs.journal.content import Content, Contents
+    from unifs.journal.extents import ExtentMap
+    from unifs.mounts.base import ContentReader, Mount
+    from unifs.types import Version
+
+#: As much as one read from the page cache gives.
+PIECE_BYTES = 1 << 20
+
+
+class BytesReader:
+    """A content that is in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size_bytes = len(data)
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return self._data[offset : offset + size]
+
+
+class LargeReader:
+    """A large content; whoever made it keeps its row alive."""
+
+    def __init__(self, contents: Contents, extents: ExtentMap, size: int) -> None:
+        self._contents = contents
+        self._extents = extents
+        self.size_bytes = size
+
+    async def read(self, offset: int, size: int) -> bytes:
+        end = min(offset + size, self.size_bytes)
+        parts: list[bytes] = []
+        while offset < end:
+            stop = min(offset + PIECE_BYTES, end)
+            parts.append(bytes(await complete(self._piece, offset, stop)))
+            offset = stop
+        return b"".join(parts)
+
+    def _piece(self, offset: int, end: int) -> bytes | memoryview:
+        return self._contents.read_extents(self._extents, offset, end)
+
+
+class MountReader:
+    """Bytes that only the backend has, on their way to another path of it."""
+
+    def __init__(self, mount: Mount, path: str, version: Version, size: int) -> None:
+        self._mount = mount
+        self._path = path
+        self._version = version
+        self.size_bytes = size
+
+    async def read(self, offset: int, size: int) -> bytes:
+        end = min(offset + size, self.size_bytes)
+        parts: list[bytes] = []
+        while offset < end:
+            length = min(PIECE_BYTES, end - offset)
+            part = await self._mount.read(self._path, self._version, offset, length)
+            if len(part) != length:
+                raise Corrupt(f"the backend sent {len(part)} bytes of {length}")
+            parts.append(part)
+            offset += length
+        return b"".join(parts)
+
+
+async def reader_of(contents: Contents, content: Content | None) -> ContentReader:
+    """A reader of a committed content; None is the empty file."""
+    if isinstance(content, SmallContent):
+        whole = await complete(contents.read_small, content, 0, content.length)
+        return BytesReader(bytes(whole))
+    if isinstance(content, LargeContent):
+        return LargeReader(contents, content.extents.copy(), content.size)
+    return BytesReader(b"")
