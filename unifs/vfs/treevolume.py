@@ -30,6 +30,7 @@ from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treenames import TreeNames
 from unifs.vfs.volume import Volume
+from unifs.vfs.writer import set_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,7 +168,7 @@ class TreeVolume(TreeNames):
         if size != attributes.st_size:
             self.overlays.resize(self.writer.overlay_to_cut(inode, size), size)
         attributes.st_size = size
-        attributes.st_blocks = (size + 511) >> 9
+        set_blocks(inode)
         attributes.st_mtime_ns = time.time_ns()
 
     def readlink(self, inode: Inode) -> bytes:
