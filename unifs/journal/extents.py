@@ -137,3 +137,7 @@ class ExtentMap:
             for start, end, holder in zip(self.starts, self.ends, self.containers, strict=True)
             if holder == container
         )
+
+    def held_bytes(self) -> int:
+        """How many bytes some container holds: all but the holes."""
+        return sum(self.ends) - sum(self.starts)

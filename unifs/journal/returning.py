@@ -198,6 +198,8 @@ class Returning:
     def _set_size(self, ino: int, size: int) -> None:
         attributes = bytearray(self._attributes(ino))
         attributes[16:24] = size.to_bytes(8, "little")
+        # Its holes are counted again when it is written next.
+        attributes[48:56] = bytes(8)
         statement = "update inode set attributes=? where ino=?"
         self._database.execute(statement, (bytes(attributes), ino))
 

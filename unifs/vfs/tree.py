@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from unifs.state.directory import StateDirectory
     from unifs.types import Attributes
 
-#: mode uid gid nlink size atime mtime ctime (ns) rdev
+#: mode uid gid nlink size atime mtime ctime (ns), and rdev; of a regular file the blocks that are
+#: holes, in its place.
 ATTRIBUTES = struct.Struct("<IIIIQqqqQ")
 
 Statement = tuple[str, tuple[Any, ...]]
@@ -58,6 +59,7 @@ def clamp_time(time_ns: int) -> int:
 def pack_attributes(attributes: Attributes) -> bytes:
     """The attributes column."""
     a = attributes
+    is_regular = a.st_mode & 0o170000 == 0o100000
     return ATTRIBUTES.pack(
         a.st_mode,
         a.st_uid,
@@ -67,8 +69,13 @@ def pack_attributes(attributes: Attributes) -> bytes:
         a.st_atime_ns,
         a.st_mtime_ns,
         a.st_ctime_ns,
-        a.st_rdev,
+        max(0, blocks_of(a.st_size) - a.st_blocks) if is_regular else a.st_rdev,
     )
+
+
+def blocks_of(size_bytes: int) -> int:
+    """How many blocks of 512 bytes hold that many bytes."""
+    return (size_bytes + 511) >> 9
 
 
 def fill_attributes(attributes: Attributes, ino: int, packed: bytes, timeout_s: float) -> None:
@@ -83,11 +90,13 @@ def fill_attributes(attributes: Attributes, ino: int, packed: bytes, timeout_s: 
         a.st_atime_ns,
         a.st_mtime_ns,
         a.st_ctime_ns,
-        a.st_rdev,
+        last,
     ) = ATTRIBUTES.unpack(packed)
+    is_regular = a.st_mode & 0o170000 == 0o100000
+    a.st_rdev = 0 if is_regular else last
     a.st_ino = ino
     a.st_size = size
-    a.st_blocks = (size + 511) >> 9
+    a.st_blocks = blocks_of(size) - (last if is_regular else 0)
     a.st_blksize = 1 << 20
     a.entry_timeout = a.attr_timeout = timeout_s
 

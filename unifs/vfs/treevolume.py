@@ -30,6 +30,7 @@ from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treenames import TreeNames
 from unifs.vfs.volume import DirectoryHandle, Handle, Volume
+from unifs.vfs.writer import set_blocks
 from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class TreeVolume(TreeNames):
         if size != attributes.st_size:
             self.overlays.resize(self.writer.overlay_to_cut(inode, size), size)
         attributes.st_size = size
-        attributes.st_blocks = (size + 511) >> 9
+        set_blocks(inode)
         attributes.st_mtime_ns = time.time_ns()
 
     def readlink(self, inode: Inode) -> bytes:

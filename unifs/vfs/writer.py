@@ -22,7 +22,7 @@ from unifs.journal.content import CLOSED, LINKED, REMOTE, LargeContent, SmallCon
 from unifs.journal.log import Op, pack_pair, unpack_rename
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
-from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
+from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, blocks_of, pack_attributes
 from unifs.waiting import RETRY, complete
 
 if TYPE_CHECKING:
@@ -46,6 +46,15 @@ UPDATE_CONTENT = (
     "update content set boot=?,size=?,extents=?,proof=?,durable_size=?,durable_extents=? where id=?"
 )
 SET_DURABLE = "update content set durable_size=?,durable_extents=? where id=? and state=1"
+
+
+def set_blocks(inode: TreeInode) -> None:
+    """Count the blocks of a changed file: what no extent covers is a hole and takes none."""
+    overlay = inode.overlay
+    if overlay is not None and overlay.buffer is None:
+        inode.attributes.st_blocks = blocks_of(overlay.extents.held_bytes())
+    elif overlay is not None:
+        inode.attributes.st_blocks = blocks_of(inode.attributes.st_size)
 
 
 class Writer:
@@ -236,7 +245,7 @@ class Writer:
     def rows(self, inode: TreeInode, blob: bytes, batch: Batch) -> None:
         """Statements for the inode's own rows and the journal's record of them."""
         attributes = inode.attributes
-        attributes.st_blocks = (attributes.st_size + 511) >> 9
+        set_blocks(inode)
         tree = self.tree
         log_ = inode.volume.log  # type: ignore[attr-defined]
         packed = pack_attributes(attributes)
