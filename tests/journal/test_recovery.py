@@ -15,7 +15,7 @@ from tests.journal.powercut import Disk
 from tests.vfs.harness import FileSystem
 from tests.vfs.invariants import check
 from unifs.journal.log import Op
-from unifs.vfs.treenames import RENAME_EXCHANGE
+from unifs.vfs.treerename import RENAME_EXCHANGE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

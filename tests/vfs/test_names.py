@@ -22,7 +22,7 @@ from unifs.errors import (
     Stale,
 )
 from unifs.types import PlainCaller
-from unifs.vfs.treenames import RENAME_EXCHANGE, RENAME_NOREPLACE
+from unifs.vfs.treerename import RENAME_EXCHANGE, RENAME_NOREPLACE
 from unifs.vfs.vfs import DOT_DOT
 
 if TYPE_CHECKING:

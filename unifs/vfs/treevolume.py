@@ -28,7 +28,7 @@ from unifs.journal.log import Op
 from unifs.vfs.tree import INSERT_INODE, clamp_time, fill_attributes, pack_attributes
 from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
-from unifs.vfs.treenames import TreeNames
+from unifs.vfs.treerename import TreeRename
 from unifs.vfs.volume import DirectoryHandle, Handle, Volume
 from unifs.vfs.writer import set_blocks
 from unifs.waiting import WouldBlock
@@ -97,7 +97,7 @@ class TreeLoader(Volume):
         return self.volumes[row[0]].load_row(ino, row)
 
 
-class TreeVolume(TreeNames):
+class TreeVolume(TreeRename):
     """A writable volume of the tree."""
 
     #: What opening a file and a directory gives.
