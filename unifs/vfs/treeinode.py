@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from unifs.journal.content import SEALED
 from unifs.vfs.volume import Inode
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class TreeInode(Inode):
             or self.pending is not None
             or self.is_gone
             or self.is_touched
+            or getattr(self.content, "state", SEALED) != SEALED
         )
 
     def is_dirty(self) -> bool:

@@ -46,6 +46,7 @@ class Upkeep:
         self._times_at = 0.0
         self._flushed_at = 0.0
         self._is_flushing = False
+        self._blocked: WouldBlock | None = None
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -54,6 +55,9 @@ class Upkeep:
                 await trio.sleep(TICK_S)
                 now = time.monotonic()
                 self.tick(now)
+                if self._blocked is not None:
+                    blocked, self._blocked = self._blocked, None
+                    await blocked.wait()
                 if now - self._flushed_at > FLUSH_S and not self._is_flushing:
                     self._flushed_at = now
                     self._try("reserve", self._restore_reserve)
@@ -85,8 +89,9 @@ class Upkeep:
     def _try(self, what: str, step: Callable[[], None]) -> None:
         try:
             step()
-        except WouldBlock:
-            return
+        except WouldBlock as block:
+            # Nobody else may be there to ask for what has to happen first (the WAL's restart).
+            self._blocked = block
         except (UnifsError, OSError) as error:
             if what not in self._failed:
                 self._failed.add(what)

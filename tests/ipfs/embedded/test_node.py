@@ -1,4 +1,7 @@
-"""The embedded node: add and read back, archives, pins, the repository, through its protocol."""
+"""The embedded node: add and read back, archives, pins, the repository, through its protocol.
+
+Longer than most because it goes through the whole protocol with one node and one store.
+"""
 
 from __future__ import annotations
 
