@@ -268,9 +268,10 @@ class Writeback:
             return None
         if isinstance(step, Blocked):
             ring = self._order.ring(due.ino, self.dues)
-            aside = self._order.aside(ring) if ring else None
+            moving = next((ino for ino in ring if ino in self._running), None)
+            aside = self._order.aside(ring) if ring and moving is None else None
             if aside is None or aside[0] != due.ino:
-                self._wait_for(aside[0] if aside else step.by, due)
+                self._wait_for(moving or (aside[0] if aside else step.by), due)
                 return None
             step = aside[1]
         other = self._conflicting(step)

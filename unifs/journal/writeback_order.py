@@ -261,7 +261,7 @@ class Order:
         """The move that opens a ring: (inode, step); None where nobody can move."""
         if not self._objects.can("rename"):
             return None
-        for ino in ring:
+        for ino in sorted(ring):
             known = self._objects.known(ino)
             if known is None or known.path is None or known.attempt is not None:
                 continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unifs.errors import Stale
@@ -63,6 +64,16 @@ TRIMMABLE = (
     " not r.local and r.path<>x'' and i.parent<>0 and not exists"
     " (select 1 from dentry d where d.parent=r.ino) limit ?"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A change that writeback gave up. ``path`` is the mount's own, None where no name is left."""
+
+    ino: int
+    sequence: int
+    path: bytes | None
+    reason: str
 
 
 class RemoteSync(Journal):
@@ -442,6 +453,22 @@ class RemoteSync(Journal):
     def is_open(self, ino: int) -> bool:
         inode = self._hot(ino)
         return inode is not None and inode.writers > 0
+
+    # --- for control operations -------------------------------------------------------------------
+
+    def waiting_count(self) -> int:
+        """How many inodes the backend does not have as they are here, quarantined ones included."""
+        self.writeback.collect()
+        return len(self.writeback.dues)
+
+    def quarantined(self) -> list[Quarantined]:
+        """What was given up, and why."""
+        self.writeback.collect()
+        return [
+            Quarantined(due.ino, due.seq, self.tree.path(due.ino), str(due.error or ""))
+            for due in self.writeback.dues.values()
+            if due.is_quarantined
+        ]
 
     # --- bounds -----------------------------------------------------------------------------------
 

@@ -1,0 +1,191 @@
+"""Conflicts: somebody else changed what is changed here."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.remote.system import RemoteSystem
+from unifs.errors import NotFound, Unreachable
+from unifs.types import Node
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+    from tests.mounts.remote import RemoteMount
+
+DIRECTORY = Node(stat.S_IFDIR | 0o755)
+
+
+async def both_sides_change(system: RemoteSystem, remote: RemoteMount) -> None:
+    remote.change("a.txt", b"base")
+    assert await system.read("a.txt") == b"base"
+    await system.write("a.txt", b"mine")
+    remote.change("a.txt", b"theirs")
+
+
+async def test_both_are_kept(clock: MockClock, system: RemoteSystem, remote: RemoteMount) -> None:
+    await both_sides_change(system, remote)
+    async with system.open("a.txt", os.O_RDWR) as mine:
+        await trio.sleep(31)
+        await system.sync()
+        assert await mine.read() == b"mine"
+    assert await system.read("a.txt") == b"theirs"
+    names = sorted(await system.listdir(""))
+    assert names[1] == b"a.txt"
+    assert names[0].startswith(b"a.conflict-")
+    assert names[0].endswith(b".txt")
+    assert {b"a.txt", names[0]} <= set(system.told.entries)
+    assert remote.content("a.txt") == b"theirs"
+    assert remote.content(os.fsdecode(names[0])) == b"mine"
+    assert await system.getxattr(names[0], b"user.unifs.state") == b"synced"
+
+
+async def test_ours_replaces(clock: MockClock, tmp_path: Path, remote: RemoteMount) -> None:
+    async with RemoteSystem(tmp_path / "s", remote, conflicts="ours") as system:
+        await both_sides_change(system, remote)
+        await system.sync()
+        assert remote.content("a.txt") == b"mine"
+        assert await system.listdir("") == [b"a.txt"]
+
+
+async def test_theirs_stays(clock: MockClock, tmp_path: Path, remote: RemoteMount) -> None:
+    async with RemoteSystem(tmp_path / "s", remote, conflicts="theirs") as system:
+        await both_sides_change(system, remote)
+        async with system.open("a.txt") as mine:
+            await system.sync()
+            assert await mine.read() == b"mine"
+        assert remote.content("a.txt") == b"theirs"
+        assert await system.read("a.txt") == b"theirs"
+        assert await system.listdir("") == [b"a.txt"]
+
+
+async def test_two_create_one_name(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    await system.write("a", b"mine")
+    remote.change("a", b"theirs")
+    await system.sync()
+    assert await system.read("a") == b"theirs"
+    assert len(await system.listdir("")) == 2
+
+
+async def test_a_local_removal_yields_to_a_remote_change(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    remote.change("a", b"base")
+    await system.read("a")
+    await system.unlink("a")
+    remote.change("a", b"theirs")
+    await system.sync()
+    assert await system.read("a") == b"theirs"
+    assert await system.listdir("") == [b"a"]
+
+
+async def test_a_local_change_survives_a_remote_removal(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    remote.change("a", b"base")
+    await system.read("a")
+    await system.write("a", b"mine")
+    remote.change("a", None)
+    await system.sync()
+    assert remote.content("a") == b"mine"
+    assert await system.listdir("") == [b"a"]
+
+
+async def test_a_local_change_survives_the_removal_of_its_directory(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    await system.mkdir("d")
+    await system.mkdir("d/e")
+    await system.write("d/e/f", b"1")
+    await system.write("d/clean", b"1")
+    await system.sync()
+    await system.write("d/e/f", b"2")
+    remote.change("d", None)
+    await system.sync()
+    assert remote.content("d/e/f") == b"2"
+    with pytest.raises(NotFound):
+        await system.stat("d/clean")
+
+
+async def test_a_rename_over_somebody_elses_file_keeps_both(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    await system.write("a", b"mine")
+    await system.sync()
+    await system.rename("a", "b")
+    remote.change("b", b"theirs")
+    await system.sync()
+    contents = {await system.read(name) for name in await system.listdir("")}
+    assert contents == {b"mine", b"theirs"}
+    assert remote.content("b") == b"theirs"
+    with pytest.raises(NotFound):
+        remote.content("a")
+
+
+async def test_two_make_one_directory(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    await system.mkdir("d")
+    await system.write("d/mine", b"1")
+    await remote.make("d", DIRECTORY, "somebody")
+    remote.change("d/theirs", b"2")
+    await system.sync()
+    assert sorted(await system.listdir("d")) == [b"mine", b"theirs"]
+    assert remote.content("d/mine") == b"1"
+
+
+async def test_a_removed_directory_with_somebody_elses_file_stays(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    await system.mkdir("d")
+    await system.sync()
+    await system.rmdir("d")
+    remote.change("d/theirs", b"2")
+    await system.sync()
+    assert await system.read("d/theirs") == b"2"
+
+
+async def test_a_late_listing_brings_nothing_back(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    await system.write("a", b"1")
+    await system.sync()
+    await trio.sleep(31)
+    await system.unlink("a")
+    async with trio.open_nursery() as nursery:
+        remote.delay_s = 0.5
+        nursery.start_soon(system.listdir, "")
+        nursery.start_soon(system.sync)
+    await trio.sleep(1)
+    assert await system.listdir("") == []
+
+
+async def test_an_open_local_file_is_not_replaced_under_its_handle(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    await system.write("a", b"mine")
+    await system.sync()
+    async with system.open("a") as file:
+        remote.change("a", b"theirs")
+        await trio.sleep(31)
+        assert await system.read("a") == b"theirs"
+        assert await file.read() == b"mine"
+
+
+async def test_a_failing_conflict_is_tried_again(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    await both_sides_change(system, remote)
+    remote.fail("stat", Unreachable())
+    await system.sync()
+    assert await system.read("a.txt") == b"theirs"
+    assert len(await system.listdir("")) == 2
