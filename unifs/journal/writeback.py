@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_S = 1.0
 BACKOFF_MAX_S = 300.0
+#: A conflict takes two or three steps that confirm nothing.
+TURNS_MAX = 4
 #: How many independent changes one ``Mount.commit`` gets.
 BATCH_MAX = 1000
 
@@ -62,6 +64,8 @@ class Due:
     first_at: float
     changed_at: float
     attempts: int = 0
+    #: Steps in a row that ended without a confirmation and without a failure.
+    turns: int = 0
     retry_at: float = 0.0
     error: UnifsError | None = None
     is_urgent: bool = False
@@ -334,6 +338,8 @@ class Writeback:
             else:
                 if call is not None:
                     calls.append((due, call))
+                else:
+                    self._turned(due)
         if not calls:
             return
         outcomes = await self._calls.send([call for _, call in calls])
@@ -344,6 +350,17 @@ class Writeback:
                 self._failed(due, error)
             else:
                 due.attempts, due.retry_at, due.error = 0, 0.0, None
+                if isinstance(outcome, UnifsError):
+                    self._turned(due)
+                else:
+                    due.turns = 0
+
+    def _turned(self, due: Due) -> None:
+        """It goes on from another state, not yet confirmed; not for ever without a pause."""
+        due.turns += 1
+        if due.turns > TURNS_MAX:
+            pause = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(due.turns - TURNS_MAX, 16))
+            due.retry_at = trio.current_time() + pause
 
     def _seq(self, due: Due) -> int:
         self.collect()
