@@ -252,3 +252,11 @@ def test_the_group_has_no_verb_for_an_unknown_noun() -> None:
 
     group = ControlGroup("ctl")
     assert group.get_command(click.Context(group), "nothing") is None
+
+
+def test_a_failure_is_json_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json stdout has one object, also where there is no daemon to answer."""
+    code, out, err = run(capsys, "ctl", "--state", str(tmp_path / "none"), "version", "--json")
+    answer = json.loads(out)
+    assert (code, answer["status"], answer["error_code"]) == (9, "error", "NO_DAEMON")
+    assert err.startswith("unifs: ")
