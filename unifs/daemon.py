@@ -18,6 +18,9 @@ from unifs.answers.explain import Explainer, status_report
 from unifs.answers.files import FilesAnswer
 from unifs.answers.journal import JournalAnswer
 from unifs.answers.mounts import MountsAnswer
+from unifs.cache.disk import DiskLimits, DiskTier
+from unifs.cache.reads import ReadCache, ReadLimits
+from unifs.config import IpfsMount as IpfsSettings
 from unifs.config import LocalMount, state_socket_path
 from unifs.control.ops import operations
 from unifs.control.server import serve
@@ -27,9 +30,11 @@ from unifs.driver.waits import Deadlines
 from unifs.errors import UnifsError
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
+from unifs.mounts.ipfs import IpfsMount
 from unifs.mounttable import MountTable, TableEntry
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import AccessLog, Metrics
+from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
 from unifs.vfs.paths import Paths
@@ -79,6 +84,13 @@ class Daemon:
             owner=self.keeper,
             tree_roots=self.keeper.roots,
         )
+        cache = settings.cache
+        self.cache = ReadCache(
+            DiskTier(
+                self.storage.state.cache, DiskLimits(cache.disk_bytes, cache.disk_free_bytes_min)
+            ),
+            ReadLimits(memory_bytes_max=cache.memory_bytes),
+        )
         self.table = MountTable(self.vfs, self.storage, self.notifications, mount_point)
         self._add_volumes()
         self._answer()
@@ -103,6 +115,12 @@ class Daemon:
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
         self.table.add_fixed(TableEntry("mfs", "mfs", "", True, False), mfs.root)
+        ipfs = self.settings.mounts.get("ipfs")
+        if isinstance(ipfs, IpfsSettings) and ipfs.enabled:
+            volume = self.trees.add("ipfs", "ipfs", IpfsVolume)
+            assert isinstance(volume, IpfsVolume)
+            volume.connect(IpfsMount(self.node), self.cache, ipfs.attribute_timeout_s)
+            self.table.add_fixed(TableEntry("ipfs", "ipfs", "", False, False), volume.root)
         local = self.settings.mounts.get("local")
         if isinstance(local, LocalMount) and local.enabled:
             for problem in self.table.add_local(local.directories, local.attribute_timeout_s):
@@ -138,6 +156,7 @@ class Daemon:
                 link = state_socket_path(self.settings.state_directory)
                 async with (
                     self.node.serve(),
+                    self.cache.serve(),
                     serve(operations(), self, socket, link if link != socket else None),
                 ):
                     await self.session.serve(self.mount_point, ready)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
 import trio
 
+import unifs
 from unifs.errors import TooManyHandles
 
 if TYPE_CHECKING:
@@ -199,6 +200,7 @@ class Metrics:
         self._counters: dict[Metric, dict[tuple[str, ...], Counter]] = {}
         self._histograms: dict[Metric, dict[tuple[str, ...], Histogram]] = {}
         self._gauges: dict[Metric, Callable[[], Mapping[tuple[str, ...], float]]] = {}
+        self.watch_all(BUILD_INFO, lambda: {(unifs.__version__,): 1})
 
     def counter(self, metric: Metric, *labels: str) -> Counter:
         """The counter for these label values, made at its first use. Keep it; do not look it up."""

@@ -102,7 +102,7 @@ async def test_readers_see_the_old_or_the_new_file(writable: Subject) -> None:
     finished = trio.Event()
 
     async def reader() -> None:
-        while not finished.is_set():
+        while not (finished.is_set() and seen):
             node = await mount.stat("f")
             assert node.version is not None
             try:

@@ -189,7 +189,7 @@ class World:
             resident_bytes=50 << 20,
             stored_bytes=1536,
             storage_limit_bytes=None,
-            unsynced_changes=0,
+            unsynced=0,
             unsynced_bytes=0,
             mounts=await self.mounts.list(),
         )

@@ -57,7 +57,11 @@ class Disk:
     def files(self) -> list[Path]:
         """Every file whose bytes a cut can take; SQLite's database is only written by checkpoints,
         which sync."""
-        found = [*(self._state / "data").iterdir(), *(self._state / "segments").iterdir()]
+        found = [
+            *(self._state / "data").iterdir(),
+            *(self._state / "segments").iterdir(),
+            *(self._state / "nodes").glob("*.car"),
+        ]
         wal = self._state / "tree.db-wal"
         return sorted([*found, wal] if wal.exists() else found)
 

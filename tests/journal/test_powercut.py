@@ -12,6 +12,7 @@ import pytest
 from tests.journal.powercut import Disk
 from tests.vfs.harness import File, FileSystem
 from tests.vfs.invariants import check
+from unifs.vfs.sealing import Sealer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -202,6 +203,13 @@ class Work:
 
     async def tick(self, name: str) -> None:
         self.note("tick")
+        self.fs.tick()
+        storage = self.fs.storage
+        sealer = Sealer(self.fs.writer, storage.blocks, storage.profile)
+        for inode in list(self.fs.writer.unsealed.values()):
+            if self.chance.random() < 0.3:
+                self.note(f"seal {inode.ino}")
+                await sealer.seal(inode)
         self.fs.tick()
 
     async def killed(self) -> None:

@@ -15,7 +15,7 @@ from tests.journal.powercut import Disk
 from tests.vfs.harness import FileSystem
 from tests.vfs.invariants import check
 from unifs.journal.log import Op
-from unifs.vfs.treenames import RENAME_EXCHANGE
+from unifs.vfs.treerename import RENAME_EXCHANGE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -257,6 +257,18 @@ async def test_5_a_base_wholly_overwritten_is_kept_for_the_durable_form(power: C
     found = await fs.read("a")
     assert len(found) == len(LARGE)
     assert found[0:1] == b"x"
+
+
+async def test_5_ranges_too_long_together_for_a_proof(power: Cut) -> None:
+    fs = power.fs
+    file = await fs.open_file("a", CREATE)
+    await file.write(0, LARGE[:65_536])
+    await file.truncate(100_000)
+    await file.write(0, b"x" * 5000)
+    await file.fsync()
+    assert fs.vfs.handle(file.fh).inode.overlay.container  # type: ignore[attr-defined]
+    await power.cut()
+    assert await fs.read("a") == (b"x" * 5000 + LARGE[5000:65_536]).ljust(100_000, b"\0")
 
 
 async def test_5_truncation_of_durable_bytes(power: Cut) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.contract.test_reading import scanned
-from tests.ipfs.embedded.stores import Store, put_raw, raw
+from tests.ipfs.embedded.stores import Store, digest, put_raw, raw
 from unifs.cache.reads import ReadCache, Source
 from unifs.errors import InvalidArgument, NotAvailableOffline, NotFound, Stale, Unsupported
+from unifs.ipfs import dagpb
 from unifs.ipfs.cid import Cid
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
@@ -183,7 +184,8 @@ async def test_a_partial_directory_is_listed_as_far_as_it_is_known_then_ends_in_
     world: World,
 ) -> None:
     here = put_raw(world.store.blocks, b"here")
-    gone = Cid.dag_pb(raw(b"a node elsewhere").digest)
+    node = dagpb.encode([], b"\x08\x01")
+    gone = Cid.dag_pb(digest(node))
     entries = [
         DirEntry(b"a-here", here, 4),
         DirEntry(b"b-node", gone, 1000),
@@ -204,6 +206,11 @@ async def test_a_partial_directory_is_listed_as_far_as_it_is_known_then_ends_in_
     ]
     with pytest.raises(NotAvailableOffline):
         await world.mount.stat(f"{root}/b-node")
+    world.store.blocks.put(gone, node)
+    again = await world.mount.scan(root, last.after)
+    assert again.after is not None
+    page = await world.mount.scan(root, again.after)
+    assert [entry.name for entry in page.entries] == [b"a-here", b"b-node", b"c-raw"]
     with pytest.raises(NotFound):
         await world.mount.stat(f"{root}/no-such-name")
 

@@ -40,7 +40,7 @@ from unifs.types import PlainAttributes, PlainCaller, SetAttributes
 from unifs.vfs.storage import Storage
 from unifs.vfs.treevolume import TreeLoader, TreeVolume
 from unifs.vfs.upkeep import Upkeep
-from unifs.vfs.vfs import Vfs
+from unifs.vfs.vfs import DOT_DOT, Vfs
 from unifs.vfs.writer import Writer
 from unifs.waiting import complete
 
@@ -114,9 +114,6 @@ class File:
         finally:
             try:
                 await complete(vfs.release, self.fh)
-            except BaseException:
-                vfs.abandon(self.fh)
-                raise
             finally:
                 vfs.forget([(self.ino, 1)])
 
@@ -288,7 +285,7 @@ class FileSystem:
             return True
 
         try:
-            await complete(self.vfs.readdir, fh, 0, emit)
+            await complete(self.vfs.readdir, fh, DOT_DOT, emit)
         finally:
             self.vfs.releasedir(fh)
             self.vfs.forget(seen)
@@ -434,9 +431,12 @@ def _drop(storage: Storage) -> None:
     connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(keep))
     os.close(database.wal)
     connection.close(True)
-    segments = storage.segments
-    segments._open = None
-    segments._files.clear()
-    segments._descriptors.clear()
+    for segments in (storage.segments, storage.nodes):
+        segments._open = segments._directory = None
+        segments._files.clear()
+        segments._descriptors.clear()
+    # The block index is derived; what it had not committed is indexed again.
+    storage.blocks.index._reader.close()
+    storage.blocks.index._writer.close()
     storage.contents.close()
     storage.state.close()

@@ -22,7 +22,8 @@ from unifs.errors import (
     Stale,
 )
 from unifs.types import PlainCaller
-from unifs.vfs.treenames import RENAME_EXCHANGE, RENAME_NOREPLACE
+from unifs.vfs.treerename import RENAME_EXCHANGE, RENAME_NOREPLACE
+from unifs.vfs.vfs import DOT_DOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -334,7 +335,7 @@ class Stream:
     def __init__(self, fs: FileSystem) -> None:
         self.fs = fs
         self.fh = fs.vfs.opendir(fs.volume.root, fs.caller)
-        self.offset = 0
+        self.offset = DOT_DOT
 
     def next(self, count: int) -> list[bytes]:
         names: list[bytes] = []
@@ -372,7 +373,7 @@ async def test_a_stream_under_changes(fs: FileSystem) -> None:
     gone = {b"010", b"011", b"300", b"599"}
     wanted = [b"%03d" % index for index in range(600) if b"%03d" % index not in gone]
     assert [*wanted, b"later"] == seen
-    stream.offset = 0
+    stream.offset = DOT_DOT
     assert stream.next(3) == [b"000", b"001", b"002"]
     stream.close()
 

@@ -61,12 +61,12 @@ class MountInfo(Answer):
     source: str
     is_read_only: bool
     durability: str
-    unsynced_changes: int = 0
+    unsynced: int = 0
     unsynced_bytes: int = 0
 
 
 class JournalStatus(Answer):
-    """How many changes are how far on their way to their backend."""
+    """How many changes are how far; ``oldest_unsynced_s`` is when the oldest was made."""
 
     open: int = 0
     closed: int = 0
@@ -122,7 +122,7 @@ class StatusReport(Answer):
     resident_bytes: int
     stored_bytes: int
     storage_limit_bytes: int | None
-    unsynced_changes: int
+    unsynced: int
     unsynced_bytes: int
     mounts: list[MountInfo]
     warnings: list[str] = []

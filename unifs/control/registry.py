@@ -44,7 +44,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 E = TypeVar("E", contravariant=True)
 
 #: Parameter names that mean something to a surface already.
-RESERVED: Final = frozenset({"json", "state", "mount", "output", "name_encoding"})
+RESERVED: Final = frozenset({"json", "field", "state", "mount", "output", "name_encoding"})
 
 #: What a parameter holds, for surfaces that stand in a directory of their own: a path of the
 #: caller's file system, a path of the mounted tree, or the path behind an ``Upload``.

@@ -25,7 +25,7 @@ from unifs.waiting import WouldBlock
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from unifs.journal.content import Containers
+    from unifs.journal.containers import Containers
 
 log = logging.getLogger(__name__)
 
@@ -220,8 +220,8 @@ class Overlays:
         The overlay must not have a row yet: what a row names is not cut from under it.
         """
         buffer = overlay.buffer
-        overlay.is_dirty = True
         if buffer is not None:
+            overlay.is_dirty = True
             if size <= SMALL_BYTES:
                 if size < len(buffer):
                     del buffer[size:]
@@ -229,8 +229,9 @@ class Overlays:
                     buffer.extend(bytes(size - len(buffer)))
                 return
             self.spill(overlay)
-        overlay.extents.truncate(size)
         os.ftruncate(overlay.descriptor, size)
+        overlay.extents.truncate(size)
+        overlay.is_dirty = True
 
     def discard(self, overlay: Overlay) -> None:
         """Nobody needs what this overlay holds: delete its container."""

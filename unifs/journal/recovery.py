@@ -42,8 +42,9 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from unifs.errors import from_os_error
-from unifs.journal.content import CLOSED, is_container_name, large_blob
+from unifs.errors import NoSpace, from_os_error
+from unifs.journal.containers import is_container_name
+from unifs.journal.content import CLOSED, large_blob
 from unifs.journal.extents import ExtentMap
 from unifs.journal.log import Log, Op, unpack_rename
 from unifs.journal.returning import Returning
@@ -111,7 +112,7 @@ class Recovery:
             self._sync_closed()
         try:
             self._commit(is_needed)
-        except apsw.FullError:
+        except (apsw.FullError, NoSpace):
             # What recovery has to write is little; users free space once the tree is mounted.
             if not self._state.give_up_reserve():
                 raise

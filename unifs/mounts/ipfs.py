@@ -94,7 +94,7 @@ class IpfsMount(Mount):
 
     def read_nowait(
         self, path: str, version: Version, offset: int, size: int
-    ) -> bytes | memoryview:
+    ) -> bytes | bytearray | memoryview:
         """As ``read`` where the bytes are verified and in the page cache; else WouldBlock."""
         return self._node.read_nowait(_cid_of(version), offset, size)
 
@@ -109,6 +109,9 @@ class IpfsMount(Mount):
             listing = await self._listed(path, position)
         if is_end:
             await listing.stream.aclose()
+            if not listing.hidden:
+                # What was missing has come meanwhile: the listing begins again.
+                return Page((), "0")
             raise NotAvailableOffline(
                 f"{listing.hidden} entries of {path} are not on this machine", path=path
             )

@@ -222,7 +222,9 @@ class MfsVolume(TreeVolume):
         inode.is_touched = True
         self.writer.touched[inode.ino] = inode
 
-    def read_linked(self, inode: TreeInode, offset: int, size: int) -> bytes | memoryview:
+    def read_linked(
+        self, inode: TreeInode, offset: int, size: int
+    ) -> bytes | bytearray | memoryview:
         return self.node.read_nowait(unpack_link(inode.stored[1:]).cid, offset, size)
 
     def materialize(self, inode: TreeInode) -> None:

@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 
 UNLISTED, PARTIAL, COMPLETE = 0, 1, 2
 
-INSERT_REMOTE = "insert or replace into remote values(?,?,?,?,?,?,?)"
+INSERT_REMOTE = (
+    "insert or replace into remote(ino,path,version,checked_ns,listing,cursor,listed_ns)"
+    " values(?,?,?,?,?,?,?)"
+)
 SET_LISTING = "update remote set listing=?,cursor=?,listed_ns=? where ino=?"
 
 
@@ -224,6 +227,10 @@ class RemoteVolume(TreeVolume):
         self.tree.commit([(SET_LISTING, bindings)])
         return RETRY
 
+    def learn(self, parent: RemoteInode, entries: list[Entry]) -> None:
+        """Bring entries that the backend named into the tree."""
+        self._merge(parent, [(entry.name, entry.node) for entry in _shown(tuple(entries))])
+
     def _merge(self, parent: RemoteInode, entries: list[tuple[bytes, Node]]) -> None:
         """Insert or update rows in place: a name that stays keeps its row id and its inode."""
         batch: Batch = []
@@ -296,7 +303,7 @@ class RemoteVolume(TreeVolume):
 
     # --- opening ----------------------------------------------------------------------------------
 
-    def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:  # type: ignore[override]
+    def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:
         assert isinstance(inode, RemoteInode)
         if stat.S_ISDIR(inode.attributes.st_mode):
             raise IsADirectory
@@ -304,7 +311,7 @@ class RemoteVolume(TreeVolume):
             raise ReadOnly
         return RemoteHandle(inode, self)
 
-    def opendir(self, inode: Inode) -> DirectoryHandle:  # type: ignore[override]
+    def opendir(self, inode: Inode) -> DirectoryHandle:
         assert isinstance(inode, RemoteInode)
         return RemoteDirectory(inode, self)
 

@@ -128,6 +128,14 @@ class Tree:
         JournalFailed once the database cannot be trusted. WouldBlock, before anything is done,
         while the WAL is above its limit.
         """
+        try:
+            self._execute(batch)
+        except NoSpace:
+            if not frees or not self._state.give_up_reserve():
+                raise
+            self._execute(batch)
+
+    def _execute(self, batch: Batch) -> None:
         database = self.database
         database.begin()
         execute = database.execute
@@ -136,11 +144,7 @@ class Tree:
                 execute(sql, bindings)
             database.commit()
         except apsw.Error as error:
-            failure = database.broken(error)
-            if isinstance(failure, NoSpace) and frees and self._state.give_up_reserve():
-                self.commit(batch)
-                return
-            raise failure from error
+            raise database.broken(error) from error
         except BaseException:
             database.rollback()
             raise
@@ -174,7 +178,7 @@ class Tree:
         # All rows are fetched: a statement that is not finished keeps its snapshot, and the WAL
         # could never start over.
         query = "select ino from dentry where parent=? and name=?"
-        rows = self.database.execute(query, (parent, name)).fetchall()
+        rows: list[Any] = self.database.execute(query, (parent, name)).fetchall()
         return int(rows[0][0]) if rows else 0
 
     def inode_row(self, ino: int) -> Any:

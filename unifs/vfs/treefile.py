@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from unifs.errors import BadHandle, TooLarge
+from unifs.errors import BadHandle, TooLarge, UnifsError
 from unifs.journal.content import SmallContent
+from unifs.journal.overlay import is_full
 from unifs.vfs.tree import fill_attributes
 from unifs.vfs.volume import DirectoryHandle, Handle
 from unifs.waiting import WouldBlock
@@ -40,7 +41,7 @@ class TreeHandle(Handle):
         if can_write:
             inode.writers += 1
 
-    def read(self, offset: int, size: int) -> bytes | memoryview:
+    def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
         inode: TreeInode = self.inode  # type: ignore[assignment]
         if not self.can_read:
             raise BadHandle
@@ -147,7 +148,13 @@ class TreeDirectory(DirectoryHandle):
 
     def readdir(self, offset: int, emit: Emit) -> None:
         if offset == 0:
-            self.volume.commit_names(self.inode.ino)
+            try:
+                self.volume.commit_names(self.inode.ino)
+            except (UnifsError, OSError) as error:
+                # On a full disk people list what they may delete; a name that cannot be committed
+                # is not shown.
+                if not is_full(error):
+                    raise
         commits = self.volume.storage.database.commits
         if self._at != offset or self._commits != commits:
             self._rows = []

@@ -71,6 +71,8 @@ class Upkeep:
             await complete(self.write_times)
         await self.storage.flusher.flush()
         await complete(self.release)
+        # What still waits to be released is known to nobody after this: recovery finds it.
+        self.storage.is_tidy = not (writer.replaced or writer.released or writer.forgotten)
 
     def tick(self, now: float) -> None:
         """One round of everything that is due."""

@@ -393,7 +393,7 @@ class Writer:
 
         def ended(errors: Mapping[int, OSError]) -> None:
             for descriptor, name in held.items():
-                if descriptor in errors:
+                if descriptor in errors or containers.directory in errors:
                     containers.failed.add(name)
                 containers.release(name)
             containers.has_new |= containers.directory in errors

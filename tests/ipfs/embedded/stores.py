@@ -70,9 +70,6 @@ class Owner:
         except FileNotFoundError as error:
             raise NotFound(str(error)) from error
 
-    def live_bytes(self, store: int, segment: int) -> int:
-        return 100 * len(self.live_offsets(store, segment))
-
     def live_offsets(self, store: int, segment: int) -> set[int]:
         return self.live.get((store, segment), set())
 

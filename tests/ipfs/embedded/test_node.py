@@ -483,6 +483,14 @@ async def test_the_journals_contents_are_found_at_once(node: EmbeddedNode, store
     assert await cat(node, str(raw(b"just closed"))) == b"just closed"
 
 
+async def test_a_pin_of_a_fresh_content_survives_power_loss(
+    node: EmbeddedNode, store: Store
+) -> None:
+    place = store.contents.append_raw(digest(b"content"), b"content")
+    await node.pins_add(raw(b"content"))
+    assert store.contents.is_synced(place)
+
+
 # --- archives -------------------------------------------------------------------------------------
 
 

@@ -115,7 +115,7 @@ async def add(
 
     source: HostSource | StreamSource = StreamSource(upload.chunks)
     if path is not None:
-        found = host_path(path, identity)
+        found = (await host_path(path, identity)).path
         source = HostSource(found, has_hidden=hidden)
         name = name or found.name
     options = AddOptions(

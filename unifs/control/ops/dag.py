@@ -1,6 +1,5 @@
 """DAGs as CAR archives."""
 
-import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Annotated
 
@@ -40,8 +39,8 @@ async def import_(
     total = upload.size_bytes
     pieces: AsyncIterable[bytes] = upload.chunks
     if path is not None:
-        found = host_path(path, identity)
-        total, pieces = os.stat(found).st_size, pieces_of(found)
+        found = await host_path(path, identity)
+        total, pieces = found.size_bytes, pieces_of(found.path)
 
     async def tell(done: int) -> None:
         await emit(Progress(path=path or "", bytes_done=done, bytes_total=total))

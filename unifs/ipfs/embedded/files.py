@@ -39,7 +39,7 @@ _NOT_NOW: Final = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class _Span(NamedTuple):
-    """A verified leaf in a segment: the file's bytes from ``start`` to ``end`` lie ``shift`` further.
+    """A verified leaf in a segment: the file's ``start`` to ``end`` lie ``shift`` bytes further on.
 
     Sections never change and ``fd`` keeps their file, so a span stays true whatever is collected.
     """

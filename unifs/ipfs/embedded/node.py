@@ -186,7 +186,7 @@ class EmbeddedNode:
         )
 
     def _make_durable(self) -> None:
-        self.blocks.sync()
+        self.blocks.sync_all()
         self.blocks.flush()
 
     # --- reading --------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from unifs.ipfs.embedded.sections import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 #: An empty file of this name beside a segment that could not be synced.
@@ -40,6 +41,27 @@ class Damage:
     offset: int
     length: int
     is_torn_tail: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the data of one block lie: ``length`` bytes at ``offset`` of a segment's file."""
+
+    segment: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentStatistics:
+    """Sizes in bytes; ``unsynced_bytes`` is what the next flush round has to bring to disk."""
+
+    segments: int
+    size_bytes: int
+    open_segment: int
+    unsynced_bytes: int
+    descriptors: int
+    descriptors_max: int
 
 
 class Descriptor(int):
@@ -178,3 +200,22 @@ class SegmentFile:
             if error.errno not in _NO_SPACE:
                 raise
         os.ftruncate(self.fd, self.end)
+
+
+class SyncTarget:
+    """What one flush round brings to disk: everything appended before it was made.
+
+    ``fd`` is the open segment's, ``position`` its end then; ``run`` does all that is needed.
+    """
+
+    __slots__ = ("_run", "fd", "position", "segment")
+
+    def __init__(self, file: SegmentFile, run: Callable[[int, int], None]) -> None:
+        self.fd = file.fd
+        self.segment = file.number
+        self.position = file.end
+        self._run = run
+
+    def run(self) -> None:
+        """Sync it all; blocks, so call it in a thread. On DiskFailed nothing of it is durable."""
+        self._run(self.segment, self.position)
