@@ -132,18 +132,19 @@ class Calls:
         if step.verb == "put":
             return await self._prepare_put(ino, seq, step)
         token = f"{seq()}.{step.verb}"
-        change = Change(step.verb, step.path, token, new_path=step.new_path, base=step.base)
+        change = Change(step.verb, step.path, token, base=step.base)
         if step.verb == "make":
             node = self.local.node(ino)
             if not self.mount.supports("make"):
                 await self._unsupported(ino, step)
                 return None
-            await self._begin(ino, Attempt("make", step.path, token), b"")
+            token = await self._begin(ino, Attempt("make", step.path, token))
             change = Change("make", step.path, token, node=node)
         elif step.verb == "rename":
             if not await self._is_free(ino, step):
                 return None
-            await self._begin(ino, Attempt("rename", step.new_path, token, step.base), b"")
+            token = await self._begin(ino, Attempt("rename", step.new_path, token, step.base))
+            change = Change("rename", step.path, token, new_path=step.new_path, base=step.base)
         elif step.verb == "set_attributes":
             attributes = self.local.attributes(ino)
             change = Change("set_attributes", step.path, token, attributes=attributes)
@@ -163,10 +164,13 @@ class Calls:
         change = Change("put", attempt.path, attempt.token, base=attempt.base)
         return Call(ino, step, change, upload)
 
-    async def _begin(self, ino: int, attempt: Attempt, blob: bytes) -> None:
+    async def _begin(self, ino: int, attempt: Attempt) -> str:
+        """Note the attempt; the token is that of the first, where this one repeats it."""
         known = self.local.known(ino) or NOWHERE
-        if known.attempt is None:
-            await complete(self.local.begin, ino, attempt, blob)
+        if known.attempt is not None:
+            return known.attempt.token
+        await complete(self.local.begin, ino, attempt, b"")
+        return attempt.token
 
     async def _is_free(self, ino: int, step: Step) -> bool:
         """Whether a rename hits nothing but what it is meant to replace.
