@@ -39,6 +39,7 @@ KEEP_INODE = (
     "insert or ignore into inode_past select ino,?,epoch,attributes,content from inode where ino=?"
 )
 INSERT_DENTRY = "insert into dentry values(?,?,?,?,?)"
+CHANGE_DENTRY = "update dentry set name=?,epoch=? where parent=? and name=?"
 DELETE_DENTRY = "delete from dentry where parent=? and name=?"
 KEEP_DENTRY = (
     "insert into dentry_past select parent,?,id,name,ino,epoch from dentry"
@@ -163,6 +164,12 @@ class Tree:
         epoch = self.epoch
         batch.append((KEEP_DENTRY, (epoch, parent, name, epoch)))
         batch.append((DELETE_DENTRY, (parent, name)))
+
+    def change_name(self, batch: Batch, parent: int, name: bytes, new_name: bytes) -> None:
+        """A rename within a directory: the row keeps its id, and so its place in a listing."""
+        epoch = self.epoch
+        batch.append((KEEP_DENTRY, (epoch, parent, name, epoch)))
+        batch.append((CHANGE_DENTRY, (new_name, epoch, parent, name)))
 
     def keep_inode(self, batch: Batch, ino: int, stored: bytes) -> None:
         """Before a row of an earlier epoch changes: its present form goes to the past."""

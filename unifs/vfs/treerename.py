@@ -49,9 +49,13 @@ class TreeRename(TreeNames):
         now = time.time_ns()
         batch: Batch = []
         tree = self.tree
-        tree.drop_name(batch, parent.ino, name)
         undo = None
         displaced = 0
+        is_in_place = target is None and parent is new_parent
+        if is_in_place:
+            tree.change_name(batch, parent.ino, name, new_name)
+        else:
+            tree.drop_name(batch, parent.ino, name)
         if target is not None:
             tree.drop_name(batch, new_parent.ino, new_name)
             if flags & RENAME_EXCHANGE:
@@ -60,7 +64,8 @@ class TreeRename(TreeNames):
             else:
                 displaced = target.ino
                 undo = self._drop_link(target, new_parent.ino, new_name, now, batch)
-        batch.append(tree.add_name(new_parent.ino, new_name, inode.ino))
+        if not is_in_place:
+            batch.append(tree.add_name(new_parent.ino, new_name, inode.ino))
         ctime, inode.attributes.st_ctime_ns = inode.attributes.st_ctime_ns, now
         self._move(inode, (parent.ino, name), (new_parent.ino, new_name), batch)
         renamed = Renamed(new_parent.ino, displaced, bool(flags & RENAME_EXCHANGE), name, new_name)
