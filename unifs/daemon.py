@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import pyfuse3
@@ -37,7 +38,7 @@ from unifs.ipfs.embedded.pins import Pins
 from unifs.mounts.ipfs import IpfsMount
 from unifs.mounttable import MountTable, TableEntry
 from unifs.state.directory import RESERVE_BYTES
-from unifs.telemetry import AccessLog, Metrics
+from unifs.telemetry import TASK_BUGS, AccessLog, Metrics
 from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
@@ -52,7 +53,7 @@ from unifs.vfs.vfs import Vfs
 from unifs.vfs.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from unifs.config import Settings
@@ -61,6 +62,9 @@ if TYPE_CHECKING:
 
 #: Worker processes that nobody needs end after this; they count as our memory.
 WORKER_IDLE_S = 10.0
+
+#: Before a background task that failed begins again.
+TASK_PAUSE_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -164,16 +168,33 @@ class Daemon:
         """The daemon in a few lines."""
         return await status_report(self.settings, self.mount_point, self.node, self._explainer)
 
+    def _tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What runs behind the tree as long as it is mounted."""
+        return {
+            "upkeep": self.upkeep.run,
+            "sealer": self.sealer.run,
+            "roots": self.roots.run,
+            "retention": self.retention.run,
+            "keeper": partial(self.keeper.run, self.node),
+        }
+
+    async def _keep_running(self, name: str, task: Callable[[], Awaitable[None]]) -> None:
+        """A bug in a background task is logged and counted; it ends neither mount nor task."""
+        while True:
+            try:
+                await task()
+            except Exception:
+                log.exception("task failed and begins again: task=%s", name)
+                self.metrics.counter(TASK_BUGS, name).value += 1
+            await trio.sleep(TASK_PAUSE_S)
+
     async def serve(self, ready: Callable[[], None]) -> None:
         """Serve until unmounted."""
         async with self.storage.serve():
             async with trio.open_nursery() as nursery:
                 self.sealer.find_closed()
-                nursery.start_soon(self.upkeep.run)
-                nursery.start_soon(self.sealer.run)
-                nursery.start_soon(self.roots.run)
-                nursery.start_soon(self.retention.run)
-                nursery.start_soon(self.keeper.run, self.node)
+                for name, task in self._tasks().items():
+                    nursery.start_soon(self._keep_running, name, task)
                 trio_parallel.configure_default_context(idle_timeout=WORKER_IDLE_S)
                 socket = self.settings.socket_path
                 link = state_socket_path(self.settings.state_directory)

@@ -93,6 +93,9 @@ FLUSH_DURATION: Final = Metric(
 STORE_BYTES: Final = Metric(
     "gauge", "unifs_store_bytes", "Bytes of own data on disk, by kind of file", ("kind",)
 )
+TASK_BUGS: Final = Metric(
+    "counter", "unifs_task_bugs_total", "Background tasks that failed and began again", ("task",)
+)
 CONTROL_DURATION: Final = Metric(
     "histogram",
     "unifs_control_duration_seconds",
@@ -124,6 +127,7 @@ METRICS: Final = (
     JOURNAL_WAL_BYTES,
     FLUSH_DURATION,
     STORE_BYTES,
+    TASK_BUGS,
     CONTROL_DURATION,
     CONTROL_ERRORS,
     BUILD_INFO,
