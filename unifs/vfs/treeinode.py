@@ -29,6 +29,7 @@ class TreeInode(Inode):
         "pending",
         "seq",
         "stored",
+        "synced",
         "writers",
     )
 
@@ -46,6 +47,8 @@ class TreeInode(Inode):
         self.pending: tuple[int, bytes] | None = None
         #: The content column as it is in the database.
         self.stored = b""
+        #: The content column of the last SYNC record that is known.
+        self.synced: bytes | None = None
         #: ``stored`` decoded, at first use.
         self.content: Content | None = None
         self.overlay: Overlay | None = None
