@@ -324,8 +324,47 @@ async def test_6_a_partial_successor_does_not_stand_in_for_the_old_one(power: Cu
     await fs.rename("tmp", "a")
     receipt = await power.cut()
     assert await fs.read("a") == b"the old one"
-    assert await fs.read("tmp") == b"half"
+    assert await fs.listdir() == [b"a"]
     assert len(receipt.returned) == 1
+    assert b"half" in power.saved()
+
+
+@pytest.mark.parametrize("synced", [b"", b"small", LARGE])
+async def test_6_a_synced_successor_goes_back_to_what_was_synced(power: Cut, synced: bytes) -> None:
+    """The rename was made durable: it is not undone for bytes that came after the fsync."""
+    fs = power.fs
+    await fs.write("a", b"the old one", fsync=True)
+    await fs.write("tmp", synced, fsync=True)
+    file = await fs.open_file("tmp", os.O_RDWR)
+    await file.write(len(synced), NEWER)
+    await file.close()
+    await fs.rename("tmp", "a")
+    await fs.fsyncdir()
+    receipt = await power.cut()
+    assert await fs.read("a") == synced
+    assert await fs.listdir() == [b"a"]
+    assert not receipt.returned
+
+
+async def test_5_an_unsynced_cut_is_not_better_than_what_was_synced(power: Cut) -> None:
+    fs = power.fs
+    await fs.write("a", b"synced", fsync=True)
+    await fs.setattr("a", size_bytes=0)
+    await fs.write("a", LARGE)
+    await power.cut()
+    assert await fs.read("a") == b"synced"
+
+
+async def test_5_a_synced_cut_does_not_bring_old_bytes_back(power: Cut) -> None:
+    fs = power.fs
+    await fs.write("a", b"synced", fsync=True)
+    file = await fs.open_file("a", os.O_RDWR)
+    await file.truncate(0)
+    await file.fsync()
+    await file.write(0, LARGE)
+    await file.close()
+    await power.cut()
+    assert await fs.read("a") == b""
 
 
 async def test_6_the_successor_moved_on(power: Cut) -> None:

@@ -67,7 +67,7 @@ class JournalAnswer:
                 counts.unsynced_bytes += inode.attributes.st_size
         sealed_seq, built = writer.storage.flusher.sealed_seq, self._roots.built_seq()
         for record in writer.log.records(min(sealed_seq, built)):
-            if record.op is Op.SEAL or not self._is_below(record.ino, below):
+            if record.op in (Op.SEAL, Op.SYNC) or not self._is_below(record.ino, below):
                 continue
             state = self._state(record, sealed_seq, built)
             setattr(counts, state, getattr(counts, state) + 1)

@@ -11,6 +11,7 @@ pruned together with history.
 * RENAME: ``pack_rename``: both directories, both names, the inode that was displaced
 * SETATTR: the packed attributes; XATTR: the attribute's name
 * SEAL: the content's id, 8 bytes
+* SYNC: the content that an fsync covers: what recovery does not go back behind
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Op(IntEnum):
     SETATTR = 7
     XATTR = 8
     SEAL = 9
+    SYNC = 10
 
 
 @dataclass(frozen=True, slots=True)

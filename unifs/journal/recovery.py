@@ -11,8 +11,8 @@ Then every content with a record after ``sealed_seq`` and every large one that i
 looked at: a small one must hash to its digest; of a large one the proof must hold, else it goes
 back to the form that its last fsync made durable. What fails both is lost, and its inode walks back
 through its records: the content before, and where it took a name from another inode by a rename
-and had nothing better then, that inode gets the name back. What is left of the bytes goes to
-lost+found; the receipt names each.
+and no fsync ever covered its bytes, that inode gets the name back. What is left of the bytes goes
+to lost+found; the receipt names each.
 
 Crash windows, each tested by its number (tests/journal/test_recovery.py):
 

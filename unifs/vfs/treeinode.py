@@ -30,6 +30,7 @@ class TreeInode(Inode):
         "pending",
         "seq",
         "stored",
+        "synced",
         "writers",
     )
 
@@ -47,6 +48,8 @@ class TreeInode(Inode):
         self.pending: tuple[int, bytes] | None = None
         #: The content column as it is in the database.
         self.stored = b""
+        #: The content column of the last SYNC record that is known.
+        self.synced: bytes | None = None
         #: ``stored`` decoded, at first use.
         self.content: Content | None = None
         self.overlay: Overlay | None = None

@@ -326,8 +326,8 @@ class Writer:
 
     async def make_durable(self, inode: TreeInode) -> None:
         """fsync: what was written so far survives a power cut when this returns."""
-        if inode.is_dirty() or inode.is_touched:
-            await complete(self.commit, inode)
+        if not inode.is_gone:
+            await complete(self._commit_synced, inode)
         content = self.content_of(inode)
         if not isinstance(content, LargeContent) or content.state != CLOSED:
             await self.storage.flusher.flush()
@@ -339,6 +339,22 @@ class Writer:
             await self._sync_form(content, overlay)
         else:
             await self._sync_proven(content, overlay)
+
+    def _commit_synced(self, inode: TreeInode) -> None:
+        """As ``commit``, with a record that says which content an fsync covers."""
+        batch: Batch = []
+        content, blob = inode.content, inode.stored
+        is_changed = inode.is_dirty() or inode.is_touched
+        if is_changed:
+            content, blob = self.prepare(inode, batch)
+            self.rows(inode, blob, batch)
+        if blob != inode.synced:
+            batch.append(self.log.row(Op.SYNC, inode.ino, inode.parent, blob))
+        if batch:
+            self.tree.commit(batch)
+        if is_changed:
+            self.committed(inode, content, blob)
+        inode.synced = blob
 
     async def _sync_proven(self, content: LargeContent, overlay: Overlay) -> None:
         """One round: the row's proof tells recovery that the bytes arrived."""
