@@ -403,19 +403,19 @@ class Writeback:
     # --- for control operations -------------------------------------------------------------------
 
     async def sync(self, inos: Iterable[int] | None = None) -> None:
-        """Return when the backend has all of these (None: everything that is due now).
+        """Return when the backend has all of these (None: everything, what comes meanwhile too).
 
         Raises the error of the first that is quarantined. The deadline is the caller's scope.
         """
         self.collect()
-        wanted = {ino for ino in (self.dues if inos is None else inos) if ino in self.dues}
-        self.hurry(wanted)
-        while wanted := {ino for ino in wanted if ino in self.dues}:
-            for ino in wanted:
-                due = self.dues[ino]
+        wanted = None if inos is None else set(inos)
+        while left := [due for due in self.dues.values() if wanted is None or due.ino in wanted]:
+            for due in left:
                 if due.is_quarantined:
                     raise due.error or TryAgain("it was given up; try again by hand")
+            self.hurry(due.ino for due in left)
             await self._changed.wait()
+            self.collect()
 
     def retry(self, ino: int) -> None:
         """Try a quarantined change once more."""

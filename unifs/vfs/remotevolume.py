@@ -227,6 +227,12 @@ class RemoteVolume(TreeVolume):
             self._note_lookup(parent)
         raise WouldBlock(partial(self.merge.stat, parent, name), self.name)
 
+    def _need(self, parent: Inode, name: bytes) -> TreeInode:
+        assert isinstance(parent, RemoteInode)
+        if self.find(parent, name) is None and not self.is_listed(parent):
+            raise WouldBlock(partial(self.merge.stat, parent, name), self.name)
+        return super()._need(parent, name)
+
     def _note_lookup(self, parent: RemoteInode) -> None:
         now = trio.current_time()
         parent.lookups = [at for at in parent.lookups if now - at < LOOKUPS_S]
