@@ -16,7 +16,6 @@ from unifs.journal.content import (
     EXPANDED,
     LINKED,
     SEALED,
-    SYMLINK,
     LargeContent,
     SmallContent,
     linked_blob,
@@ -79,6 +78,8 @@ class MfsVolume(TreeVolume):
         content sealed.
         """
         mode = stat.S_IFMT(inode.attributes.st_mode)
+        if inode.stored and inode.stored[0] == LINKED:
+            return unpack_link(inode.stored[1:]).cid
         if mode == stat.S_IFDIR:
             raise WouldBlock(partial(self._directory_cid, inode))
         profile = self.contents.profile
@@ -96,9 +97,6 @@ class MfsVolume(TreeVolume):
             if content.state == SEALED and content.cid is not None:
                 return unpack_link(content.cid).cid
             raise WouldBlock(partial(self._seal, inode))
-        if inode.stored and inode.stored[0] == LINKED:
-            return unpack_link(inode.stored[1:]).cid
-        assert not inode.stored or inode.stored[0] != SYMLINK
         return FileBuilder(profile, None).finish().cid
 
     async def _directory_cid(self, inode: TreeInode) -> object:
