@@ -15,6 +15,7 @@ from tests.journal.powercut import Disk
 from tests.vfs.harness import FileSystem
 from tests.vfs.invariants import check
 from unifs.journal.log import Op
+from unifs.vfs.retention import Retention
 from unifs.vfs.treerename import RENAME_EXCHANGE
 
 if TYPE_CHECKING:
@@ -344,6 +345,28 @@ async def test_6_a_synced_successor_goes_back_to_what_was_synced(power: Cut, syn
     assert await fs.read("a") == synced
     assert await fs.listdir() == [b"a"]
     assert not receipt.returned
+
+
+@pytest.mark.parametrize("names", [1, 2])
+async def test_6_nothing_is_pruned_that_a_return_needs(power: Cut, names: int) -> None:
+    fs = power.fs
+    await fs.write("a", b"the old one", fsync=True)
+    if names == 2:
+        await fs.link("a", "b")
+    await fs.write("tmp", LARGE)
+    await fs.rename("tmp", "a")
+    await power.flush()
+    storage = fs.storage
+    storage.database.begin()
+    row = (storage.tree.epoch, storage.log.seq, 0, b"")
+    storage.database.execute("insert into epoch values(?,?,?,?)", row)
+    storage.database.commit()
+    retention = Retention(fs.writer, keep_s=0)
+    while retention.prune():
+        fs.tick()
+    await power.cut()
+    assert await fs.read("a") == b"the old one"
+    assert (await fs.stat("a")).nlink == names
 
 
 async def test_5_an_unsynced_cut_is_not_better_than_what_was_synced(power: Cut) -> None:

@@ -90,8 +90,10 @@ class Returning:
         self._save(ino, blob)
         taken: Record | None = None
         good = b""
+        is_pruned = True
         for record in self._chains.get(ino, ()):
             if record.op is Op.CREATE:
+                is_pruned = False
                 break
             if record.op is Op.RENAME:
                 if taken is None and self._has_displaced(record):
@@ -105,7 +107,8 @@ class Returning:
             if is_synced or (good and taken is None):
                 self._accept(ino, blob, good)
                 return
-        if taken is not None:
+        # What was there before the oldest record that is left has been durable for long.
+        if taken is not None and not (good and is_pruned):
             self._return_displaced(ino, taken)
         if self._names[ino]:
             self._accept(ino, blob, good)

@@ -211,6 +211,7 @@ class Sealer:
                 inode: TreeInode = self.writer.inodes.get(row[0])  # type: ignore[assignment]
                 self.writer.content_of(inode)
                 self.writer.unsealed[inode.ino] = inode
+                self.writer.unsealed_since[inode.ino] = 0
 
     async def run(self) -> None:
         """Look every ``LOOK_S`` until cancelled."""
@@ -238,7 +239,7 @@ class Sealer:
             self._since[inode.ino] = time.monotonic()
 
     def _done(self, inode: TreeInode) -> None:
-        self.writer.unsealed.pop(inode.ino, None)
+        self.writer.rested(inode)
         self._since.pop(inode.ino, None)
 
     async def seal(self, inode: TreeInode) -> None:

@@ -125,8 +125,8 @@ class TreeHandle(Handle):
 
     def fsync(self, datasync: bool) -> None:
         inode: TreeInode = self.inode  # type: ignore[assignment]
-        writer = self.volume.writer
-        raise WouldBlock(lambda: writer.make_durable(inode))
+        durability = self.volume.writer.durability
+        raise WouldBlock(lambda: durability.make_durable(inode))
 
 
 class TreeDirectory(DirectoryHandle):

@@ -14,20 +14,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
-from unifs.errors import DiskFailed
-from unifs.journal.content import CLOSED, LINKED, REMOTE, LargeContent, SmallContent, large_id
+from unifs.journal.content import LINKED, REMOTE, LargeContent, SmallContent, large_id
 from unifs.journal.log import Op, pack_pair, unpack_rename
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
+from unifs.vfs.fsync import Durability
 from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, blocks_of, pack_attributes
-from unifs.waiting import RETRY, complete
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from unifs.journal.content import Content
     from unifs.journal.log import Record
     from unifs.vfs.inodes import Inodes
@@ -45,7 +41,6 @@ INSERT_CONTENT = "insert into content values(?,1,1,?,?,?,?,null,null,null,null)"
 UPDATE_CONTENT = (
     "update content set boot=?,size=?,extents=?,proof=?,durable_size=?,durable_extents=? where id=?"
 )
-SET_DURABLE = "update content set durable_size=?,durable_extents=? where id=? and state=1"
 
 
 def set_blocks(inode: TreeInode) -> None:
@@ -67,6 +62,7 @@ class Writer:
         self.log = storage.log
         self.contents = storage.contents
         self.overlays = storage.overlays
+        self.durability = Durability(self)
         #: Created, no rows yet, by (directory, name).
         self.pending: dict[tuple[int, bytes], TreeInode] = {}
         #: Inodes whose times are newer than their rows.
@@ -75,6 +71,8 @@ class Writer:
         self.open: dict[int, TreeInode] = {}
         #: Inodes whose closed large content is to be sealed.
         self.unsealed: dict[int, TreeInode] = {}
+        #: Of these inodes: the records from here on tell recovery what stands in for their bytes.
+        self.unsealed_since: dict[int, int] = {}
         #: Inodes without a name that the kernel has forgotten: their rows can go.
         self.forgotten: list[TreeInode] = []
         #: (inode whose present content must be sealed first, content that it replaced).
@@ -288,7 +286,22 @@ class Writer:
             if isinstance(content, LargeContent):
                 overlay.content = content
                 self.unsealed[inode.ino] = inode
+                # Behind the content's own record there may be one that an fsync covers it.
+                self.unsealed_since.setdefault(inode.ino, self.log.seq - 1)
         self.mark_changed(inode)
+
+    def rested(self, inode: TreeInode) -> None:
+        """The inode's content needs no sealing any more; it may have no name left."""
+        self.unsealed.pop(inode.ino, None)
+        since = self.unsealed_since.pop(inode.ino, None)
+        guard = inode.guard
+        while guard is not None and guard.is_gone:
+            guard = guard.guard
+        if not inode.is_gone or since is None or guard is None:
+            return
+        if guard.ino in self.unsealed_since:
+            # Recovery may give the name back to this one, and then from it to the one before.
+            self.unsealed_since[guard.ino] = min(since, self.unsealed_since[guard.ino])
 
     def mark_changed(self, inode: TreeInode) -> None:
         """The directories that name this inode differ from the last root."""
@@ -321,97 +334,3 @@ class Writer:
         if record.op is Op.RENAME:
             return (unpack_rename(record.data).new_parent,)
         return ()
-
-    # --- durability -------------------------------------------------------------------------------
-
-    async def make_durable(self, inode: TreeInode) -> None:
-        """fsync: what was written so far survives a power cut when this returns."""
-        if not inode.is_gone:
-            await complete(self._commit_synced, inode)
-        content = self.content_of(inode)
-        if not isinstance(content, LargeContent) or content.state != CLOSED:
-            await self.storage.flusher.flush()
-            return
-        overlay = inode.overlay
-        if overlay is None or overlay.content is not content:
-            await self._sync_form(content, None)
-        elif overlay.unsynced is None or overlay.is_rewritten:
-            await self._sync_form(content, overlay)
-        else:
-            await self._sync_proven(content, overlay)
-
-    def _commit_synced(self, inode: TreeInode) -> None:
-        """As ``commit``, with a record that says which content an fsync covers."""
-        batch: Batch = []
-        content, blob = inode.content, inode.stored
-        is_changed = inode.is_dirty() or inode.is_touched
-        if is_changed:
-            content, blob = self.prepare(inode, batch)
-            self.rows(inode, blob, batch)
-        if blob != inode.synced:
-            batch.append(self.log.row(Op.SYNC, inode.ino, inode.parent, blob))
-        if batch:
-            self.tree.commit(batch)
-        if is_changed:
-            self.committed(inode, content, blob)
-        inode.synced = blob
-
-    async def _sync_proven(self, content: LargeContent, overlay: Overlay) -> None:
-        """One round: the row's proof tells recovery that the bytes arrived."""
-        assert overlay.unsynced is not None
-        form = (overlay.commits, content.size, content.extents.pack())
-        before, ranges = overlay.proven, [held for held in overlay.unsynced if held[0] >= 0]
-        overlay.proven = before + ranges
-        overlay.confirm = partial(self._confirm, content, overlay)
-        mark = overlay.ranges_noted()
-        await self._flush_data(content)
-        overlay.synced(mark, True)
-        overlay.set_durable(*form)
-        # The row that is durable now carries the form before it; what that form's proof covered
-        # may change again.
-        overlay.proven = [held for held in overlay.proven if held not in before or held in ranges]
-
-    async def _sync_form(self, content: LargeContent, overlay: Overlay | None) -> None:
-        """Two rounds: the bytes, then the row that says so."""
-        size, extents = content.size, content.extents.pack()
-        commits = overlay.commits if overlay is not None else 0
-        is_listed = overlay is not None and overlay.unsynced is not None
-        mark = overlay.ranges_noted() if overlay is not None else 0
-        await self._flush_data(content)
-        if overlay is not None:
-            overlay.synced(mark, is_listed)
-            overlay.set_durable(commits, size, extents)
-        await complete(self._record_durable, (size, extents, content.id))
-        await self.storage.flusher.flush()
-
-    def _record_durable(self, bindings: tuple[int, bytes, int]) -> None:
-        self.tree.commit([(SET_DURABLE, bindings)])
-
-    async def _confirm(self, content: LargeContent, overlay: Overlay) -> object:
-        """Before a proof is broken: its form becomes one that needs none."""
-        proven = overlay.proven
-        overlay.is_rewritten = True
-        await self._sync_form(overlay.content or content, overlay)
-        overlay.proven = [held for held in overlay.proven if held not in proven]
-        return RETRY
-
-    async def _flush_data(self, content: LargeContent) -> None:
-        """A flush round over a content's containers; they stay open until it is over."""
-        containers = self.contents.containers
-        names = set(content.extents.containers)
-        if failed := names & containers.failed:
-            raise DiskFailed(f"the disk refused data of containers {sorted(failed)} before")
-        held = {containers.hold(name): name for name in names}
-        descriptors = [*held]
-        if containers.has_new:
-            containers.has_new = False
-            descriptors.append(containers.directory)
-
-        def ended(errors: Mapping[int, OSError]) -> None:
-            for descriptor, name in held.items():
-                if descriptor in errors or containers.directory in errors:
-                    containers.failed.add(name)
-                containers.release(name)
-            containers.has_new |= containers.directory in errors
-
-        await self.storage.flusher.flush(descriptors, ended)
