@@ -2,8 +2,8 @@
 
 Rows are matched by the path at which the backend holds an object *now*, not by their names in the
 tree: what was renamed here and not yet there is the same object, what was removed here and not yet
-there is not shown again. A name that stays keeps its row id and its inode. What is due (changed here
-and not confirmed) is never touched: its conflict is writeback's to see.
+there is not shown again. A name that stays keeps its row id and its inode. What is due (changed
+here and not confirmed) is never touched: its conflict is writeback's to see.
 
 An answer that was under way while writeback changed the same path is older than what is known, and
 is passed over (``departed``).
