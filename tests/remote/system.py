@@ -26,7 +26,7 @@ from unifs.waiting import complete
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from unifs.journal.writeback import WritebackLimits
+    from unifs.journal.writeback_due import WritebackLimits
     from unifs.mounts.base import Mount
     from unifs.types import Attributes
 

@@ -178,7 +178,7 @@ class Run:
     async def settle(self) -> None:
         self.remote.delay_s = 0
         await self.system.sync()
-        assert not self.system.volume.sync.quarantined()
+        assert not self.system.volume.status.quarantined()
 
 
 def everything(remote: RemoteMount) -> dict[str, bytes | None]:

@@ -302,10 +302,10 @@ async def test_what_cannot_succeed_is_quarantined_and_named(
     await trio.sleep(600)
     assert remote.count("put") == 2
     assert remote.content("b") == b"y"
-    assert [entry.path for entry in system.volume.sync.quarantined()] == [b"/a"]
+    assert [entry.path for entry in system.volume.status.quarantined()] == [b"/a"]
     await system.remount()
     ino = (await system.stat("a")).ino
-    assert [entry.ino for entry in system.volume.sync.quarantined()] == [ino]
+    assert [entry.ino for entry in system.volume.status.quarantined()] == [ino]
     system.volume.writeback.retry(ino)
     await system.sync()
     assert remote.content("a") == b"x"
@@ -314,7 +314,7 @@ async def test_what_cannot_succeed_is_quarantined_and_named(
 async def test_writers_wait_and_then_hear_that_there_is_no_space(
     clock: MockClock, system: RemoteSystem, remote: RemoteMount
 ) -> None:
-    system.volume.dirty_bytes_max = 1000
+    system.volume.unsynced.max_bytes = 1000
     await system.listdir("")
     remote.fail("put", *[Unreachable() for _ in range(4)])
     await system.write("a", bytes(900))
@@ -325,7 +325,7 @@ async def test_writers_wait_and_then_hear_that_there_is_no_space(
         await system.write("c", bytes(900))
     remote.thaw()
     await system.sync()
-    assert system.volume.unsynced_bytes == 0
+    assert system.volume.unsynced.size_bytes == 0
     assert remote.content("b") == bytes(900)
 
 
@@ -361,11 +361,11 @@ async def test_unsynced_changes_are_counted(
     clock: MockClock, system: RemoteSystem, remote: RemoteMount
 ) -> None:
     await system.write("a", b"12345")
-    assert system.volume.sync.waiting_count() == 1
-    assert system.volume.unsynced_bytes == 5
+    assert system.volume.status.count() == 1
+    assert system.volume.unsynced.size_bytes == 5
     await system.sync()
-    assert system.volume.sync.waiting_count() == 0
-    assert system.volume.unsynced_bytes == 0
+    assert system.volume.status.count() == 0
+    assert system.volume.unsynced.size_bytes == 0
 
 
 async def test_a_mount_that_cannot_write_refuses(clock: MockClock, tmp_path: object) -> None:

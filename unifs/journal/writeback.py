@@ -19,15 +19,14 @@ from __future__ import annotations
 import heapq
 import logging
 import random
-from collections import Counter
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from unifs.errors import NoSpace, TryAgain, UnifsError
-from unifs.journal.writeback_order import Blocked, Order, Step
+from unifs.journal.writeback_due import Due, WritebackLimits
+from unifs.journal.writeback_order import Blocked, Order, Step, is_within
 from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from unifs.journal.log import WaitingLog
     from unifs.journal.writeback_calls import Call, Calls
+    from unifs.journal.writeback_due import Journal
 
 log = logging.getLogger(__name__)
 
@@ -44,60 +44,6 @@ BACKOFF_MAX_S = 300.0
 TURNS_MAX = 4
 #: How many independent changes one ``Mount.commit`` gets.
 BATCH_MAX = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class WritebackLimits:
-    """When and how much at once."""
-
-    delay_s: float = 2.0
-    age_max_s: float = 30.0
-    parallel_max: int = 8
-
-
-@dataclass(slots=True, eq=False)
-class Due:
-    """An inode whose object at the backend is not what it is in the tree."""
-
-    ino: int
-    seq: int
-    first_at: float
-    changed_at: float
-    attempts: int = 0
-    #: Steps in a row that ended without a confirmation and without a failure.
-    turns: int = 0
-    retry_at: float = 0.0
-    error: UnifsError | None = None
-    is_urgent: bool = False
-    is_quarantined: bool = False
-    #: The step that is on its way, and what ends it.
-    step: Step | None = None
-    scope: trio.CancelScope | None = None
-    #: Others that wait for this one's object to move.
-    waiters: set[int] = field(default_factory=set)
-
-
-class Journal:
-    """The rows of ``journal`` that wait; implemented by the tree's side."""
-
-    def waiting(self) -> Iterable[tuple[int, int, int]]:
-        """(inode, its newest waiting record, state) for each inode of this mount."""
-        raise NotImplementedError
-
-    def settle(self, ino: int, seq: int) -> None:
-        """The backend has confirmed everything up to ``seq``."""
-        raise NotImplementedError
-
-    def set_quarantined(self, ino: int, is_quarantined: bool) -> None:
-        raise NotImplementedError
-
-    def renew(self, ino: int) -> None:
-        """A waiting record for an inode that has none."""
-        raise NotImplementedError
-
-    def is_open(self, ino: int) -> bool:
-        """Whether somebody may still write to it."""
-        raise NotImplementedError
 
 
 class Writeback:
@@ -124,6 +70,9 @@ class Writeback:
         self._queued = 0
         self._running: dict[int, Due] = {}
         self._tasks = 0
+        self._given_up: set[int] = set()
+        #: Callers that wait for everything: what comes meanwhile does not wait for its time.
+        self._hurrying = 0
         self._wake = trio.Event()
         self._changed = trio.Event()
         self._random = random.Random()
@@ -136,7 +85,9 @@ class Writeback:
         now = trio.current_time()
         for ino, seq, state in self._journal.waiting():
             due = self.dues[ino] = Due(ino, seq, now, now - self.limits.delay_s)
-            due.is_quarantined = state == 1
+            if state == 1:
+                due.is_quarantined = True
+                self._given_up.add(ino)
             self._push(due)
 
     def collect(self) -> None:
@@ -149,6 +100,7 @@ class Writeback:
             due = self.dues.get(ino)
             if due is None:
                 due = self.dues[ino] = Due(ino, seq, now, now)
+                due.is_urgent = self._hurrying > 0
                 self._push(due)
             else:
                 due.seq, due.changed_at = seq, now
@@ -298,7 +250,7 @@ class Writeback:
         for due in self._running.values():
             assert due.step is not None
             for path in (due.step.path, due.step.new_path):
-                if path and any(_is_within(path, other) for other in mine):
+                if path and any(is_within(path, other) for other in mine):
                     return due
         return None
 
@@ -370,6 +322,7 @@ class Writeback:
         due.error = error
         if not (error.is_transient or isinstance(error, NoSpace)):
             due.is_quarantined = True
+            self._given_up.add(due.ino)
             log.error("writeback gives up: ino=%d error=%s", due.ino, error)
             self._journal.set_quarantined(due.ino, True)
             self._tell()
@@ -408,14 +361,17 @@ class Writeback:
         Raises the error of the first that is quarantined. The deadline is the caller's scope.
         """
         self.collect()
-        wanted = None if inos is None else set(inos)
-        while left := [due for due in self.dues.values() if wanted is None or due.ino in wanted]:
-            for due in left:
-                if due.is_quarantined:
-                    raise due.error or TryAgain("it was given up; try again by hand")
-            self.hurry(due.ino for due in left)
-            await self._changed.wait()
-            self.collect()
+        wanted = None if inos is None else self.dues.keys() & set(inos)
+        self.hurry(wanted)
+        self._hurrying += wanted is None
+        try:
+            while left := self.dues.keys() if wanted is None else wanted & self.dues.keys():
+                for ino in self._given_up & left:
+                    raise self.dues[ino].error or TryAgain("it was given up; try again by hand")
+                await self._changed.wait()
+                self.collect()
+        finally:
+            self._hurrying -= wanted is None
 
     def retry(self, ino: int) -> None:
         """Try a quarantined change once more."""
@@ -426,21 +382,16 @@ class Writeback:
 
     def _release(self, due: Due) -> None:
         due.is_quarantined, due.attempts, due.retry_at = False, 0, 0.0
+        self._given_up.discard(due.ino)
         self._journal.set_quarantined(due.ino, False)
         self._push(due)
 
     def statistics(self) -> dict[str, int]:
         """What is due, on its way and given up now, and how much was confirmed since the start."""
-        states = Counter(due.is_quarantined for due in self.dues.values())
         return {
-            "waiting": states[False],
-            "quarantined": states[True],
+            "waiting": len(self.dues) - len(self._given_up),
+            "quarantined": len(self._given_up),
             "running": len(self._running),
             "running_max": self.limits.parallel_max,
             "confirmed": self.confirmed,
         }
-
-
-def _is_within(one: str, other: str) -> bool:
-    """Whether two paths are the same or one lies below the other."""
-    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")

@@ -278,3 +278,8 @@ def _is_same(attempt: Attempt, wanted: Wanted, place: str, known: Known) -> bool
     if attempt.path != place or attempt.verb != ("put" if wanted.is_file else "make"):
         return False
     return attempt.verb == "make" or wanted.key is None or attempt.key == wanted.key.hex()
+
+
+def is_within(one: str, other: str) -> bool:
+    """Whether two paths are the same or one lies below the other."""
+    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")

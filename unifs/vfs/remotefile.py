@@ -85,9 +85,9 @@ class RemoteHandle(TreeHandle):
             raise BadHandle
         if not self._follows(inode) and self.pinned != inode.version:
             raise Stale("the file changed at its backend since it was opened")
-        self.volume.admit(len(data))
+        self.volume.unsynced.admit(len(data))
         written = super().write(offset, data)
-        self.volume.wrote(inode, written)
+        self.volume.unsynced.wrote(inode, written)
         return written
 
     def _close(self, inode: TreeInode) -> None:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unifs.errors import Stale
 from unifs.journal.content import REMOTE, SYMLINK, large_id, remote_blob
-from unifs.journal.log import Op, unpack_rename
-from unifs.journal.writeback import Journal
+from unifs.journal.log import Op
 from unifs.journal.writeback_calls import Upload
-from unifs.journal.writeback_order import NOWHERE, Wanted
+from unifs.journal.writeback_due import Journal
+from unifs.journal.writeback_order import NOWHERE
 from unifs.types import Node, SetAttributes, Version
 from unifs.vfs.remoteconflict import keep_both, take_ours, take_theirs
+from unifs.vfs.remoteplaces import Places
 from unifs.vfs.remotereaders import MountReader, reader_of
-from unifs.vfs.remoterows import COMPLETE, TOLD, UNLISTED, RemoteInode, content_key
+from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key
 from unifs.vfs.tree import ATTRIBUTES
 from unifs.waiting import complete
 
@@ -44,7 +44,6 @@ SETTLE_LOST = (
     "update journal set state=null where state is not null"
     " and ino not in (select ino from inode) and ino not in (select ino from remote)"
 )
-NAMED = "select op,parent,data from journal where ino=? and state is not null order by seq desc"
 BEGIN = (
     "insert into remote(ino,mount,version,checked_ns,listing,listed_ns,local,attempt,content)"
     " values(?,?,'',0,0,0,1,?,?)"
@@ -58,34 +57,15 @@ PLACE = (
     "listed_ns=excluded.listed_ns,synced=excluded.synced,told=null,local=1"
 )
 NOWHERE_NOW = "update remote set path=null,version='',synced=null,told=null where ino=?"
-#: Rows that the backend can give again, the longest unasked first.
-TRIMMABLE = (
-    "select r.ino,i.parent from remote r join inode i on i.ino=r.ino where r.mount=? and"
-    " not r.local and r.path<>x'' and i.parent<>0 and not exists"
-    " (select 1 from dentry d where d.parent=r.ino) limit ?"
-)
 
 
-@dataclass(frozen=True, slots=True)
-class Quarantined:
-    """A change that writeback gave up. ``path`` is the mount's own, None where no name is left."""
-
-    ino: int
-    sequence: int
-    path: bytes | None
-    reason: str
-
-
-class RemoteSync(Journal):
+class RemoteSync(Places, Journal):
     """Implements ``journal.writeback_calls.LocalTree`` and ``journal.writeback.Journal``."""
 
     writeback: Writeback
 
     def __init__(self, volume: RemoteVolume, conflicts: str) -> None:
-        self.volume = volume
-        self.tree = volume.tree
-        self.remotes = volume.remotes
-        self.root = volume.root
+        super().__init__(volume)
         self.conflicts = conflicts
         #: path -> inode, for attempts of unknown outcome.
         self._attempts: dict[str, int] = {}
@@ -101,69 +81,6 @@ class RemoteSync(Journal):
     def is_attempted(self, path: str) -> bool:
         """Whether what stands at ``path`` is perhaps ours, without our knowing."""
         return path in self._attempts
-
-    # --- Objects ----------------------------------------------------------------------------------
-
-    def can(self, capability: str) -> bool:
-        return self.volume.mount.supports(capability)
-
-    def known(self, ino: int) -> Known | None:
-        return self.remotes.known(ino)
-
-    def at(self, path: str) -> int:
-        return self.remotes.at(path)
-
-    def below(self, path: str, limit: int) -> list[int]:
-        return self.remotes.below(path, limit)
-
-    def heir(self, path: str) -> int:
-        above, _, name = path.rpartition("/")
-        parent = self.remotes.at(above) if above else self.root
-        return self.tree.find(parent, os.fsencode(name)) if parent else 0
-
-    def wanted(self, ino: int) -> Wanted | None:
-        row = self.tree.inode_row(ino)
-        if row is None or row[3] is not None:
-            return None
-        place = self._name(ino, row[1])
-        if place is None:
-            return None
-        mode, uid, gid, _, _, _, mtime_ns, _, _ = ATTRIBUTES.unpack(row[4])
-        content = bytes(row[5])
-        key: bytes | None = content_key(content)
-        if stat.S_ISDIR(mode) or (content and content[0] == REMOTE):
-            key = None
-        # A directory's time moves with every name in it; no backend is told of that.
-        told = TOLD.pack(mode & 0o7777, uid, gid, 0 if stat.S_ISDIR(mode) else mtime_ns)
-        return Wanted(*place, mode, key, told)
-
-    def _name(self, ino: int, parent: int) -> tuple[int, bytes] | None:
-        """The (directory, name) under which the backend is to have an inode."""
-        row = self.remotes.row(ino)
-        path = b"" if row is None or row[0] is None else bytes(row[0])
-        if not parent:
-            return self._linked_name(ino, path)
-        name = path.rpartition(b"/")[2]
-        if name and self.tree.find(parent, name) == ino:
-            return parent, name
-        for op, directory, data in self.tree.database.all(NAMED, (ino,)):
-            if op in (Op.CREATE, Op.LINK):
-                name = bytes(data)
-            elif op == Op.RENAME:
-                directory, name = unpack_rename(data).new_parent, unpack_rename(data).new_name
-            else:
-                continue
-            if directory == parent and self.tree.find(parent, name) == ino:
-                return parent, name
-        return next(iter(self.tree.parents(ino, parent)), None)
-
-    def _linked_name(self, ino: int, path: bytes) -> tuple[int, bytes] | None:
-        names = sorted(self.tree.parents(ino, 0))
-        for parent, name in names:
-            above = "" if parent == self.root else (self.known(parent) or NOWHERE).path
-            if above is not None and path == os.fsencode(f"{above}/" if above else "") + name:
-                return parent, name
-        return names[0] if names else None
 
     # --- what goes out ----------------------------------------------------------------------------
 
@@ -285,7 +202,7 @@ class RemoteSync(Journal):
         if inode.overlay is not None:
             inode.based_on = version
         if upload is not None:
-            volume.synced_bytes(inode, upload.mark)
+            volume.unsynced.reached(inode, upload.mark)
             if upload.blob and upload.blob[0] == REMOTE and row is not None:
                 inode.stored = blob
 
@@ -431,7 +348,7 @@ class RemoteSync(Journal):
         for ino, _, _ in rows:
             inode = volume.hot_or_row(ino)
             if inode is not None and stat.S_ISREG(inode.attributes.st_mode) and not inode.is_gone:
-                volume.wrote(inode, inode.attributes.st_size)
+                volume.unsynced.wrote(inode, inode.attributes.st_size)
         return rows
 
     def settle(self, ino: int, seq: int) -> None:
@@ -440,7 +357,7 @@ class RemoteSync(Journal):
         if inode is not None:
             inode.is_local = True
             if not inode.is_dirty():
-                self.volume.synced_bytes(inode, inode.unsynced_bytes)
+                self.volume.unsynced.reached(inode, inode.unsynced_bytes)
         self.volume.writer.changed.pop(self.volume.mount_id, None)
 
     def set_quarantined(self, ino: int, is_quarantined: bool) -> None:
@@ -454,48 +371,9 @@ class RemoteSync(Journal):
         inode = self._hot(ino)
         return inode is not None and inode.writers > 0
 
-    # --- for control operations -------------------------------------------------------------------
-
-    def waiting_count(self) -> int:
-        """How many inodes the backend does not have as they are here, quarantined ones included."""
-        self.writeback.collect()
-        return len(self.writeback.dues)
-
-    def quarantined(self) -> list[Quarantined]:
-        """What was given up, and why."""
-        self.writeback.collect()
-        return [
-            Quarantined(due.ino, due.seq, self.tree.path(due.ino), str(due.error or ""))
-            for due in self.writeback.dues.values()
-            if due.is_quarantined
-        ]
-
-    # --- bounds -----------------------------------------------------------------------------------
-
     def hurry_all(self) -> None:
         """Too much is unsynced: commit what is open, write back everything now."""
         for inode in list(self.volume.writer.open.values()):
             if inode.volume is self.volume and inode.is_dirty():
                 self.volume.writer.commit(inode)
         self.writeback.hurry()
-
-    def trim(self, limit: int) -> int:
-        """Drop up to ``limit`` rows that the backend can give again; how many went."""
-        volume = self.volume
-        rows = self.tree.database.all(TRIMMABLE, (volume.mount_id, limit))
-        count = 0
-        for ino, parent in rows:
-            hot = self._hot(ino)
-            if volume.inodes.count(ino) or (hot is not None and hot.is_busy()):
-                continue
-            if self.is_due(ino) or self.tree.xattrs(ino):
-                continue
-            above = volume.hot_or_row(parent)
-            if above is None:
-                continue
-            for where, name in list(self.tree.parents(ino, parent)):
-                above.listing, above.cursor = UNLISTED, None
-                self.tree.commit([self.remotes.store(above)])
-                volume.merge.drop(where, name, ino)
-                count += 1
-        return count

@@ -26,29 +26,31 @@ import trio
 
 from unifs.errors import (
     CrossMount,
-    NoSpace,
     NotFound,
     ReadOnly,
     Stale,
     UnifsError,
 )
 from unifs.journal.log import Op, Renamed, WaitingLog, pack_rename
-from unifs.journal.overlay import Overlay
 from unifs.journal.writeback import Writeback
 from unifs.journal.writeback_calls import Calls
 from unifs.types import NAME_MAX_BYTES
-from unifs.vfs.remotefile import RemoteDirectory, RemoteHandle, is_remote
+from unifs.vfs.remotebase import Bases
+from unifs.vfs.remoteepoch import Epoch
+from unifs.vfs.remotefile import RemoteDirectory, RemoteHandle
 from unifs.vfs.remotemerge import Merge
 from unifs.vfs.remoterows import COMPLETE, RemoteInode, Remotes
+from unifs.vfs.remotestatus import RemoteStatus, trim
 from unifs.vfs.remotesync import RemoteSync
+from unifs.vfs.remoteunsynced import Unsynced
 from unifs.vfs.treevolume import TreeVolume
-from unifs.waiting import RETRY, WouldBlock
+from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from unifs.cache.reads import ReadCache
-    from unifs.journal.writeback import WritebackLimits
+    from unifs.journal.writeback_due import WritebackLimits
     from unifs.mounts.base import Mount
     from unifs.types import Attributes, Caller, SetAttributes
     from unifs.vfs.tree import Batch
@@ -64,9 +66,6 @@ SCANS_MAX = 4
 ROWS_MAX = 5_000_000
 TRIM_ROWS = 500
 TRIM_S = 5.0
-#: How long a writer waits for unsynced bytes to go down before it gets ENOSPC.
-ADMIT_S = 20.0
-COPY_BYTES = 1 << 20
 
 
 class RemoteVolume(TreeVolume):
@@ -87,24 +86,21 @@ class RemoteVolume(TreeVolume):
         self.cache: ReadCache
         self.sync: RemoteSync
         self.merge: Merge
+        self.epoch: Epoch
+        self.bases: Bases
+        self.status: RemoteStatus
         self.writeback: Writeback
         #: Tells the kernel what changed at the backend; None where there is no kernel.
         self.invalidator: Invalidator | None = None
         #: How long what the backend said is believed.
         self.fresh_s = 30.0
-        self.dirty_bytes_max = 10 << 30
-        self.unsynced_bytes = 0
+        self.unsynced = Unsynced(self)
         self.rows = 0
         self.rows_max = ROWS_MAX
         #: Wall-clock time: what is remembered over a restart.
         self.now_ns: Callable[[], int] = time.time_ns
         self._nursery: trio.Nursery | None = None
         self._scanning: set[int] = set()
-        self._bringing: dict[int, trio.Event] = {}
-        self._failures: dict[int, UnifsError] = {}
-        self._less = trio.Event()
-        self._epoch: str | None = None
-        self._epoch_since_ns = self._epoch_asked_ns = 0
 
     def connect(
         self,
@@ -123,6 +119,9 @@ class RemoteVolume(TreeVolume):
         self.fresh_s = self.timeout_s = fresh_s
         self.sync = RemoteSync(self, conflicts)
         self.merge = Merge(self)
+        self.epoch = Epoch(self)
+        self.bases = Bases(self)
+        self.status = RemoteStatus(self)
         calls = Calls(self.sync, mount)
         self.writeback = Writeback(calls, self.sync, self.records, self.sync.flush, limits)
         self.sync.writeback = self.writeback
@@ -132,7 +131,7 @@ class RemoteVolume(TreeVolume):
     async def serve(self) -> AsyncIterator[None]:
         """Writeback, background scans and trimming run inside this context."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self._nursery = self.bases.nursery = nursery
             if not self.is_read_only():
                 self.sync.load()
                 self.writeback.load()
@@ -141,7 +140,7 @@ class RemoteVolume(TreeVolume):
             try:
                 yield
             finally:
-                self._nursery = None
+                self._nursery = self.bases.nursery = None
                 nursery.cancel_scope.cancel()
 
     # --- inodes -----------------------------------------------------------------------------------
@@ -181,32 +180,13 @@ class RemoteVolume(TreeVolume):
         """Whether what was learnt then is still believed."""
         if self.mount.is_immutable:
             return checked_ns > 0
-        now = self.now_ns()
-        if now - checked_ns < self.fresh_s * 1e9:
-            return True
-        is_same = self._epoch is not None and checked_ns >= self._epoch_since_ns
-        return is_same and now - self._epoch_asked_ns < self.fresh_s * 1e9
+        return self.now_ns() - checked_ns < self.fresh_s * 1e9 or self.epoch.covers(checked_ns)
 
     def is_listed(self, inode: RemoteInode) -> bool:
         """Whether the rows are the whole directory, as far as is believed."""
         if inode.path is None:
             return True
         return inode.listing == COMPLETE and self.is_fresh(inode.listed_ns)
-
-    def check_epoch(self) -> None:
-        """WouldBlock where the backend's epoch can tell whether old rows are still right."""
-        if not self.mount.supports("epoch"):
-            return
-        if self.now_ns() - self._epoch_asked_ns >= self.fresh_s * 1e9:
-            raise WouldBlock(self._ask_epoch, self.name)
-
-    async def _ask_epoch(self) -> object:
-        asked_ns = self.now_ns()
-        epoch = await self.mount.epoch()
-        if epoch != self._epoch:
-            self._epoch, self._epoch_since_ns = epoch, asked_ns
-        self._epoch_asked_ns = asked_ns
-        return RETRY
 
     # --- look-up ----------------------------------------------------------------------------------
 
@@ -219,7 +199,7 @@ class RemoteVolume(TreeVolume):
                 return inode
         elif self.is_listed(parent) or len(name) > NAME_MAX_BYTES:
             raise NotFound
-        self.check_epoch()
+        self.epoch.check()
         if parent.path is None:
             assert inode is not None
             return inode
@@ -259,7 +239,7 @@ class RemoteVolume(TreeVolume):
             return inode.attributes
         if self.is_changed(inode):
             return inode.attributes
-        self.check_epoch()
+        self.epoch.check()
         raise WouldBlock(partial(self.merge.refresh, inode), self.name)
 
     def is_empty(self, inode: TreeInode) -> bool:
@@ -345,81 +325,7 @@ class RemoteVolume(TreeVolume):
 
     def materialize(self, inode: TreeInode) -> None:
         assert isinstance(inode, RemoteInode)
-        failure = self._failures.pop(inode.ino, None)
-        if failure is not None:
-            raise failure
-        raise WouldBlock(partial(self._materialize, inode), self.name)
-
-    async def _materialize(self, inode: RemoteInode) -> object:
-        """Wait until the base's bytes lie in an overlay; the copying outlives its waiters."""
-        running = self._bringing.get(inode.ino)
-        if running is None:
-            if self._nursery is None:
-                raise ReadOnly
-            running = self._bringing[inode.ino] = trio.Event()
-            self._nursery.start_soon(self._bring, inode, running)
-        await running.wait()
-        return RETRY
-
-    async def _bring(self, inode: RemoteInode, done: trio.Event) -> None:
-        overlay = Overlay()
-        version, path, size = inode.version, inode.path or "", inode.attributes.st_size
-        inode.opens += 1
-        try:
-            offset = 0
-            while offset < size:
-                length = min(COPY_BYTES, size - offset)
-                piece = await self.mount.read(path, version, offset, length)
-                if not piece:
-                    raise Stale(f"{path} is shorter than its backend said")
-                self.overlays.write(overlay, offset, piece)
-                offset += len(piece)
-        except UnifsError as error:
-            self.overlays.discard(overlay)
-            self._failures[inode.ino] = error
-        except BaseException:
-            self.overlays.discard(overlay)
-            raise
-        else:
-            overlay.is_dirty = False
-            if inode.overlay is None and is_remote(inode) and inode.version == version:
-                inode.based_on = version
-                self.writer.attach(inode, overlay)
-            else:
-                self.overlays.discard(overlay)
-        finally:
-            inode.opens -= 1
-            del self._bringing[inode.ino]
-            done.set()
-
-    # --- unsynced bytes ---------------------------------------------------------------------------
-
-    def admit(self, size: int) -> None:
-        """WouldBlock while too much is unsynced; NoSpace where that does not pass."""
-        if self.unsynced_bytes + size > self.dirty_bytes_max and self.unsynced_bytes:
-            raise WouldBlock(self._wait_for_less, self.name)
-
-    async def _wait_for_less(self) -> object:
-        self.sync.hurry_all()
-        with trio.move_on_after(ADMIT_S):
-            await self._less.wait()
-            return RETRY
-        raise NoSpace(f"{self.unsynced_bytes} bytes have not reached {self.name} yet")
-
-    def wrote(self, inode: RemoteInode, size: int) -> None:
-        """Count what was written and is not at the backend."""
-        more = min(size, max(0, inode.attributes.st_size - inode.unsynced_bytes))
-        inode.unsynced_bytes += more
-        self.unsynced_bytes += more
-
-    def synced_bytes(self, inode: RemoteInode, size: int) -> None:
-        """That many of an inode's bytes are at the backend, or gone."""
-        size = min(size, inode.unsynced_bytes)
-        inode.unsynced_bytes -= size
-        self.unsynced_bytes -= size
-        if size:
-            self._less.set()
-            self._less = trio.Event()
+        self.bases.need(inode)
 
     def closed(self, ino: int) -> None:
         """The last writer of a file is gone."""
@@ -427,7 +333,7 @@ class RemoteVolume(TreeVolume):
 
     def _lost_name(self, inode: TreeInode, now: int) -> None:
         assert isinstance(inode, RemoteInode)
-        self.synced_bytes(inode, inode.unsynced_bytes)
+        self.unsynced.reached(inode, inode.unsynced_bytes)
         super()._lost_name(inode, now)
 
     def lost_name(self, inode: RemoteInode) -> None:
@@ -463,7 +369,7 @@ class RemoteVolume(TreeVolume):
             await trio.sleep(TRIM_S)
             while self.rows > self.rows_max:
                 try:
-                    if not self.sync.trim(TRIM_ROWS):
+                    if not trim(self, TRIM_ROWS):
                         break
                 except WouldBlock:
                     break
@@ -474,7 +380,7 @@ class RemoteVolume(TreeVolume):
         return {
             "rows": self.rows,
             "rows_max": self.rows_max,
-            "unsynced_bytes": self.unsynced_bytes,
-            "unsynced_bytes_max": self.dirty_bytes_max,
+            "unsynced_bytes": self.unsynced.size_bytes,
+            "unsynced_bytes_max": self.unsynced.max_bytes,
             **self.writeback.statistics(),
         }

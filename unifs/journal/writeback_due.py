@@ -1,0 +1,68 @@
+"""What writeback keeps of each inode that is due, its limits, and the journal's side of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import trio
+
+    from unifs.errors import UnifsError
+    from unifs.journal.writeback_order import Step
+
+
+@dataclass(frozen=True, slots=True)
+class WritebackLimits:
+    """When and how much at once."""
+
+    delay_s: float = 2.0
+    age_max_s: float = 30.0
+    parallel_max: int = 8
+
+
+@dataclass(slots=True, eq=False)
+class Due:
+    """An inode whose object at the backend is not what it is in the tree."""
+
+    ino: int
+    seq: int
+    first_at: float
+    changed_at: float
+    attempts: int = 0
+    #: Steps in a row that ended without a confirmation and without a failure.
+    turns: int = 0
+    retry_at: float = 0.0
+    error: UnifsError | None = None
+    is_urgent: bool = False
+    is_quarantined: bool = False
+    #: The step that is on its way, and what ends it.
+    step: Step | None = None
+    scope: trio.CancelScope | None = None
+    #: Others that wait for this one's object to move.
+    waiters: set[int] = field(default_factory=set)
+
+
+class Journal:
+    """The rows of ``journal`` that wait; implemented by the tree's side."""
+
+    def waiting(self) -> Iterable[tuple[int, int, int]]:
+        """(inode, its newest waiting record, state) for each inode of this mount."""
+        raise NotImplementedError
+
+    def settle(self, ino: int, seq: int) -> None:
+        """The backend has confirmed everything up to ``seq``."""
+        raise NotImplementedError
+
+    def set_quarantined(self, ino: int, is_quarantined: bool) -> None:
+        raise NotImplementedError
+
+    def renew(self, ino: int) -> None:
+        """A waiting record for an inode that has none."""
+        raise NotImplementedError
+
+    def is_open(self, ino: int) -> bool:
+        """Whether somebody may still write to it."""
+        raise NotImplementedError
