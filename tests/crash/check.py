@@ -132,20 +132,17 @@ class _Check:
     def _is_displaced(self, now: Seen | None, inode: Inode, step: int) -> bool:
         """A file that took another's name and was moved on since: the other stands in for it.
 
-        Its old content is that of the file it replaced last, wherever the new one went.
+        Its old content is that of a file that it replaced, wherever the new one went.
         """
         taken = [
-            (taken_at, timeline, index - 1)
+            (timeline, index - 1)
             for path in inode.names
             for timeline in (self.history.timeline[path],)
             for index, (taken_at, entry) in enumerate(timeline)
             if entry is inode and taken_at < step and not self._is_new(timeline, index - 1)
             if timeline[index - 1][1] is not inode
         ]
-        if not taken:
-            return False
-        _, timeline, before = max(taken, key=lambda one: one[0])
-        return now is not None and not self._entry(now, timeline, before)
+        return now is not None and any(not self._entry(now, *one) for one in taken)
 
     @staticmethod
     def _is_new(timeline: list[tuple[int, Inode | None]], before: int) -> bool:

@@ -347,6 +347,24 @@ async def test_6_a_synced_successor_goes_back_to_what_was_synced(power: Cut, syn
     assert not receipt.returned
 
 
+async def test_6_each_name_goes_back_to_what_it_was_taken_from(power: Cut) -> None:
+    fs = power.fs
+    for name in ("a", "b"):
+        await fs.write(name, name.encode(), fsync=True)
+    await fs.write("tmp", LARGE)
+    await fs.link("tmp", "other")
+    await fs.link("tmp", "third")
+    await fs.rename("tmp", "a")
+    await fs.rename("other", "b")
+    await fs.rename("a", "moved")
+    receipt = await power.cut()
+    assert await fs.read("moved") == b"a"
+    assert await fs.read("b") == b"b"
+    assert await fs.read("third") == b""
+    assert sorted(await fs.listdir()) == [b"b", b"moved", b"third"]
+    assert len(receipt.returned) == 2
+
+
 @pytest.mark.parametrize("names", [1, 2])
 async def test_6_nothing_is_pruned_that_a_return_needs(power: Cut, names: int) -> None:
     fs = power.fs

@@ -88,7 +88,7 @@ class Returning:
         """
         blob = self._lost.pop(ino)
         self._save(ino, blob)
-        taken: Record | None = None
+        has_taken = False
         good = b""
         is_pruned = True
         for record in self._chains.get(ino, ()):
@@ -96,20 +96,20 @@ class Returning:
                 is_pruned = False
                 break
             if record.op is Op.RENAME:
-                if taken is None and self._has_displaced(record):
-                    taken = record
+                has_taken = has_taken or self._has_displaced(record)
                 continue
             is_synced = record.op is Op.SYNC
             content = record.data if is_synced else unpack_pair(record.data)[0]
             if self._trust.verdict(content) is Verdict.LOST:
                 continue
             good = good or content
-            if is_synced or (good and taken is None):
+            if is_synced or (good and not has_taken):
                 self._accept(ino, blob, good)
                 return
         # What was there before the oldest record that is left has been durable for long.
-        if taken is not None and not (good and is_pruned):
-            self._return_displaced(ino, taken)
+        if has_taken and not (good and is_pruned):
+            for place in list(self._names[ino]):
+                self._return_displaced(ino, place)
         if self._names[ino]:
             self._accept(ino, blob, good)
             return
@@ -152,16 +152,25 @@ class Returning:
         query = "select 1 from inode where ino=?"
         return bool(displaced) and self._database.one(query, (displaced,)) is not None
 
-    def _return_displaced(self, ino: int, record: Record) -> None:
-        """The inode that this one displaced by a rename gets its name back."""
-        renamed = _renamed(record)
-        displaced = renamed.displaced
-        names = self._names[ino]
-        place = (renamed.new_parent, renamed.new_name)
-        place = place if place in names else names[0]
+    def _return_displaced(self, ino: int, place: tuple[int, bytes]) -> None:
+        """The inode from which this name was taken by a rename, if there is one, gets it back."""
+        known = place
+        for record in self._chains[ino]:
+            if record.op is not Op.RENAME:
+                continue
+            renamed = _renamed(record)
+            if (renamed.new_parent, renamed.new_name) != known:
+                continue
+            if self._has_displaced(record):
+                self._give_back(ino, place, renamed.displaced)
+                return
+            # The name came from there; what it had replaced before moves with it.
+            known = (record.parent, renamed.name)
+
+    def _give_back(self, ino: int, place: tuple[int, bytes], displaced: int) -> None:
         statement = "update dentry set ino=? where parent=? and name=?"
         self._database.execute(statement, (displaced, *place))
-        names.remove(place)
+        self._names[ino].remove(place)
         self._names.setdefault(displaced, []).append(place)
         self._renamed_rows(ino)
         self._renamed_rows(displaced)
