@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import NoSpace, TryAgain, UnifsError
+from unifs.errors import NoSpace, TryAgain, UnifsError, from_os_error
 from unifs.journal.writeback_due import Due, WritebackLimits
 from unifs.journal.writeback_order import Blocked, Order, Step, is_within
 from unifs.waiting import WouldBlock
@@ -263,6 +263,11 @@ class Writeback:
                 if len(batch) == 1:
                     batch[0][0].scope = scope
                 await self._call(batch)
+        except Exception as error:
+            # A bug, ours or the mount's, costs these changes their turn and not the tree its life.
+            log.exception("writeback failed: inos=%r", [due.ino for due, _ in batch])
+            for due, _ in batch:
+                self._failed(due, UnifsError(f"{type(error).__name__}: {error}"))
         finally:
             self._tasks -= 1
             for due, _ in batch:
@@ -287,6 +292,11 @@ class Writeback:
                 call = await self._calls.prepare(due.ino, partial(self._seq, due), step)
             except UnifsError as error:
                 self._failed(due, error)
+            except OSError as error:
+                named = from_os_error(error)
+                if not isinstance(named, UnifsError):
+                    raise
+                self._failed(due, named)
             else:
                 if call is not None:
                     calls.append((due, call))

@@ -94,7 +94,7 @@ class Retention:
     def _prune_journal(self, epoch: int, seq: int, batch: Batch) -> None:
         """Records that are past, sealed, and contained in a root."""
         last = min(seq, self.storage.flusher.sealed_seq)
-        first = self.storage.database.one("select min(seq) from journal")[0]
+        first = self.storage.database.one("select min(seq) from journal where state is null")[0]
         if first is None or first >= last:
             return
         upto = min(last, first + ROWS_MAX)
