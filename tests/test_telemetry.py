@@ -9,6 +9,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+import unifs
 from unifs import telemetry
 from unifs.errors import TooManyHandles
 from unifs.telemetry import Access, AccessLog, Histogram, Metrics
@@ -37,6 +38,7 @@ def test_counters_and_gauges_are_exported_with_their_labels() -> None:
     assert found["unifs_handles_open[]"] == 5
     assert found["unifs_cache_bytes[('tier', 'disk')]"] == 20
     assert found["process_resident_memory_bytes[]"] > 0
+    assert found[f"unifs_build_info[('version', '{unifs.__version__}')]"] == 1
 
 
 def test_a_histogram_exports_cumulative_buckets_in_seconds() -> None:

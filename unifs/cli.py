@@ -237,7 +237,7 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UnifsError, OSError) as error:
-        return _failed(error)
+        return _failed(error, is_json="--json" in arguments)
     return result if isinstance(result, int) else 0
 
 
@@ -247,8 +247,15 @@ def _wrong_usage(error: click.UsageError) -> int:
     return 2
 
 
-def _failed(error: UnifsError | OSError) -> int:
+def _failed(error: UnifsError | OSError, is_json: bool) -> int:
+    """Tell a failure on stderr; for a program also as one JSON object on stdout."""
     named = from_os_error(error) if isinstance(error, OSError) else error
+    if is_json and isinstance(named, UnifsError):
+        import json
+
+        from unifs.control.wire import failure
+
+        print(json.dumps(failure(named)), flush=True)
     if not isinstance(named, UnifsError):
         _say(str(error), "")
         return 1

@@ -1,23 +1,32 @@
 """The composition root: from settings to a served tree, everything in one nursery.
 
 ``run`` is what the mount command's child process calls. Order of opening: state directory (lock,
-database, recovery), node, volumes, control socket, FUSE session; closing is the reverse, so that the
-state is closed clean only after the kernel can send nothing more. No other module knows all parts.
+database, recovery), node, volumes, control socket, FUSE session; closing is the reverse, so that
+the state is closed clean only after the kernel can send nothing more. No other module knows all
+parts.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import pyfuse3
 import trio
+import trio_parallel
 
 from unifs.answers.explain import Explainer, status_report
 from unifs.answers.files import FilesAnswer
+from unifs.answers.gauges import watch
 from unifs.answers.journal import JournalAnswer
 from unifs.answers.mounts import MountsAnswer
+from unifs.cache.disk import DiskLimits, DiskTier
+from unifs.cache.reads import ReadCache, ReadLimits
+from unifs.config import IpfsMount as IpfsSettings
 from unifs.config import LocalMount, state_socket_path
+from unifs.control.locate import source_of
 from unifs.control.ops import operations
 from unifs.control.server import serve
 from unifs.driver.notify import Notifications
@@ -26,9 +35,11 @@ from unifs.driver.waits import Deadlines
 from unifs.errors import UnifsError
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
+from unifs.mounts.ipfs import IpfsMount
 from unifs.mounttable import MountTable, TableEntry
 from unifs.state.directory import RESERVE_BYTES
-from unifs.telemetry import AccessLog, Metrics
+from unifs.telemetry import TASK_BUGS, AccessLog, Metrics
+from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
 from unifs.vfs.paths import Paths
@@ -42,12 +53,26 @@ from unifs.vfs.vfs import Vfs
 from unifs.vfs.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from unifs.config import Settings
     from unifs.control.daemon_protocol import Explanation, StatusReport
+    from unifs.vfs.remotevolume import RemoteVolume
+
+#: Worker processes that nobody needs end after this; they count as our memory.
+WORKER_IDLE_S = 10.0
+
+#: Before a background task that failed begins again.
+TASK_PAUSE_S = 1.0
 
 log = logging.getLogger(__name__)
+
+
+class Part(Protocol):
+    """What has connections or tasks of its own."""
+
+    def serve(self) -> AbstractAsyncContextManager[None]: ...
 
 
 class Daemon:
@@ -78,7 +103,16 @@ class Daemon:
             owner=self.keeper,
             tree_roots=self.keeper.roots,
         )
+        cache = settings.cache
+        self.cache = ReadCache(
+            DiskTier(
+                self.storage.state.cache, DiskLimits(cache.disk_bytes, cache.disk_free_bytes_min)
+            ),
+            ReadLimits(memory_bytes_max=cache.memory_bytes),
+        )
+        self.ipfs = IpfsMount(self.node)
         self.table = MountTable(self.vfs, self.storage, self.notifications, mount_point)
+        self.remotes: list[RemoteVolume] = []
         self._add_volumes()
         self._answer()
         self.session = Session(
@@ -94,6 +128,7 @@ class Daemon:
                 lookup_s=settings.deadlines.lookup_s, read_s=settings.deadlines.read_s
             ),
             per_mount_max=settings.deadlines.suspended_max,
+            source=source_of(settings.state_directory).replace(",", "\\,"),
         )
 
     def _add_volumes(self) -> None:
@@ -102,6 +137,14 @@ class Daemon:
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
         self.table.add_fixed(TableEntry("mfs", "mfs", "", True, False), mfs.root)
+        ipfs = self.settings.mounts.get("ipfs")
+        if isinstance(ipfs, IpfsSettings) and ipfs.enabled:
+            volume = self.trees.add("ipfs", "ipfs", IpfsVolume)
+            assert isinstance(volume, IpfsVolume)
+            volume.connect(self.ipfs, self.cache, ipfs.attribute_timeout_s)
+            volume.invalidator = self.notifications.for_mount("ipfs")
+            self.remotes.append(volume)
+            self.table.add_fixed(TableEntry("ipfs", "ipfs", "", False, False), volume.root)
         local = self.settings.mounts.get("local")
         if isinstance(local, LocalMount) and local.enabled:
             for problem in self.table.add_local(local.directories, local.attribute_timeout_s):
@@ -115,6 +158,8 @@ class Daemon:
         self.mounts = MountsAnswer(self.table, self.journal)
         self._explainer = Explainer(paths, self.writer, self.journal, self.mounts)
 
+        watch(self.metrics, self.vfs, self.storage, self.cache, self.journal)
+
     async def explain(self, path: str) -> Explanation:
         """What holds for one path of the tree."""
         return await self._explainer.explain(path)
@@ -123,23 +168,45 @@ class Daemon:
         """The daemon in a few lines."""
         return await status_report(self.settings, self.mount_point, self.node, self._explainer)
 
+    def _tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What runs behind the tree as long as it is mounted."""
+        return {
+            "upkeep": self.upkeep.run,
+            "sealer": self.sealer.run,
+            "roots": self.roots.run,
+            "retention": self.retention.run,
+            "keeper": partial(self.keeper.run, self.node),
+        }
+
+    async def _keep_running(self, name: str, task: Callable[[], Awaitable[None]]) -> None:
+        """A bug in a background task is logged and counted; it ends neither mount nor task."""
+        while True:
+            try:
+                await task()
+            except Exception:
+                log.exception("task failed and begins again: task=%s", name)
+                self.metrics.counter(TASK_BUGS, name).value += 1
+            await trio.sleep(TASK_PAUSE_S)
+
     async def serve(self, ready: Callable[[], None]) -> None:
         """Serve until unmounted."""
         async with self.storage.serve():
             async with trio.open_nursery() as nursery:
                 self.sealer.find_closed()
-                nursery.start_soon(self.upkeep.run)
-                nursery.start_soon(self.sealer.run)
-                nursery.start_soon(self.roots.run)
-                nursery.start_soon(self.retention.run)
-                nursery.start_soon(self.keeper.run, self.node)
+                for name, task in self._tasks().items():
+                    nursery.start_soon(self._keep_running, name, task)
+                trio_parallel.configure_default_context(idle_timeout=WORKER_IDLE_S)
                 socket = self.settings.socket_path
                 link = state_socket_path(self.settings.state_directory)
-                async with (
-                    self.node.serve(),
-                    serve(operations(), self, socket, link if link != socket else None),
-                ):
+                async with AsyncExitStack() as stack:
+                    parts: list[Part] = [self.node, self.cache, self.ipfs, *self.remotes]
+                    for part in parts:
+                        await stack.enter_async_context(part.serve())
+                    await stack.enter_async_context(
+                        serve(operations(), self, socket, link if link != socket else None)
+                    )
                     await self.session.serve(self.mount_point, ready)
+                    self.sealer.is_stopping = True
                 nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await self.upkeep.finish()

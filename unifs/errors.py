@@ -28,8 +28,14 @@ class UnifsError(Exception):
     is_transient: ClassVar[bool] = False
     hint: ClassVar[str] = "this is a bug in unifs; the log has the traceback"
 
+    #: The first sentence of the class's docstring: what is said where nobody says more.
+    default_message: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        cls.default_message = (cls.__doc__ or cls.code).split(".")[0]
+
     def __init__(self, message: str = "", **context: object) -> None:
-        super().__init__(message or (self.__doc__ or self.code).split(".")[0])
+        super().__init__(message or self.default_message)
         self.context = context
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -177,7 +183,7 @@ class ReadOnly(UnifsError):
 
 
 class JournalFailed(ReadOnly):
-    """The journal could not be made durable; the tree is read-only until a restart has checked it."""
+    """The journal could not be made durable; the tree is read-only until a restart."""
 
     code, http_status = "JOURNAL_FAILED", 503
     hint = "look at the disk (dmesg), then unmount and mount again"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
 import trio
 
+import unifs
 from unifs.errors import TooManyHandles
 
 if TYPE_CHECKING:
@@ -67,15 +68,10 @@ REQUESTS_REFUSED: Final = Metric(
     "Requests answered with ETIMEDOUT at once, because too many already wait for their mount",
     ("mount",),
 )
-READ_BYTES: Final = Metric("counter", "unifs_read_bytes_total", "Bytes that programs read")
-WRITTEN_BYTES: Final = Metric("counter", "unifs_written_bytes_total", "Bytes that programs wrote")
 INODES_HOT: Final = Metric("gauge", "unifs_inodes_hot", "Inodes kept with their reply built")
 HANDLES_OPEN: Final = Metric("gauge", "unifs_handles_open", "Open files and directories")
 CACHE_HITS: Final = Metric(
     "counter", "unifs_cache_hits_total", "Extents and blocks found in a tier", ("tier",)
-)
-CACHE_MISSES: Final = Metric(
-    "counter", "unifs_cache_misses_total", "Extents and blocks not found in a tier", ("tier",)
 )
 CACHE_FAULTS: Final = Metric(
     "counter", "unifs_cache_faults_total", "Cached bytes that failed their check", ("tier",)
@@ -94,17 +90,11 @@ JOURNAL_WAL_BYTES: Final = Metric("gauge", "unifs_journal_wal_bytes", "Size of t
 FLUSH_DURATION: Final = Metric(
     "histogram", "unifs_flush_duration_seconds", "One flush round: data, segment, WAL"
 )
-WRITEBACK: Final = Metric(
-    "counter",
-    "unifs_writeback_total",
-    "Changes that were brought to a backend, by outcome",
-    ("mount", "outcome"),
-)
 STORE_BYTES: Final = Metric(
     "gauge", "unifs_store_bytes", "Bytes of own data on disk, by kind of file", ("kind",)
 )
-STORE_DAMAGED: Final = Metric(
-    "counter", "unifs_store_damaged_total", "Blocks whose bytes did not match their hash"
+TASK_BUGS: Final = Metric(
+    "counter", "unifs_task_bugs_total", "Background tasks that failed and began again", ("task",)
 )
 CONTROL_DURATION: Final = Metric(
     "histogram",
@@ -126,12 +116,9 @@ METRICS: Final = (
     REQUEST_BUGS,
     REQUESTS_SUSPENDED,
     REQUESTS_REFUSED,
-    READ_BYTES,
-    WRITTEN_BYTES,
     INODES_HOT,
     HANDLES_OPEN,
     CACHE_HITS,
-    CACHE_MISSES,
     CACHE_FAULTS,
     CACHE_BYTES,
     JOURNAL_COMMITS,
@@ -139,9 +126,8 @@ METRICS: Final = (
     JOURNAL_DIRTY_BYTES,
     JOURNAL_WAL_BYTES,
     FLUSH_DURATION,
-    WRITEBACK,
     STORE_BYTES,
-    STORE_DAMAGED,
+    TASK_BUGS,
     CONTROL_DURATION,
     CONTROL_ERRORS,
     BUILD_INFO,
@@ -199,6 +185,7 @@ class Metrics:
         self._counters: dict[Metric, dict[tuple[str, ...], Counter]] = {}
         self._histograms: dict[Metric, dict[tuple[str, ...], Histogram]] = {}
         self._gauges: dict[Metric, Callable[[], Mapping[tuple[str, ...], float]]] = {}
+        self.watch_all(BUILD_INFO, lambda: {(unifs.__version__,): 1})
 
     def counter(self, metric: Metric, *labels: str) -> Counter:
         """The counter for these label values, made at its first use. Keep it; do not look it up."""
@@ -211,15 +198,18 @@ class Metrics:
         return _series(self._histograms.setdefault(metric, {}), metric, labels, Histogram)
 
     def watch(self, metric: Metric, value: Callable[[], float]) -> None:
-        """Ask ``value`` at each export for a gauge without labels."""
+        """Ask ``value`` at each export for a number without labels."""
         assert not metric.labels
         self.watch_all(metric, lambda: {(): value()})
 
     def watch_all(
         self, metric: Metric, values: Callable[[], Mapping[tuple[str, ...], float]]
     ) -> None:
-        """Ask ``values`` at each export: label values -> number. Replaces an earlier one."""
-        assert metric.kind == "gauge"
+        """Ask ``values`` at each export: label values -> number. Replaces an earlier one.
+
+        For gauges, and for counters that somebody else counts anyway.
+        """
+        assert metric.kind in ("gauge", "counter")
         self._gauges[metric] = values
 
     def export(self, accept: str = "") -> tuple[bytes, str]:
@@ -252,10 +242,13 @@ class Metrics:
                 durations.add_metric(labels, _cumulated(histogram.counts), sum_value=None)
             yield durations
         for metric, values in self._gauges.items():
-            gauges = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+            is_counter = metric.kind == "counter"
+            watched = (CounterMetricFamily if is_counter else GaugeMetricFamily)(
+                metric.name, metric.help, labels=metric.labels
+            )
             for labels, number in values().items():
-                gauges.add_metric(labels, number)
-            yield gauges
+                watched.add_metric(labels, number)
+            yield watched
 
 
 def _series(

@@ -73,7 +73,7 @@ def _command(*arguments: str | Path) -> str:
 
 def _unifs(state: Path, *arguments: str) -> dict[str, object]:
     """Run one control operation and return its JSON answer (the last line, where it streams)."""
-    out = _command(*unifs_command("ctl", "--state", str(state), "--json", *arguments))
+    out = _command(*unifs_command("ctl", "--state", str(state), *arguments, "--json"))
     try:
         answer = json.loads(out)
     except json.JSONDecodeError:
@@ -263,8 +263,11 @@ def embedded_node(bench: Bench) -> Iterator[Special]:
         yield _ratio("only_hash", f"ctl add --only-hash of {bench.gib_mib} MiB", pair)
 
         def add() -> float:
+            # Every leaf is new, or the node would find the block and write nothing.
             with source.open("r+b") as file:
-                file.write(os.urandom(16))
+                for start in range(0, bench.gib_mib * MIB, MIB):
+                    file.seek(start)
+                    file.write(os.urandom(16))
             return timed(lambda: _unifs(state, "add", str(source)))
 
         before = written_bytes(pids)

@@ -13,6 +13,7 @@ from tests.mounts.remote import RemoteMount
 from unifs.cache.disk import DiskLimits, DiskTier
 from unifs.cache.reads import EXTENT_BYTES, ReadCache, ReadLimits, Source
 from unifs.errors import Corrupt, Stale, TryAgain, Unreachable
+from unifs.types import Version
 from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
@@ -273,14 +274,22 @@ async def test_extents_survive_a_restart_and_the_backend_is_not_asked_again(tmp_
         assert cache.statistics().fetches == 0
 
 
-async def test_what_this_machine_has_anyway_is_not_copied_to_the_disk_tier(tmp_path: Path) -> None:
-    remote = RemoteMount()
-    plain = await source_of(remote)
-    source = Source(plain.mount, "", plain.version, plain.size_bytes, plain.read, is_local=True)
+async def test_a_mount_with_bytes_on_this_machine_is_asked_itself(tmp_path: Path) -> None:
+    class Here(RemoteMount):
+        asked = 0
+
+        def read_nowait(self, path: str, version: Version, offset: int, size: int) -> bytes:
+            self.asked += 1
+            if self.asked == 1:
+                raise WouldBlock(lambda: self.read(path, version, offset, size))
+            return self.content(path)[offset : offset + size]
+
+    source = await source_of(Here())
     async with cache_of(tmp_path) as cache:
-        assert await read(cache, source, 0, 10) == BYTES[:10]
-        await wait_all_tasks_blocked(0.01)
-        assert cache.statistics().disk.extents == 0
+        assert await read(cache, source, 5, 10) == BYTES[5:15]
+        assert cache.read_nowait(source, 7, 3) == BYTES[7:10]
+        statistics = cache.statistics()
+        assert (statistics.fetches, statistics.memory.extents) == (0, 0)
 
 
 async def test_closing_the_cache_answers_those_who_wait() -> None:
@@ -309,8 +318,6 @@ async def test_closing_the_cache_answers_those_who_wait() -> None:
 def test_objects_of_an_immutable_mount_share_extents() -> None:
     class Immutable(RemoteMount):
         is_immutable = True
-
-    from unifs.types import Version
 
     one = Source.of("ipfs", Immutable(), "cid/a", Version("bafk"), 1)
     other = Source.of("ipfs", Immutable(), "cid2/b", Version("bafk"), 1)

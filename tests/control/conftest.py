@@ -11,8 +11,10 @@ import pytest
 import trio
 
 from tests.control import sample_operations
-from unifs import config
+from tests.control.world import World
+from unifs import cli, config
 from unifs.control.client import Client
+from unifs.control.ops import operations
 from unifs.control.registry import Registry
 from unifs.control.server import serve
 from unifs.telemetry import AccessLog, Metrics
@@ -105,3 +107,48 @@ async def sample(tmp_path: Path, registry: Registry) -> AsyncIterator[Served]:
 
 def take(iterator: Any, count: int) -> list[Any]:
     return list(itertools.islice(iterator, count))
+
+
+class Shell:
+    """The command line against a running world, in this process."""
+
+    def __init__(self, world: World, capture: Any) -> None:
+        self.world = world
+        self._capture = capture
+
+    async def run(self, *arguments: str) -> tuple[int, bytes, str]:
+        """Exit code, stdout and stderr of one command line."""
+        self._capture.readouterr()
+        code = await trio.to_thread.run_sync(cli.run, arguments, abandon_on_cancel=True)
+        out, err = self._capture.readouterr()
+        return code, out, err.decode("utf-8", "surrogateescape")
+
+    async def text(self, *arguments: str) -> str:
+        """stdout of a command line that succeeds."""
+        code, out, err = await self.run(*arguments)
+        assert (code, err) == (0, ""), (code, err)
+        return out.decode("utf-8", "surrogateescape")
+
+    async def json(self, *arguments: str) -> list[dict[str, Any]]:
+        """The JSON lines of a command line that succeeds."""
+        out = await self.text(*arguments, "--json")
+        return [msgspec.json.decode(line) for line in out.splitlines()]
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """A world behind the control socket, found through $UNIFS_HOME."""
+    made = World(tmp_path)
+    monkeypatch.setenv("UNIFS_HOME", str(made.settings.state_directory))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    try:
+        async with serve(operations(), made, made.settings.socket_path):
+            yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def shell(world: World, capfdbinary: pytest.CaptureFixture[bytes]) -> Shell:
+    return Shell(world, capfdbinary)

@@ -95,7 +95,12 @@ class Directory:
         self._do(lambda: os.close(fd), "close", fd=fd)
 
     def fsync_directory(self, path: str) -> None:
-        fd = os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fd = os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno not in DEAD:
+                self.recorder.unexpected(f"open {path!r}: {os.strerror(error.errno or 0)}")
+            raise ServerGone from error
         try:
             action = (lambda: None) if self.has_fake_fsync else (lambda: os.fsync(fd))
             self._do(action, "fsyncdir", path=path)

@@ -123,13 +123,39 @@ class _Check:
                 before -= 1
             if not self._entry(now, timeline, before) or self._is_emptied(now, timeline, before):
                 return ""
+            if self._is_new(timeline, before) and self._is_displaced(
+                now, inode, timeline[index][0]
+            ):
+                return ""
         return reason
+
+    def _is_displaced(self, now: Seen | None, inode: Inode, step: int) -> bool:
+        """A file that took another's name and was moved on since: the other stands in for it.
+
+        Its old content is that of the file it replaced last, wherever the new one went.
+        """
+        taken = [
+            (taken_at, timeline, index - 1)
+            for path in inode.names
+            for timeline in (self.history.timeline[path],)
+            for index, (taken_at, entry) in enumerate(timeline)
+            if entry is inode and taken_at < step and not self._is_new(timeline, index - 1)
+            if timeline[index - 1][1] is not inode
+        ]
+        if not taken:
+            return False
+        _, timeline, before = max(taken, key=lambda one: one[0])
+        return now is not None and not self._entry(now, timeline, before)
+
+    @staticmethod
+    def _is_new(timeline: list[tuple[int, Inode | None]], before: int) -> bool:
+        return before < 0 or timeline[before][1] is None
 
     def _is_emptied(
         self, now: Seen | None, timeline: list[tuple[int, Inode | None]], before: int
     ) -> bool:
         """A new file whose bytes a power cut took may stay as an empty name, given up."""
-        is_new = before < 0 or timeline[before][1] is None
+        is_new = self._is_new(timeline, before)
         is_empty = now is not None and now.kind == "file" and now.content == digest(b"")
         return self.crash.metadata_needs_sync and is_new and is_empty
 

@@ -176,8 +176,8 @@ class History:
         """Add one call to the timelines."""
         self.step += 1
         call = event["call"]
-        if call == "osync" and not is_acknowledged:
-            call = "write"
+        if not is_acknowledged:
+            call = {"osync": "write", "truncate": "cut"}.get(call, call)
         if is_acknowledged or call not in ("close", "fsync", "fsyncdir", "osync"):
             getattr(self, f"_{call}")(event)
         if is_acknowledged:
@@ -240,9 +240,12 @@ class History:
         self.handles[event["fd"]].change(OPEN)
 
     def _truncate(self, event: dict[str, Any]) -> None:
+        self._cut(event, CLOSED)
+
+    def _cut(self, event: dict[str, Any], level: int = OPEN) -> None:
         inode = self._at(event["path"])
         self._resize(inode, event["size"])
-        inode.change(CLOSED)
+        inode.change(level)
 
     @staticmethod
     def _resize(inode: Inode, size_bytes: int) -> None:

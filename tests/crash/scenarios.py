@@ -97,6 +97,20 @@ def replaced_twice(directory: Directory, seed: int) -> None:
     _somebody_else(directory)
 
 
+def moved_after_replacing(directory: Directory, seed: int) -> None:
+    """Save files by rename without a sync and move them on, to a new name and over another file."""
+    for size in SIZES:
+        for kind in ("free", "taken"):
+            path, other = f"saved{size}{kind}", f"moved{size}{kind}"
+            _save(directory, path, size, is_synced=True)
+            if kind == "taken":
+                _save(directory, other, size + 7, is_synced=True)
+            _save(directory, f"{path}.tmp", size + seed % 3, is_synced=False)
+            directory.rename(f"{path}.tmp", path)
+            directory.rename(path, other)
+    _somebody_else(directory)
+
+
 def renamed_before_sync(directory: Directory, seed: int) -> None:
     """Rename closed files, over others and to new names, and give some of them another link."""
     for size in SIZES:
@@ -154,6 +168,7 @@ SCENARIOS: dict[str, Callable[[Directory, int], None]] = {
         appended_after_sync,
         replaced_by_an_empty_file,
         replaced_twice,
+        moved_after_replacing,
         renamed_before_sync,
         truncated_after_sync,
     )

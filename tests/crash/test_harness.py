@@ -19,7 +19,15 @@ pytestmark = [
 
 def power(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.crash.power", "--target", "plain", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    # A violation may name a file whose name is not UTF-8.
+    return subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="backslashreplace",
+        cwd=REPOSITORY,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("scenario", ["mixed", "closed_not_synced"])

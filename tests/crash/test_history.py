@@ -11,7 +11,7 @@ import pytest
 from tests.crash.calls import Directory
 from tests.crash.check import check, observe
 from tests.crash.history import KILL, POWER_CUT, Crash, History, Recorder
-from tests.crash.scenarios import closed_not_synced
+from tests.crash.scenarios import closed_not_synced, moved_after_replacing
 from tests.crash.workload import Workload
 
 if TYPE_CHECKING:
@@ -120,3 +120,32 @@ def test_a_rename_under_way_may_not_lose_both_names(directory: Directory, tmp_pa
     os.unlink(tree / "a")
     os.unlink(tree / "b")
     assert any("is lost" in word for word in violations(tmp_path))
+
+
+def test_a_moved_successor_gives_its_place_to_what_it_replaced(
+    directory: Directory, tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    moved_after_replacing(directory, 0)
+    assert violations(tmp_path, POWER_CUT) == []
+    history = History.load(tmp_path / "manifest")
+    old = history.timeline["saved4096free"][0][1]
+    assert old is not None
+    write(tree / "moved4096free", bytes(old.data))
+    assert violations(tmp_path, POWER_CUT) == []
+    write(tree / "moved4096free", bytes(old.data[:-1]))
+    assert any("moved4096free" in word for word in violations(tmp_path, POWER_CUT))
+
+
+def test_a_cut_that_was_not_acknowledged_is_done_or_not_done(
+    directory: Directory, tmp_path: Path
+) -> None:
+    fd = directory.create("a")
+    directory.write_all(fd, 100)
+    directory.close(fd)
+    directory.recorder.intent("truncate", path="a", size=10)
+    assert violations(tmp_path) == []
+    os.truncate(tmp_path / "tree" / "a", 10)
+    assert violations(tmp_path) == []
+    os.truncate(tmp_path / "tree" / "a", 11)
+    assert any("holds" in word for word in violations(tmp_path))

@@ -22,7 +22,15 @@ pytestmark = [
 def power(*arguments: str) -> tuple[int, int]:
     """Run a campaign that must find nothing; the acknowledged calls and the fsyncs among them."""
     command = [sys.executable, "-m", "tests.crash.power", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    # A violation may name a file whose name is not UTF-8.
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="backslashreplace",
+        cwd=REPOSITORY,
+        check=False,
+    )
     words = done.stdout + done.stderr
     assert done.returncode == 0, words
     counts = re.search(r"(\d+) acknowledged calls \((\d+) of them fsync", done.stdout)

@@ -36,6 +36,17 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
     )
 
 
+def test_unifs_runs_from_anywhere_and_imports_from_nowhere_else(tmp_path: Path) -> None:
+    # Neither the directory that the user stands in nor a PYTHONPATH may shadow a module.
+    (tmp_path / "trio.py").write_text("raise SystemExit('shadowed')")
+    link = tmp_path / "a link to unifs"
+    link.symlink_to(ROOT / "scripts/unifs")
+    result = run(link, "--version", cwd=tmp_path, PYTHONPATH=str(tmp_path), HOME="")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("unifs ")
+    assert result.stderr == ""
+
+
 def test_missing_packages_are_named_with_the_command(tmp_path: Path) -> None:
     script = POOR_MACHINE % "sh|apt-get"
     result = run("bash", "-c", script, "bash", ROOT, cwd=tmp_path)

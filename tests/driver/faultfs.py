@@ -3,9 +3,13 @@
 ``python -m tests.driver.faultfs MNT --faults FILE`` reads FILE at every request: lines of
 ``VERB KIND [ARGUMENT]``. What is not named there behaves as ``ramfs`` does.
 
+Setting ``user.change`` on a file changes its bytes behind the kernel's back, ``user.forget`` and
+``user.forget-name`` (PARENT/NAME) tell the kernel; ``user.frozen`` is how many requests wait for
+a thaw.
+
 A name that begins with "frozen" belongs to a mount of that name whose reads wait until the line
-``thaw`` stands in FILE. "slow" in the same place waits 0.2 s. Missing names that begin with "never"
-are proven absent for an hour.
+``thaw`` stands in FILE. "slow" in the same place waits 0.2 s, and a look-up of "stuck" waits as a
+frozen read does. Missing names that begin with "never" are proven absent for an hour.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import trio
 
 from tests.driver.ramfs import RamFs, parser, serve
 from unifs.driver.access import VERBS
+from unifs.driver.notify import Notifications
 from unifs.driver.session import SessionOptions
 from unifs.driver.waits import Deadlines
 from unifs.errors import Corrupt, NotFound, UnifsError
@@ -52,11 +57,12 @@ KINDS: dict[str, BaseException] = {
 class FaultFs(RamFs):
     """Fails, waits and freezes as a file of lines says."""
 
-    def __init__(self, timeout_s: float, faults: Path) -> None:
+    def __init__(self, timeout_s: float, faults: Path, notifications: Notifications) -> None:
         super().__init__(timeout_s)
         self._faults = faults
+        self._invalidator = notifications.for_mount("ram")
         self._names: dict[int, bytes] = {}
-        self._let_through: set[int] = set()
+        self._frozen = 0
         for verb in VERBS:
             setattr(self, verb, partial(self._faulty, verb, getattr(self, verb)))
 
@@ -87,6 +93,8 @@ class FaultFs(RamFs):
     def lookup(self, parent: int, name: bytes, caller: Caller) -> pyfuse3.EntryAttributes:
         if name.startswith(b"never") and name not in self._nodes[parent].children:
             raise NotFound("proven", negative_timeout_s=3600)
+        if name == b"stuck" and ["thaw"] not in self._lines():
+            raise WouldBlock(self._until_thawed, "frozen")
         return super().lookup(parent, name, caller)
 
     def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
@@ -97,6 +105,25 @@ class FaultFs(RamFs):
             return self._slow(partial(super().read, fh, offset, size))
         return super().read(fh, offset, size)
 
+    def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
+        node = self._node(ino)
+        if name == b"user.change":
+            # As if somebody else had written: the kernel knows nothing of it.
+            node.data[:] = value
+            node.attributes.st_size = len(value)
+        elif name == b"user.forget":
+            self._invalidator.inode(ino)
+        elif name == b"user.forget-name":
+            parent, _, child = value.partition(b"/")
+            self._invalidator.entry(int(parent), child)
+        else:
+            super().setxattr(ino, name, value)
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        if name == b"user.frozen":
+            return str(self._frozen).encode()
+        return super().getxattr(ino, name)
+
     def _slow(self, answer: Any) -> Any:
         async def wait() -> object:
             await trio.sleep(SLOW_S)
@@ -106,8 +133,12 @@ class FaultFs(RamFs):
 
     async def _until_thawed(self) -> object:
         # Another process says so, in a file.
-        while ["thaw"] not in self._lines():  # noqa: ASYNC110
-            await trio.sleep(THAW_POLL_S)
+        self._frozen += 1
+        try:
+            while ["thaw"] not in self._lines():  # noqa: ASYNC110
+                await trio.sleep(THAW_POLL_S)
+        finally:
+            self._frozen -= 1
         return RETRY
 
 
@@ -135,25 +166,40 @@ def pretend(what: str) -> None:
 def main() -> int:
     arguments = parser()
     arguments.add_argument("--faults", type=Path, required=True)
-    arguments.add_argument("--deadline", type=float, default=30.0, help="of every request, seconds")
+    arguments.add_argument(
+        "--deadline", type=float, default=600.0, help="of every request, seconds"
+    )
     arguments.add_argument("--per-mount", type=int, default=256)
     arguments.add_argument("--grace", type=float, default=5.0)
+    arguments.add_argument("--read-only", action="store_true")
+    arguments.add_argument("--allow-other", action="store_true")
+    arguments.add_argument("--crash", action="store_true", help="fail once it is mounted")
     arguments.add_argument("--pretend", choices=PRETENCES, help="that pyfuse3 is another one")
     chosen = arguments.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     if chosen.pretend:
         pretend(chosen.pretend)
     limit = chosen.deadline
+    notifications = Notifications()
     return serve(
-        FaultFs(chosen.timeout, chosen.faults),
+        FaultFs(chosen.timeout, chosen.faults, notifications),
         chosen.mount_point,
         SessionOptions(
             deadlines=Deadlines(limit, limit, limit, limit, limit, limit),
             per_mount_max=chosen.per_mount,
             end_grace_s=chosen.grace,
             is_fast_loop_wanted=not chosen.stock_loop,
+            read_only=chosen.read_only,
+            allow_other=chosen.allow_other,
         ),
+        notifications,
+        crash if chosen.crash else lambda: print("ready", flush=True),
     )
+
+
+def crash() -> None:
+    print("ready", flush=True)
+    raise RuntimeError("the daemon fails")
 
 
 if __name__ == "__main__":

@@ -371,12 +371,18 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
-def serve(served: RamFs, mount_point: Path, options: SessionOptions) -> int:
+def serve(
+    served: RamFs,
+    mount_point: Path,
+    options: SessionOptions,
+    notifications: Notifications,
+    ready: Callable[[], None] = lambda: print("ready", flush=True),
+) -> int:
     """Serve until it is unmounted; says "ready" on standard output when it answers."""
     place = resolved(mount_point)
     remove_dead(place)
-    session = Session(served, options, Metrics(), AccessLog(), Notifications())
-    trio.run(session.serve, place, lambda: print("ready", flush=True))
+    session = Session(served, options, Metrics(), AccessLog(), notifications)
+    trio.run(session.serve, place, ready)
     return 0
 
 
@@ -384,7 +390,7 @@ def main() -> int:
     chosen = parser().parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     options = SessionOptions(is_fast_loop_wanted=not chosen.stock_loop)
-    return serve(RamFs(chosen.timeout), chosen.mount_point, options)
+    return serve(RamFs(chosen.timeout), chosen.mount_point, options, Notifications())
 
 
 if __name__ == "__main__":

@@ -180,8 +180,12 @@ def test_closing_aborts_the_connection_that_holds_a_thread(
     notifications.for_mount("mfs").inode(5)
     kernel.wait_for(1)
     assert not notifications.close(lambda: None)
-    monkeypatch.setattr(notify, "JOIN_S", PATIENCE_S)
-    assert notifications.close(kernel.is_free.set)
+
+    def abort() -> None:
+        kernel.is_free.set()
+        monkeypatch.setattr(notify, "JOIN_S", PATIENCE_S)
+
+    assert notifications.close(abort)
 
 
 def test_a_removed_mount_ends_its_thread(kernel: FakeKernel, notifications: Notifications) -> None:

@@ -6,7 +6,6 @@ import errno
 import gc
 import logging
 from types import SimpleNamespace
-from typing import Any
 
 import pyfuse3
 import pytest
@@ -14,72 +13,18 @@ import trio
 import trio.testing
 
 from tests.driver.faultfs import KINDS
+from tests.driver.handlers import ARGUMENTS, CALLER, Driver
 from unifs.driver.access import VERBS
-from unifs.driver.operations import REFUSED_BUCKET, Operations
-from unifs.driver.waits import Deadlines, Waits
-from unifs.errors import Corrupt, DeadlineExceeded, NotFound
+from unifs.driver.operations import REFUSED_BUCKET
+from unifs.errors import Corrupt, NotFound
 from unifs.telemetry import (
     REQUEST_BUGS,
     REQUEST_DURATION,
     REQUEST_ERRORS,
-    AccessLog,
-    Metrics,
 )
-from unifs.types import PlainCaller, SetAttributes, Space
-from unifs.waiting import RETRY, WouldBlock
+from unifs.types import SetAttributes, Space
+from unifs.waiting import WouldBlock
 
-CALLER = PlainCaller(uid=7, gid=8, pid=9)
-FIELDS = SimpleNamespace(
-    update_mode=True,
-    update_uid=False,
-    update_gid=True,
-    update_size=True,
-    update_atime=False,
-    update_mtime=True,
-    update_ctime=True,
-)
-
-
-def _changed() -> pyfuse3.EntryAttributes:
-    attributes = pyfuse3.EntryAttributes()
-    attributes.st_mode = 0o104755
-    attributes.st_uid = 3
-    attributes.st_gid = 4
-    attributes.st_size = 5
-    attributes.st_atime_ns = 6
-    attributes.st_mtime_ns = 7_000_000_001
-    return attributes
-
-
-ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "lookup": (1, b"n", CALLER),
-    "getattr": (2, CALLER),
-    "setattr": (2, _changed(), FIELDS, None, CALLER),
-    "readlink": (2, CALLER),
-    "statfs": (CALLER,),
-    "mknod": (1, b"n", 0o100644, 0, CALLER),
-    "mkdir": (1, b"n", 0o40755, CALLER),
-    "symlink": (1, b"n", b"target", CALLER),
-    "link": (2, 1, b"n", CALLER),
-    "unlink": (1, b"n", CALLER),
-    "rmdir": (1, b"n", CALLER),
-    "rename": (1, b"n", 1, b"m", 0, CALLER),
-    "open": (2, 0, CALLER),
-    "create": (1, b"n", 0o100644, 0, CALLER),
-    "read": (3, 10, 20),
-    "write": (3, 10, b"data"),
-    "flush": (3,),
-    "release": (3,),
-    "fsync": (3, True),
-    "opendir": (1, CALLER),
-    "readdir": (4, 0, object()),
-    "releasedir": (4,),
-    "fsyncdir": (4, False),
-    "getxattr": (2, b"user.a", CALLER),
-    "setxattr": (2, b"user.a", b"v", CALLER),
-    "listxattr": (2, CALLER),
-    "removexattr": (2, b"user.a", CALLER),
-}
 EXPECTED_ERRNO = {
     "value": errno.EIO,
     "key": errno.EIO,
@@ -95,47 +40,6 @@ EXPECTED_ERRNO = {
     "groups": errno.EIO,
 }
 BUGS = {"value", "key", "assertion", "recursion", "type", "base", "oswithout", "groups"}
-
-
-class FakeServed:
-    """Answers every request with ``answer``, or raises it where it is an exception."""
-
-    def __init__(self, answer: Any = None) -> None:
-        self.answer = answer
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-
-    def inode_of(self, fh: int) -> int:
-        return 100 + fh
-
-    def __getattr__(self, verb: str) -> Any:
-        def call(*args: Any) -> Any:
-            self.calls.append((verb, args))
-            if isinstance(self.answer, BaseException):
-                raise self.answer
-            return self.answer
-
-        return call
-
-
-class Driver:
-    """Handlers with everything around them in sight."""
-
-    def __init__(self, answer: Any = None, per_mount_max: int = 256, **deadlines: float) -> None:
-        self.served = FakeServed(answer)
-        self.metrics = Metrics()
-        self.access_log = AccessLog()
-        self.waits = Waits(self.metrics, per_mount_max)
-        self.operations = Operations(
-            self.served, self.waits, self.metrics, self.access_log, Deadlines(**deadlines)
-        )
-
-    async def request(self, verb: str) -> Any:
-        return await getattr(self.operations, verb)(*ARGUMENTS[verb])
-
-    async def errno_of(self, verb: str) -> int:
-        with pytest.raises(pyfuse3.FUSEError) as caught:
-            await self.request(verb)
-        return caught.value.errno
 
 
 def test_each_handler_of_pyfuse3_has_arguments_here() -> None:
@@ -377,115 +281,3 @@ async def test_nobody_reading_costs_no_line() -> None:
         await anext(reader)
         pytest.fail("a line from before anybody read")
     assert sum(driver.metrics.histogram(REQUEST_DURATION, "read").counts) == 1
-
-
-# --- waiting ------------------------------------------------------------------------------------
-
-
-async def test_a_request_is_asked_again_when_what_it_waited_for_has_happened() -> None:
-    driver = Driver()
-    answers: list[Any] = [b"done"]
-
-    async def wait() -> object:
-        await trio.lowlevel.checkpoint()
-        driver.served.answer = answers.pop()
-        return RETRY
-
-    driver.served.answer = WouldBlock(wait, "remote")
-    assert await driver.request("read") == b"done"
-    assert [verb for verb, _ in driver.served.calls] == ["read", "read"]
-
-
-@pytest.mark.parametrize(
-    ("verb", "deadline_s"), [("lookup", 5.0), ("read", 30.0), ("flush", 60.0), ("fsync", 300.0)]
-)
-async def test_waiting_ends_at_the_deadline(
-    verb: str, deadline_s: float, autojump_clock: trio.abc.Clock
-) -> None:
-    driver = Driver(WouldBlock(trio.sleep_forever, "remote"))
-    started = trio.current_time()
-    assert await driver.errno_of(verb) == errno.ETIMEDOUT
-    assert trio.current_time() - started == pytest.approx(deadline_s)
-    assert driver.waits.statistics()["timed_out"] == 1
-    assert driver.waits.waiting_by_mount() == {}
-
-
-async def test_the_deadline_holds_over_every_wait_of_one_request(
-    autojump_clock: trio.abc.Clock,
-) -> None:
-    async def wait() -> object:
-        await trio.sleep(3)
-        return RETRY
-
-    driver = Driver(WouldBlock(wait, "remote"), lookup_s=10)
-    started = trio.current_time()
-    assert await driver.errno_of("lookup") == errno.ETIMEDOUT
-    assert trio.current_time() - started == pytest.approx(10)
-
-
-async def test_a_request_tells_the_loop_before_it_suspends() -> None:
-    told: list[str] = []
-
-    async def wait() -> object:
-        told.append("waits")
-        await trio.lowlevel.checkpoint()
-        return b""
-
-    driver = Driver(WouldBlock(wait, "remote"))
-    driver.waits.about_to_suspend = lambda: told.append("about to")
-    await driver.request("read")
-    assert told == ["about to", "waits"]
-
-
-async def test_a_frozen_mount_takes_its_own_places_only(caplog: pytest.LogCaptureFixture) -> None:
-    driver = Driver(WouldBlock(trio.sleep_forever, "frozen"), per_mount_max=3)
-    async with trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(driver.request, "read")
-        await trio.testing.wait_all_tasks_blocked()
-        assert driver.waits.waiting_by_mount() == {"frozen": 3}
-        for _ in range(2):
-            assert await driver.errno_of("read") == errno.ETIMEDOUT
-        driver.served.answer = WouldBlock(_answered, "healthy")
-        assert await driver.request("read") == b"answered"
-        driver.served.answer = WouldBlock(_answered)
-        assert await driver.request("read") == b"answered"
-        nursery.cancel_scope.cancel()
-    assert driver.waits.waiting_by_mount() == {}
-    assert len([r for r in caplog.records if "does not answer" in r.getMessage()]) == 1
-    assert len([r for r in caplog.records if "answers again" in r.getMessage()]) == 1
-
-
-async def test_this_machines_disk_has_no_cap() -> None:
-    driver = Driver(WouldBlock(_answered), per_mount_max=1)
-    async with trio.open_nursery() as nursery:
-        for _ in range(20):
-            nursery.start_soon(driver.request, "read")
-    assert driver.waits.statistics()["waiting_highest"] == 20
-
-
-async def _answered() -> object:
-    await trio.lowlevel.checkpoint()
-    return b"answered"
-
-
-async def test_the_end_of_the_session_ends_every_wait() -> None:
-    driver = Driver(WouldBlock(trio.sleep_forever, "remote"))
-    numbers: list[int] = []
-
-    async def wait() -> None:
-        numbers.append(await driver.errno_of("read"))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait)
-        nursery.start_soon(wait)
-        await trio.testing.wait_all_tasks_blocked()
-        driver.waits.end_all()
-    await wait()
-    assert numbers == [errno.ENOTCONN] * 3
-
-
-async def test_a_backend_that_says_timed_out_is_not_taken_for_the_deadline() -> None:
-    driver = Driver(DeadlineExceeded())
-    assert await driver.errno_of("read") == errno.ETIMEDOUT
-    assert driver.waits.statistics()["timed_out"] == 0

@@ -22,9 +22,12 @@ from unifs.driver.mountinfo import MNT_DETACH, mounted_at, umount
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.fuse.calling import Commands
+
 REPOSITORY = Path(__file__).parents[2]
 #: Nothing here takes this long; a test that waits longer has found a hang.
 PATIENCE_S = 30.0
+LOOPS: dict[str, tuple[str, ...]] = {"fast": (), "stock": ("--stock-loop",)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -116,6 +119,12 @@ class Mounts:
                 umount(str(mounted.path), MNT_DETACH)
 
 
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The option that chooses the request loop."""
+    return LOOPS[request.param]
+
+
 @pytest.fixture
 def mounts(tmp_path: Path) -> Iterator[Mounts]:
     if os.geteuid() != 0:
@@ -124,3 +133,12 @@ def mounts(tmp_path: Path) -> Iterator[Mounts]:
     started = Mounts(tmp_path)
     yield started
     started.clean()
+
+
+@pytest.fixture
+def commands(tmp_path: Path, mounts: Mounts) -> Iterator[Commands]:
+    from tests.fuse.calling import Commands
+
+    made = Commands(tmp_path)
+    yield made
+    made.clean()

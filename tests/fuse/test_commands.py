@@ -5,95 +5,27 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import threading
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fuse.conftest import PATIENCE_S, REPOSITORY, Mounts, until
-from unifs.driver import fusectl, mounting, unmounting
-from unifs.driver.mountinfo import MNT_DETACH, mount, mounted_at, umount
-from unifs.driver.unmounting import umount_command
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-class Commands:
-    """Runs the two commands and cleans up after them."""
-
-    def __init__(self, directory: Path) -> None:
-        self.state = directory / "state"
-        self.mount_point = directory / "mnt"
-        self.mount_point.mkdir()
-
-    def _command(self, *arguments: str | Path) -> list[str]:
-        return [sys.executable, "-m", "tests.fuse.commands", *map(str, arguments)]
-
-    def start(self, *arguments: str | Path, cwd: Path = REPOSITORY) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self._command(*arguments), cwd=cwd, stderr=subprocess.PIPE, text=True
-        )
-
-    def run(self, *arguments: str | Path) -> tuple[int, str]:
-        result = subprocess.run(
-            self._command(*arguments),
-            cwd=REPOSITORY,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S * 2,
-            check=False,
-        )
-        return result.returncode, result.stderr
-
-    def mount(self, *options: str) -> tuple[int, str]:
-        return self.run("mount", self.mount_point, "--state", self.state, *options)
-
-    def umount(self, *options: str) -> tuple[int, str]:
-        return self.run("umount", self.mount_point, *options)
-
-    def daemon(self) -> int:
-        found = mounted_at(str(self.mount_point))
-        assert found is not None
-        (pid,) = fusectl.Connection.of(found).servers()
-        return pid
-
-    def log(self) -> str:
-        return (self.state / "unifs.log").read_text()
-
-    def clean(self) -> None:
-        while (found := mounted_at(str(self.mount_point))) is not None:
-            connection = fusectl.Connection.of(found)
-            if found.is_unifs:
-                for pid in connection.servers():
-                    os.kill(pid, signal.SIGKILL)
-                if connection.is_alive():
-                    connection.abort()
-            umount(str(self.mount_point), MNT_DETACH)
-
-
-@pytest.fixture
-def commands(tmp_path: Path, mounts: Mounts) -> Iterator[Commands]:
-    made = Commands(tmp_path)
-    yield made
-    made.clean()
-
+from tests.fuse.calling import Commands, has_ended, other_mount
+from tests.fuse.conftest import PATIENCE_S, REPOSITORY, until
+from unifs.driver import mounting
+from unifs.driver.mountinfo import mounted_at
+from unifs.errors import DeadlineExceeded
 
 # --- mount --------------------------------------------------------------------------------------
 
 
-def test_mount_returns_when_the_tree_answers_and_umount_when_it_has_ended(
+def test_mount_returns_when_the_tree_answers_and_umount_when_ithas_ended(
     commands: Commands,
 ) -> None:
     assert commands.mount() == (0, "")
     (commands.mount_point / "file").write_text("data")
     pid = commands.daemon()
     assert commands.umount() == (0, "")
-    assert _has_ended(pid)
+    assert has_ended(pid)
     assert list(commands.mount_point.iterdir()) == []
 
 
@@ -135,16 +67,12 @@ def _file(place: Path) -> None:
     place.write_text("")
 
 
-def _other_mount(place: Path) -> None:
-    mount("tmpfs", str(place), "tmpfs")
-
-
 @pytest.mark.parametrize(
     ("prepare", "code", "sentence"),
     [
         (Path.rmdir, 4, "does not exist: make the directory first"),
         (_file, 5, "is not a directory"),
-        (_other_mount, 5, "is a mount point already (tmpfs)"),
+        (other_mount, 5, "is a mount point already (tmpfs)"),
     ],
 )
 def test_mount_points_that_cannot_be(
@@ -208,7 +136,7 @@ def test_a_mount_left_by_a_dead_daemon_is_replaced(commands: Commands) -> None:
     assert commands.mount() == (0, "")
     pid = commands.daemon()
     os.kill(pid, signal.SIGKILL)
-    until(lambda: _has_ended(pid), "the daemon is gone")
+    until(lambda: has_ended(pid), "the daemon is gone")
     with pytest.raises(OSError, match="not connected"):
         os.listdir(commands.mount_point)
     code, said = commands.mount()
@@ -243,7 +171,7 @@ def test_an_interrupt_ends_a_daemon_that_is_not_ready(commands: Commands) -> Non
     (daemon,) = _children_that_sleep(commands)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE_S)
-    until(lambda: _has_ended(daemon), "the daemon has ended")
+    until(lambda: has_ended(daemon), "the daemon has ended")
 
 
 def _children_that_sleep(commands: Commands) -> list[int]:
@@ -273,86 +201,21 @@ def test_what_is_missing_on_the_machine_is_said_before_anything_starts(
     assert not commands.state.exists()
 
 
-# --- umount -------------------------------------------------------------------------------------
+# --- a daemon that is there and does not answer ---------------------------------------------------
 
 
-def test_umount_of_nothing_and_of_something_else(commands: Commands) -> None:
-    code, said = commands.umount()
-    assert (code, "nothing is mounted" in said) == (4, True)
-    _other_mount(commands.mount_point)
-    code, said = commands.umount()
-    assert (code, "is no unifs (tmpfs)" in said) == (2, True)
-
-
-def test_umount_names_who_uses_it(commands: Commands) -> None:
-    assert commands.mount() == (0, "")
-    with subprocess.Popen(["sleep", "60"], cwd=commands.mount_point) as user:
-        code, said = commands.umount()
-        user.kill()
-    assert code == 5
-    assert f"is in use by sleep (pid {user.pid})" in said
-    assert commands.umount() == (0, "")
-
-
-def test_umount_removes_a_dead_mount_even_when_it_is_used(commands: Commands) -> None:
-    assert commands.mount() == (0, "")
-    with subprocess.Popen(["sleep", "60"], cwd=commands.mount_point) as user:
-        os.kill(commands.daemon(), signal.SIGKILL)
-        until(lambda: mounting.is_dead(str(commands.mount_point)), "it is dead")
-        assert commands.umount() == (0, "")
-        user.kill()
-    assert mounted_at(str(commands.mount_point)) is None
-
-
-def test_umount_ends_a_tree_that_another_namespace_has_a_copy_of(commands: Commands) -> None:
-    assert commands.mount() == (0, "")
-    daemon = commands.daemon()
-    with _copied_namespace():
-        assert commands.umount() == (0, "")
-        assert _has_ended(daemon)
-
-
-def test_umount_aborts_when_the_daemon_does_not_listen(
+def test_a_frozen_tree_is_neither_covered_nor_taken_for_dead(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unmounting, "COPY_S", 0.1)
-    monkeypatch.setattr(unmounting, "END_S", 0.1)
+    monkeypatch.setattr(mounting, "ANSWER_S", 0.2)
     assert commands.mount() == (0, "")
     daemon = commands.daemon()
-    codes: list[int] = []
-    with _copied_namespace() as holder:
-        os.kill(daemon, signal.SIGSTOP)
-        thread = threading.Thread(
-            target=lambda: codes.append(umount_command(commands.mount_point, wait=True))
-        )
-        thread.start()
-        # Answered by nobody until the connection is aborted.
-        with pytest.raises(OSError, match=r"not connected|abort"):
-            os.stat(f"/proc/{holder}/root{commands.mount_point}/file")
-        assert codes == []
-        os.kill(daemon, signal.SIGCONT)
-        thread.join(PATIENCE_S)
-        assert codes == [0]
-
-
-def _has_ended(pid: int) -> bool:
-    """Gone, or waiting for its parent to notice."""
+    os.kill(daemon, signal.SIGSTOP)
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-@contextmanager
-def _copied_namespace() -> Iterator[int]:
-    """A process in a mount namespace of its own, with a copy of every mount."""
-    with subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 60"],
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            yield process.pid
-        finally:
-            process.kill()
+        with pytest.raises(DeadlineExceeded, match="does not answer"):
+            mounting.check_mount_point(
+                commands.mount_point, mounting.config.load(state=commands.state)
+            )
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    assert commands.umount() == (0, "")

@@ -1,13 +1,11 @@
-"""The driver on real mounts: the same promises with its own request loop and with pyfuse3's."""
+"""Requests on real mounts: the same answers with our request loop and with pyfuse3's."""
 
 from __future__ import annotations
 
 import errno
 import mmap
 import os
-import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,51 +13,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.driver.faultfs import SLOW_S
-from tests.fuse.conftest import PATIENCE_S, REPOSITORY, Mounted, Mounts, until
-from unifs.driver import fusectl
-from unifs.driver.mountinfo import mounted_at
+from tests.fuse.calls import Threads, drop_pages, frozen_count
+from tests.fuse.conftest import REPOSITORY, Mounted, Mounts, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOOPS = {
-    "fast": (),
-    "stock": ("--stock-loop",),
-}
 
-
-@pytest.fixture(params=LOOPS)
-def loop(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return LOOPS[request.param]
+#: The kernel reads files above 256 KiB ahead, in requests that its background limit counts.
+LARGE = bytes(range(256)) * 1200
 
 
 def start(mounts: Mounts, *options: str) -> Mounted:
     return mounts.start("tests.driver.faultfs", *options)
-
-
-class Threads:
-    """Calls that may block, each in a thread, with their answers or errno."""
-
-    def __init__(self) -> None:
-        self.answers: list[Any] = []
-        self._threads: list[threading.Thread] = []
-
-    def run(self, call: Callable[..., Any], *args: Any) -> None:
-        thread = threading.Thread(target=self._call, args=(call, *args), daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _call(self, call: Callable[..., Any], *args: Any) -> None:
-        try:
-            self.answers.append(call(*args))
-        except OSError as error:
-            self.answers.append(error.errno)
-
-    def join(self) -> list[Any]:
-        for thread in self._threads:
-            thread.join(PATIENCE_S)
-            assert not thread.is_alive()
-        return self.answers
 
 
 # --- everyday work ------------------------------------------------------------------------------
@@ -158,27 +124,27 @@ def test_slow_reads_run_side_by_side(mounts: Mounts, loop: tuple[str, ...]) -> N
 def test_a_frozen_mount_holds_up_nobody_else(
     mounts: Mounts, loop: tuple[str, ...], stuck: int
 ) -> None:
-    mounted = start(mounts, *loop)
+    mounted = start(mounts, *loop, "--per-mount", "1024")
     root = mounted.path
-    (root / "quick").write_bytes(b"quick" * 1000)
+    (root / "quick").write_bytes(LARGE)
     (root / "slow").write_bytes(b"slow")
     for n in range(stuck):
-        (root / f"frozen{n}").write_bytes(b"frozen")
+        (root / f"frozen{n}").write_bytes(LARGE)
     frozen = Threads()
     for n in range(stuck):
         frozen.run((root / f"frozen{n}").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= stuck, f"{stuck} reads wait")
+    # With the kernel's own limit, 12 of them would reach the driver.
+    until(lambda: frozen_count(mounted) >= stuck, f"{stuck} reads wait")
     # All of this ends while the frozen reads still wait: they are released below.
     for n in range(20):
         (root / f"new{n}").write_bytes(b"x" * 100_000)
-        _drop_pages(root / "quick")
-        assert (root / "quick").read_bytes() == b"quick" * 1000
+        drop_pages(root / "quick")
+        assert (root / "quick").read_bytes() == LARGE
         assert len(os.listdir(root)) == stuck + 3 + n
     assert (root / "slow").read_bytes() == b"slow"
     assert frozen.answers == []
     mounted.fault("thaw")
-    assert frozen.join() == [b"frozen"] * stuck
+    assert frozen.join() == [LARGE] * stuck
 
 
 def test_a_frozen_mount_has_only_so_many_places(mounts: Mounts) -> None:
@@ -189,8 +155,7 @@ def test_a_frozen_mount_has_only_so_many_places(mounts: Mounts) -> None:
     frozen = Threads()
     for n in range(4):
         frozen.run((root / f"frozen{n}").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= 4, "4 reads wait")
+    until(lambda: frozen_count(mounted) == 4, "4 reads wait")
     for n in (4, 5):
         with pytest.raises(OSError, match="timed out") as caught:
             (root / f"frozen{n}").read_bytes()
@@ -258,7 +223,7 @@ def _provoke(root: Path) -> dict[str, Callable[[], Any]]:
         "rename": lambda: os.rename(directory, directory),
         "open": lambda: os.close(os.open(file, os.O_RDONLY)),
         "create": lambda: _make_and_remove(root / "new", lambda p: Path(p).open("x").close()),
-        "read": lambda: (_drop_pages(file), os.pread(handle, 10, 0)),
+        "read": lambda: (drop_pages(file), os.pread(handle, 10, 0)),
         "write": lambda: os.pwrite(handle, b"data", 0),
         "flush": lambda: os.close(os.dup(handle)),
         "release": lambda: os.close(os.open(file, os.O_RDONLY)),
@@ -313,142 +278,6 @@ def test_the_kernel_gives_every_look_up_back(mounts: Mounts, loop: tuple[str, ..
     (root / "one").write_bytes(b"x")
     (root / "one").unlink()
     assert os.listdir(root) == []
-
-
-# --- the end ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_unmounts_and_ends(
-    mounts: Mounts, loop: tuple[str, ...], number: signal.Signals
-) -> None:
-    mounted = start(mounts, *loop)
-    (mounted.path / "file").write_bytes(b"data")
-    assert mounted.end(number) == 0
-    assert mounted_at(str(mounted.path)) is None
-    assert os.listdir(mounted.path) == []
-    assert "Traceback" not in mounted.logged()
-
-
-def test_umount_ends_the_process(mounts: Mounts, loop: tuple[str, ...]) -> None:
-    mounted = start(mounts, *loop)
-    (mounted.path / "file").write_bytes(b"data")
-    subprocess.run(["umount", mounted.path], check=True)
-    assert mounted.process.wait(PATIENCE_S) == 0
-    assert "Traceback" not in mounted.logged()
-
-
-def test_a_signal_ends_waiting_requests_with_an_answer(
-    mounts: Mounts, loop: tuple[str, ...]
-) -> None:
-    mounted = start(mounts, *loop, "--grace", "0.2")
-    (mounted.path / "frozen").write_bytes(b"frozen")
-    frozen = Threads()
-    frozen.run((mounted.path / "frozen").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= 1, "a read waits")
-    assert mounted.end() == 0
-    assert frozen.join() == [errno.ENOTCONN]
-
-
-def test_a_second_signal_does_not_wait_for_the_programs_that_use_it(
-    mounts: Mounts, loop: tuple[str, ...]
-) -> None:
-    mounted = start(mounts, *loop, "--grace", "600")
-    (mounted.path / "file").write_bytes(b"data")
-    descriptor = os.open(mounted.path / "file", os.O_RDONLY)
-    mounted.process.send_signal(signal.SIGTERM)
-    until(lambda: mounted_at(str(mounted.path)) is None, "it is out of the namespace")
-    assert os.read(descriptor, 10) == b"data"
-    assert mounted.end() == 0
-    with pytest.raises(OSError, match="not connected"):
-        os.close(descriptor)
-
-
-def test_an_aborted_connection_ends_the_process_though_requests_wait(mounts: Mounts) -> None:
-    mounted = start(mounts)
-    (mounted.path / "frozen").write_bytes(b"frozen")
-    frozen = Threads()
-    frozen.run((mounted.path / "frozen").read_bytes)
-    connection = fusectl.Connection.of(_found(mounted))
-    until(lambda: _waiting(connection) >= 1, "a read waits")
-    connection.abort()
-    assert mounted.process.wait(PATIENCE_S) == 0
-    assert len(frozen.join()) == 1
-
-
-def test_a_killed_daemon_leaves_a_dead_mount_that_the_next_one_covers(
-    mounts: Mounts, loop: tuple[str, ...]
-) -> None:
-    mounted = start(mounts, *loop)
-    (mounted.path / "file").write_bytes(b"data")
-    mounted.process.kill()
-    mounted.process.wait(PATIENCE_S)
-    with pytest.raises(OSError, match="not connected") as caught:
-        os.listdir(mounted.path)
-    assert caught.value.errno == errno.ENOTCONN
-    again = mounts.start("tests.driver.faultfs", *loop, path=mounted.path)
-    (again.path / "new").write_bytes(b"data")
-    assert os.listdir(again.path) == ["new"]
-
-
-# --- the kernel's limits ------------------------------------------------------------------------
-
-
-def test_the_kernels_limits_are_raised(mounts: Mounts, loop: tuple[str, ...]) -> None:
-    found = _found(start(mounts, *loop))
-    directory = fusectl.Connection.of(found).directory
-    assert (directory / "max_background").read_text() == "1024\n"
-    assert (directory / "congestion_threshold").read_text() == "1024\n"
-    read_ahead = fusectl.BDI / f"{found.major}:{found.minor}" / "read_ahead_kb"
-    assert read_ahead.read_text() == f"{fusectl.READ_AHEAD_KIB}\n"
-
-
-def test_which_loop_serves_is_said(mounts: Mounts, loop: tuple[str, ...]) -> None:
-    mounted = start(mounts, *loop)
-    assert mounted.logged().count("request loop=stock") == bool(loop)
-
-
-@pytest.mark.parametrize(
-    ("pretence", "reason"),
-    [
-        ("version", "pyfuse3 3.99 is not one of"),
-        ("before", "its wait for a request suspends elsewhere"),
-        ("after", "its wait for a request suspends elsewhere"),
-    ],
-)
-def test_another_pyfuse3_is_served_by_its_own_loop(
-    mounts: Mounts, pretence: str, reason: str
-) -> None:
-    mounted = start(mounts, "--pretend", pretence)
-    root = mounted.path
-    threads = Threads()
-    for n in range(8):
-        (root / f"slow{n}").write_bytes(b"data")
-    for n in range(8):
-        threads.run((root / f"slow{n}").read_bytes)
-    assert threads.join() == [b"data"] * 8
-    subprocess.run(["cp", "-r", REPOSITORY / "unifs", root / "copy"], check=True)
-    assert mounted.end() == 0
-    assert mounted.logged().count("WARNING") == 1
-    assert f"request loop=stock reason='{reason}" in mounted.logged()
-
-
-def _found(mounted: Mounted) -> Any:
-    found = mounted_at(str(mounted.path))
-    assert found is not None
-    assert found.is_unifs
-    return found
-
-
-def _waiting(connection: fusectl.Connection) -> int:
-    return int((connection.directory / "waiting").read_text())
-
-
-def _drop_pages(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
 
 
 def _fsync(path: Path) -> None:

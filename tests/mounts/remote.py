@@ -25,6 +25,7 @@ import trio
 
 from unifs.errors import (
     Conflict,
+    Corrupt,
     Exists,
     InvalidArgument,
     IsADirectory,
@@ -105,6 +106,11 @@ class RemoteMount(Mount):
         parent.children[name] = made = self._file(data, "")
         return made.node.version
 
+    def plant_directory(self, path: str) -> None:
+        """Somebody else makes a directory."""
+        parent, name = self._parent(path)
+        parent.children[name] = _Object(Node(stat.S_IFDIR | 0o755))
+
     def content(self, path: str) -> bytes:
         """What the backend holds at ``path``."""
         return self._find(path).data
@@ -156,7 +162,10 @@ class RemoteMount(Mount):
     ) -> Node:
         data = b""
         while len(data) < content.size_bytes:
-            data += await content.read(len(data), content.size_bytes - len(data))
+            part = await content.read(len(data), content.size_bytes - len(data))
+            if not part:
+                raise Corrupt("the content ended before its size")
+            data += part
         async with self._call("put", path):
             parent, name = self._parent(path)
             there = parent.children.get(name)

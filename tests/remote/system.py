@@ -19,7 +19,7 @@ from unifs.vfs.remotevolume import RemoteVolume
 from unifs.vfs.storage import Storage
 from unifs.vfs.treevolume import TreeLoader
 from unifs.vfs.upkeep import Upkeep
-from unifs.vfs.vfs import Vfs
+from unifs.vfs.vfs import DOT_DOT, Vfs
 from unifs.vfs.writer import Writer
 from unifs.waiting import complete
 
@@ -101,7 +101,7 @@ class RemoteSystem(FileSystem):
         fh = self.vfs.opendir(ino, self.caller)
         names: list[bytes] = []
         seen: list[tuple[int, int]] = []
-        offset = 0
+        offset = DOT_DOT
 
         def emit(name: bytes, attributes: Attributes, next_offset: int) -> bool:
             nonlocal offset

@@ -40,7 +40,7 @@ from unifs.types import PlainAttributes, PlainCaller, SetAttributes
 from unifs.vfs.storage import Storage
 from unifs.vfs.treevolume import TreeLoader, TreeVolume
 from unifs.vfs.upkeep import Upkeep
-from unifs.vfs.vfs import Vfs
+from unifs.vfs.vfs import DOT_DOT, Vfs
 from unifs.vfs.writer import Writer
 from unifs.waiting import complete
 
@@ -114,9 +114,6 @@ class File:
         finally:
             try:
                 await complete(vfs.release, self.fh)
-            except BaseException:
-                vfs.abandon(self.fh)
-                raise
             finally:
                 vfs.forget([(self.ino, 1)])
 
@@ -132,6 +129,7 @@ class FileSystem:
         self.receipt: Receipt | None = None
         self._scope: trio.CancelScope | None = None
         self._ended = trio.Event()
+        self._ahead_s = 0.0
 
     async def __aenter__(self) -> FileSystem:
         self._tasks = trio.open_nursery()
@@ -186,12 +184,7 @@ class FileSystem:
 
     async def stop(self) -> None:
         """Clean stop: everything committed and flushed. Open handles end like closed ones."""
-        for inode in [*self.writer.pending.values(), *self.writer.open.values()]:
-            if inode.is_dirty():
-                await complete(self.writer.commit, inode)
-        await complete(self.upkeep.write_times)
-        await self.storage.flusher.flush()
-        await complete(self.upkeep.release)
+        await self.upkeep.finish()
         await self._end_session()
         self.storage.close()
 
@@ -208,7 +201,8 @@ class FileSystem:
 
     def tick(self) -> None:
         """Everything that upkeep has to do, however soon it would be due."""
-        self.upkeep.tick(time.monotonic() + 3600)
+        self._ahead_s += 3600
+        self.upkeep.tick(time.monotonic() + self._ahead_s)
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -291,7 +285,7 @@ class FileSystem:
             return True
 
         try:
-            await complete(self.vfs.readdir, fh, 0, emit)
+            await complete(self.vfs.readdir, fh, DOT_DOT, emit)
         finally:
             self.vfs.releasedir(fh)
             self.vfs.forget(seen)
@@ -430,19 +424,19 @@ class FileSystem:
 def _drop(storage: Storage) -> None:
     """Let go of every descriptor without writing anything, as the end of a process does."""
     database = storage.database
-    if database._thread is not None:
-        database._checkpoints.put(None)
-        database._thread.join()
-        database._thread = None
+    database.stop_checkpoints()
     connection = database._connection
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     keep = ctypes.c_int(1)
     connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(keep))
     os.close(database.wal)
     connection.close(True)
-    segments = storage.segments
-    segments._open = None
-    segments._files.clear()
-    segments._descriptors.clear()
+    for segments in (storage.segments, storage.nodes):
+        segments._open = segments._directory = None
+        segments._files.clear()
+        segments._descriptors.clear()
+    # The block index is derived; what it had not committed is indexed again.
+    storage.blocks.index._reader.close()
+    storage.blocks.index._writer.close()
     storage.contents.close()
     storage.state.close()

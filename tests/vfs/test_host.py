@@ -146,6 +146,8 @@ def test_a_name_that_others_gave_to_another_file_is_another_inode(world: World) 
     os.rename(world.directory / "b", world.directory / "a")
     with pytest.raises(Stale):
         world.volume.open(inode, os.O_RDONLY, ROOT)
+    with pytest.raises(Stale):
+        world.volume.getattr(inode)
     assert world.find(b"a").ino != inode.ino
 
 

@@ -77,6 +77,19 @@ def test_hard_links(world: World) -> None:
     assert os.readlink(world.directory / "s2") == "target"
 
 
+@pytest.mark.parametrize("flags", [0, RENAME_NOREPLACE])
+def test_a_renamed_file_is_reached_under_its_new_name(world: World, flags: int) -> None:
+    inode = world.make(b"a", b"1")
+    sub = world.volume.mkdir(world.root, b"sub", 0o755, ROOT)
+    world.volume.rename(world.root, b"a", sub, b"b", flags)
+    assert world.volume.getattr(inode).st_size == 1
+    world.volume.open(inode, os.O_RDONLY, ROOT).release()
+    other = world.make(b"c", b"22")
+    world.volume.rename(world.root, b"c", sub, b"b", RENAME_EXCHANGE)
+    assert world.volume.getattr(inode).st_size == 1
+    assert world.volume.getattr(other).st_size == 2
+
+
 def test_rename_replaces_refuses_and_exchanges(world: World) -> None:
     one, two = world.make(b"one", b"1"), world.make(b"two", b"2")
     sub = world.volume.mkdir(world.root, b"sub", 0o755, ROOT)
@@ -173,6 +186,12 @@ def test_a_listing_survives_removals_and_starts_again_at_zero(world: World) -> N
     seen.clear()
     handle.readdir(0, emit)
     assert seen == [b"late"]
+    world.make(b"later")
+    handle.readdir(0, lambda name, attributes, after: False)
+    world.make(b"latest")
+    seen.clear()
+    handle.readdir(0, emit)
+    assert sorted(seen) == [b"later", b"latest"]
     handle.release()
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from unifs.vfs.writer import Writer
 
 FSYNC_MFS = (
-    "returns when the file's bytes and its record are on this machine's disk; fsync of the directory"
-    " does the same for its names"
+    "returns when the file's bytes and its record are on this machine's disk; fsync of the"
+    " directory does the same for its names"
 )
 FSYNC_LOCAL = "is the host file system's fsync"
 FSYNC_NONE = "has nothing to do: this cannot be changed"

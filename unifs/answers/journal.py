@@ -52,8 +52,11 @@ class JournalAnswer:
 
     async def status(self, path: str | None) -> JournalStatus:
         """Count changes by how far they are."""
+        return self.count(None if path is None else (await self._paths.find(path)).ino)
+
+    def count(self, below: int | None = None) -> JournalStatus:
+        """Count changes by how far they are; at and below one inode, or all."""
         counts = JournalStatus()
-        below = None if path is None else (await self._paths.find(path)).ino
         writer = self._writer
         for inode in {
             **writer.open,
@@ -64,7 +67,7 @@ class JournalAnswer:
                 counts.unsynced_bytes += inode.attributes.st_size
         sealed_seq, built = writer.storage.flusher.sealed_seq, self._roots.built_seq()
         for record in writer.log.records(min(sealed_seq, built)):
-            if record.op is Op.SEAL or not self._is_below(record.ino, below):
+            if record.op in (Op.SEAL, Op.SYNC) or not self._is_below(record.ino, below):
                 continue
             state = self._state(record, sealed_seq, built)
             setattr(counts, state, getattr(counts, state) + 1)

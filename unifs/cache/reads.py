@@ -24,7 +24,7 @@ import copy
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 import trio
 
@@ -33,7 +33,7 @@ from unifs.errors import Corrupt, TryAgain, UnifsError
 from unifs.waiting import RETRY, Retry, WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from unifs.cache.disk import DiskStatistics, DiskTier
     from unifs.mounts.base import Mount
@@ -49,13 +49,22 @@ class ReadRange(Protocol):
     async def __call__(self, offset: int, size: int) -> bytes: ...
 
 
+@runtime_checkable
+class ReadsNowait(Protocol):
+    """A mount whose bytes lie on this machine: it answers from the page cache itself."""
+
+    def read_nowait(
+        self, path: str, version: Version, offset: int, size: int
+    ) -> bytes | memoryview: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One version of one remote object: what a clean handle reads from.
 
-    ``mount`` is the mount's name in the namespace and ``object`` the object's path there (""
-    where the version alone names the bytes). ``is_local`` says that the bytes lie on this
-    machine's disk already (the embedded node's), so that the disk tier keeps no second copy.
+    ``mount`` is the mount's name in the namespace and ``object`` the object's path there ("" where
+    the version alone names the bytes). With ``read_nowait`` the bytes lie on this machine already
+    (the embedded node's): no tier keeps a second copy.
     """
 
     mount: str
@@ -63,13 +72,17 @@ class Source:
     version: Version
     size_bytes: int
     read: ReadRange
-    is_local: bool = False
+    read_nowait: Callable[[int, int], bytes | memoryview] | None = None
 
     @classmethod
     def of(cls, name: str, mount: Mount, path: str, version: Version, size_bytes: int) -> Source:
         """The source for the object at ``path`` of a mount called ``name``."""
         identity = "" if mount.is_immutable else path
-        return cls(name, identity, version, size_bytes, partial(mount.read, path, version))
+        nowait = None
+        if isinstance(mount, ReadsNowait):
+            nowait = partial(mount.read_nowait, path, version)
+        read = partial(mount.read, path, version)
+        return cls(name, identity, version, size_bytes, read, nowait)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +157,11 @@ class ReadCache:
         """``size`` bytes from ``offset``, fewer only at the end of the object.
 
         A memoryview is valid until the next call. Raises WouldBlock, whose wait answers RETRY or
-        raises what the mount raised: Stale, Unreachable, Corrupt and so on.
+        raises what the mount raised: Stale, Unreachable, Corrupt and so on. Where the mount reads
+        by itself, its WouldBlock passes through and may bring the answer along.
         """
+        if source.read_nowait is not None:
+            return source.read_nowait(offset, size)
         end = min(offset + size, source.size_bytes)
         if offset >= end:
             return b""
@@ -180,7 +196,7 @@ class ReadCache:
             low, data = carried
             if low <= start and start + size <= low + len(data):
                 return memoryview(data)[start - low : start - low + size]
-        if self._disk is None or source.is_local:
+        if self._disk is None:
             return None
         return self._disk.read_nowait(key, start, size)
 
@@ -189,7 +205,7 @@ class ReadCache:
         for number, start, size in missing:
             key = ExtentKey(source.mount, source.object, source.version, number)
             data = None
-            if self._disk is not None and not source.is_local:
+            if self._disk is not None:
                 data = await self._disk.read(key, start, size)
             if data is not None:
                 carried[key] = (start, data)
@@ -245,7 +261,7 @@ class ReadCache:
                 flight.error = TryAgain("the read was given up")
             self._forget(key, flight)
             flight.done.set()
-        if flight.data is not None and self._disk is not None and not source.is_local:
+        if flight.data is not None and self._disk is not None:
             await self._disk.write(key, flight.data)
 
     async def _read_extent(self, source: Source, key: ExtentKey) -> bytes:

@@ -1,8 +1,8 @@
 """``unifs ctl NOUN VERB``: commands made from the operations.
 
-``cli.py`` hangs the group into the command line. A command renders what its operation declares: its
-help, its parameters, its answer. What it adds is rendering only: ``--json``, ``--output``, and
-which daemon is meant.
+``cli.py`` hangs the group into the command line. A command renders what its operation declares:
+its help, its parameters, its answer. What it adds is rendering only: ``--json``, ``--field``,
+``--output``, and which daemon is meant.
 """
 
 from __future__ import annotations
@@ -81,6 +81,15 @@ def command(operation: Operation) -> click.Command:
         parameters.append(
             click.Option(["--output", "output_to"], type=directory, help="Write to this file.")
         )
+    else:
+        names = dict.fromkeys(
+            name for struct in operation.result_structs for name in render.fields(struct)
+        )
+        only = click.Choice(list(names))
+        text = "Only this field, as it is."
+        parameters.append(
+            click.Option(["--field", "only_field"], type=only, metavar="NAME", help=text)
+        )
     return click.Command(
         operation.words[-1],
         params=parameters,
@@ -105,7 +114,6 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
             type=kind,
             required=is_required,
             nargs=-1 if parameter.is_list else 1,
-            default=None,
             metavar=metavar if is_required else f"[{metavar}]",
             help=_sentence(parameter.param.help),
         )
@@ -151,6 +159,7 @@ class _Call:
     def __init__(self, operation: Operation, values: dict[str, Any]) -> None:
         self._operation = operation
         self._is_json: bool = values.pop("is_json")
+        self._field: str | None = values.pop("only_field", None)
         self._output: Path | None = values.pop("output_to", None)
         state, mount = values.pop("target_state"), values.pop("target_mount")
         chosen = click.get_current_context().find_object(dict) or {}
@@ -187,12 +196,17 @@ class _Call:
     # -------------------------------------------------------------------------
 
     def _show_answer(self, table: dict[str, Any]) -> None:
-        if self._is_json:
+        if self._field is not None:
+            render.field(self._field, [table], sys.stdout)
+        elif self._is_json:
             render.json_line({"status": "success"} | table, sys.stdout)
         else:
             render.answer(self._operation.result_structs[0], table, sys.stdout)
 
     def _show_events(self, events: Iterator[dict[str, Any]]) -> None:
+        if self._field is not None:
+            render.field(self._field, events, sys.stdout)
+            return
         if self._is_json:
             for event in events:
                 render.json_line(event, sys.stdout)
@@ -229,9 +243,11 @@ class _Call:
 
         is_stdout = str(self._output) == "-"
         if reply.content_type == "application/x-tar" and not is_stdout:
-            render.json_line(
-                {"path": str(transfer.unpack(reply.chunks(), self._output))}, sys.stdout
-            )
+            made = {"path": str(transfer.unpack(reply.chunks(), self._output))}
+            if self._is_json:
+                render.json_line(made, sys.stdout)
+            else:
+                render.field("path", [made], sys.stdout)
             return
         output = None if is_stdout else self._output
         is_text = reply.content_type.startswith("application/octet-stream")
@@ -246,7 +262,7 @@ class _Call:
             each.name for each in self._operation.parameters if each.param.place == "upload"
         )
         path = self._parameters.pop(source)
-        if not self._is_json and sys.stderr.isatty():
+        if not self._is_json and not self._field and sys.stderr.isatty():
             self._parameters["progress"] = True
         if path == "-":
             with transfer.bar("stdin") as told:

@@ -66,7 +66,7 @@ class MountInfo(Answer):
 
 
 class JournalStatus(Answer):
-    """How many changes are how far on their way to their backend."""
+    """How many changes are how far; ``oldest_unsynced_s`` is when the oldest was made."""
 
     open: int = 0
     closed: int = 0

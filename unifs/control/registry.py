@@ -21,6 +21,7 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
+    Final,
     Literal,
     Protocol,
     TypeVar,
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 E = TypeVar("E", contravariant=True)
+
+#: Parameter names that mean something to a surface already.
+RESERVED: Final = frozenset({"json", "field", "state", "mount", "output", "name_encoding"})
 
 #: What a parameter holds, for surfaces that stand in a directory of their own: a path of the
 #: caller's file system, a path of the mounted tree, or the path behind an ``Upload``.
@@ -242,6 +246,8 @@ class Registry:
         """Add one operation; its name must be free and its answers must not use our fields."""
         assert each.name not in self._operations, each.name
         assert each.summary.endswith("."), f"{each.name} needs a first sentence"
+        names = {parameter.name for parameter in each.parameters}
+        assert not names & RESERVED, f"{each.name}: {names & RESERVED}"
         for struct in each.result_structs:
             assert "status" not in struct.__struct_fields__, each.name
         self._operations[each.name] = each

@@ -6,7 +6,6 @@ terminal tables are drawn by rich; elsewhere columns are aligned with spaces.
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
 
 #: Rows that are aligned together; longer tables come in parts, so that memory stays bounded.
 ROWS_MAX: Final = 1000
-_MOMENTS: Final = {"time_s", "mtime_s", "created_s"}
+_WIDTH_MAX: Final = 10_000
+_MOMENTS: Final = {"time_s", "mtime_s", "created_s", "oldest_unsynced_s"}
+_HEADINGS: Final = {"mtime_s": "modified", "unsynced": "unsynced changes"}
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -27,6 +28,16 @@ def json_line(table: dict[str, Any], out: TextIO) -> None:
     """One JSON object in one line, names encoded as on the wire."""
     encoded = wire.encode_request(table)
     out.write(msgspec.json.encode(encoded).decode() + "\n")
+
+
+def field(name: str, tables: Iterable[dict[str, Any]], out: TextIO) -> None:
+    """One field of each answer, a line each, as it is: for scripts that want a CID."""
+    for table in tables:
+        given = table.get(name)
+        if given is None:
+            continue
+        text = given if isinstance(given, str) else msgspec.json.encode(given).decode()
+        out.write(printable(text) + "\n")
 
 
 def size(size_bytes: float) -> str:
@@ -54,10 +65,12 @@ def duration(seconds: float) -> str:
 
 def heading(field: str) -> str:
     """A field's name for people: without its unit, which its value shows."""
+    if field in _HEADINGS:
+        return _HEADINGS[field]
     for unit in ("_bytes", "_s"):
         if field.endswith(unit):
             field = field.removesuffix(unit)
-    return {"mtime": "modified"}.get(field, field).removeprefix("is_").replace("_", " ")
+    return field.removeprefix("is_").replace("_", " ")
 
 
 def value(field: str, given: Any) -> str:
@@ -145,7 +158,7 @@ def follow(names: Sequence[str], tables: Iterable[dict[str, Any]], out: TextIO) 
 
 def _part(names: Sequence[str], part: list[list[str]], out: TextIO, is_first: bool) -> None:
     if out.isatty():
-        _drawn(names, part, is_first)
+        _drawn(names, part, out, is_first)
         return
     headings = [heading(name).upper() for name in names]
     widths = [max(map(len, column)) for column in zip(headings, *part, strict=True)]
@@ -160,20 +173,21 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     return text.rstrip() + "\n"
 
 
-def _drawn(names: Sequence[str], part: list[list[str]], is_first: bool) -> None:
+def _drawn(names: Sequence[str], part: list[list[str]], out: TextIO, is_first: bool) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    # Columns keep their natural width and the terminal wraps: a CID or a name that is folded
+    # inside its column cannot be copied.
     table = Table(box=None, show_header=is_first, header_style="bold", pad_edge=False)
     for name in names:
         is_number = name.endswith("_bytes") or name in ("size", "offset", "sequence", "blocks")
         table.add_column(
             heading(name).upper(),
             justify="right" if is_number else "left",
-            overflow="fold",
-            no_wrap=name == "cid",
+            no_wrap=True,
         )
     for cells in part:
         table.add_row(*(Text(cell) for cell in cells))
-    Console(file=sys.stdout, soft_wrap=False).print(table)
+    Console(file=out, width=_WIDTH_MAX).print(table)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
-from urllib.parse import parse_qsl, quote
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import parse_qsl
 
 import msgspec
 import trio
@@ -24,6 +25,7 @@ from unifs.control import address, wire
 from unifs.control.connection import Connection, Exchange, Gone
 from unifs.control.openapi import document
 from unifs.control.registry import Download, Upload
+from unifs.control.replies import JSON, refuse, send_download, send_events, while_present
 from unifs.control.tools import descriptions
 from unifs.errors import (
     InvalidArgument,
@@ -36,10 +38,8 @@ from unifs.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
-
-    from msgspec import Struct
 
     from unifs.config import Settings
     from unifs.control.registry import Operation, Registry
@@ -52,9 +52,6 @@ PREFIX: Final = "/api/v1/"
 GRACE_S: Final = 0.3
 #: What is cancelled at the end may still say so within this time.
 FAREWELL_S: Final = 0.2
-
-JSON: Final = "application/json"
-NDJSON: Final = "application/x-ndjson"
 
 
 class Served(Protocol):
@@ -137,7 +134,7 @@ class _Server:
             self._changed.set()
 
     async def end(self) -> None:
-        """Cancel streams, let answers finish, then cancel them, then give up what is left."""
+        """Cancel streams, let answers finish, then cancel them too."""
         for connection, scope in self._connections.items():
             if connection.is_idle or connection.is_streaming:
                 scope.cancel()
@@ -145,8 +142,6 @@ class _Server:
         for scope in self._connections.values():
             scope.cancel()
         await self._until_empty(FAREWELL_S)
-        for connection in list(self._connections):
-            connection.abort()
 
     async def _until_empty(self, seconds: float) -> None:
         with trio.move_on_after(seconds):
@@ -170,11 +165,11 @@ class _Server:
             self._daemon.metrics.counter(
                 telemetry.CONTROL_ERRORS, name or "other", named.code
             ).value += 1
-            await _refuse(exchange, named)
+            await refuse(exchange, named)
         except BaseException:
             # Cancelled: alone, or in a group. What the caller was doing is over, not done.
             with trio.move_on_after(FAREWELL_S, shield=True):
-                await _refuse(exchange, TryAgain("unifs is stopping"))
+                await refuse(exchange, TryAgain("unifs is stopping"))
             raise
         finally:
             elapsed_ns = time.perf_counter_ns() - started_ns
@@ -201,7 +196,7 @@ class _Server:
             arguments = operation.check(_query(exchange.query, operation), is_text=True)
         else:
             arguments = operation.check(await self._json_body(exchange))
-        await _while_present(exchange, self._run(exchange, operation, arguments, upload))
+        await while_present(exchange, self._run(exchange, operation, arguments, upload))
 
     async def _send_document(self, exchange: Exchange) -> None:
         content_type = JSON
@@ -250,99 +245,26 @@ class _Server:
         arguments: dict[str, Any],
         upload: Upload | None,
     ) -> None:
-        lines = _Lines(exchange)
-        result = await operation.call(self._daemon, arguments, upload, lines.emit)
+        call = partial(operation.call, self._daemon, arguments, upload)
         if operation.kind == "events":
-            await lines.finish()
-        elif isinstance(result, Download):
-            await _send_download(exchange, result)
+            await send_events(exchange, call)
+            return
+        result = await call()
+        if isinstance(result, Download):
+            await send_download(exchange, result)
         else:
             await exchange.answer(200, JSON, msgspec.json.encode(wire.success(result)))
 
 
-# --- answers --------------------------------------------------------------------------------------
-
-
-class _Lines:
-    """Events as lines. What fails before the first event still has a status of its own."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-
-    async def emit(self, event: Struct, /) -> None:
-        await self._write(wire.plain(event))
-
-    async def finish(self) -> None:
-        await self._write({"status": "success"})
-        await self._exchange.finish()
-
-    async def _write(self, table: dict[str, Any]) -> None:
-        if not self._exchange.answering:
-            await self._exchange.start(200, NDJSON)
-        await self._exchange.write(wire.line(table))
-
-
-async def _send_download(exchange: Exchange, download: Download) -> None:
-    """Bytes in chunks even where the size is known: only a chunked body can end with an error."""
-    chunks = cast("AsyncGenerator[bytes, None]", download.chunks)
-    async with aclosing(chunks):
-        first = await anext(chunks, b"")
-        size = [] if download.size_bytes is None else [(wire.SIZE, str(download.size_bytes))]
-        await exchange.start(200, download.content_type, [*size, ("trailer", wire.ERROR_TRAILER)])
-        if first:
-            await exchange.write(first)
-        async for chunk in chunks:
-            await exchange.write(chunk)
-    await exchange.finish()
-
-
-async def _refuse(exchange: Exchange, error: UnifsError) -> None:
-    """Say the error in whatever form the answer has by now."""
-    table = wire.failure(error)
-    if exchange.is_finished:
-        return
-    if not exchange.answering:
-        await exchange.answer(error.http_status, JSON, msgspec.json.encode(table))
-    elif exchange.answering == NDJSON:
-        await exchange.write(wire.line(table))
-        await exchange.finish()
-    elif exchange.answering != JSON:
-        await exchange.finish([(wire.ERROR_TRAILER, quote(msgspec.json.encode(table)))])
+# --- requests and failures ---------------------------------------------------------------------
 
 
 async def _refuse_busy(exchange: Exchange) -> None:
-    await _refuse(exchange, TryAgain("too many control requests at the same time"))
+    await refuse(exchange, TryAgain("too many control requests at the same time"))
 
 
 def _malformed(reason: str) -> bytes:
     return msgspec.json.encode(wire.failure(InvalidArgument(f"that is not HTTP/1.1: {reason}")))
-
-
-async def _while_present(exchange: Exchange, work: Awaitable[None]) -> None:
-    """Do the work; stop and raise Gone when the caller goes away first."""
-    failure: Exception | None = None
-    is_gone = False
-
-    async def watch(scope: trio.CancelScope) -> None:
-        nonlocal is_gone
-        try:
-            await exchange.gone()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # that is what being gone looks like
-        is_gone = True
-        scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch, nursery.cancel_scope)
-        try:
-            await work
-        except Exception as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    if is_gone and not exchange.is_finished:
-        raise Gone
 
 
 def _query(query: str, operation: Operation) -> dict[str, object]:
@@ -361,8 +283,6 @@ def _query(query: str, operation: Operation) -> dict[str, object]:
 
 def _named(error: Exception, name: str) -> UnifsError:
     """The failure as one of ours. What has no name is a bug: logged, and said to be one."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
     if isinstance(error, OSError):
         named = from_os_error(error)
         error = named if isinstance(named, UnifsError) else error

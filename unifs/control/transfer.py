@@ -75,6 +75,7 @@ def unpack(chunks: Iterable[bytes], output: Path | None) -> Path:
     this call has made, each file is made anew. Raises Exists where the name is taken.
     """
     top: Path | None = None
+    first = ""
     made: set[Path] = set()
     with tarfile.open(fileobj=cast("IO[bytes]", _Stream(chunks)), mode="r|") as archive:
         for member in archive:
@@ -82,9 +83,9 @@ def unpack(chunks: Iterable[bytes], output: Path | None) -> Path:
             if any(name in ("", ".", "..") for name in names):
                 raise Corrupt(f"the archive has a member {member.name!r}")
             if top is None:
-                top = output or Path(names[0])
+                top, first = output or Path(names[0]), names[0]
             target = top.joinpath(*names[1:])
-            if len(names) > 1 and target.parent not in made:
+            if names[0] != first or (len(names) > 1 and target.parent not in made):
                 raise Corrupt(f"the archive has {member.name!r} outside its tree")
             try:
                 _write_member(archive, member, target, made)

@@ -258,6 +258,12 @@ def pipe_size(path: Path = PIPE_MAX) -> Finding:
 def propagation(mount_point: Path) -> Finding:
     """Whether a container that binds the tree sees it again after a crash and a new mount."""
     above = mount_above(os.path.realpath(mount_point.parent))
+    if above is None:
+        return Finding(
+            "propagation",
+            False,
+            "the mount table does not show what lies below this root: a chroot",
+        )
     if above.is_shared:
         return Finding("propagation", True, f"{above.mount_point} is a shared mount")
     return Finding(

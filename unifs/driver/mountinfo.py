@@ -52,11 +52,12 @@ def mounted_at(path: str, source: Path = MOUNTINFO) -> MountedAt | None:
     return found[-1] if found else None
 
 
-def mount_above(path: str, source: Path = MOUNTINFO) -> MountedAt:
-    """The mount that ``path`` (absolute, resolved) lies in."""
+def mount_above(path: str, source: Path = MOUNTINFO) -> MountedAt | None:
+    """The mount that ``path`` (absolute, resolved) lies in; None in a chroot that is no mount."""
     return max(
         (mount for mount in mounts(source) if _is_within(path, mount.mount_point)),
         key=lambda mount: len(mount.mount_point),
+        default=None,
     )
 
 

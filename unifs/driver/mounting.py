@@ -270,7 +270,8 @@ def _serve(settings: Settings, place: str, run: Run, writing: int) -> int:
     try:
         return run(settings, place, lambda: tell(_READY))
     except UnifsError as error:
-        log.error("mount_point=%s reason=%r", place, str(error), exc_info=error)
+        log.error("mount_point=%s code=%s reason=%r", place, error.code, str(error))
+        log.debug("mount_point=%s", place, exc_info=error)
         tell(pickle.dumps(error))
         return error.exit_code
 

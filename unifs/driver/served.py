@@ -67,7 +67,7 @@ class Served(Protocol):
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[OpenFile, Attributes]: ...
-    def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
+    def read(self, fh: int, offset: int, size: int) -> bytes | bytearray | memoryview:
         """A memoryview is valid until the next call: the driver replies before any checkpoint."""
         ...
 

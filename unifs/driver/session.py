@@ -67,10 +67,12 @@ class SessionOptions:
     remote_mounts: int = 0
     end_grace_s: float = END_GRACE_S
     is_fast_loop_wanted: bool = True
+    #: What the mount table says is mounted; a comma would end the option.
+    source: str = "unifs"
 
     def for_fuse(self) -> set[str]:
         """libfuse's mount options. Never max_read: libfuse would then end the session at INIT."""
-        options = {"default_permissions", "fsname=unifs", "subtype=unifs"}
+        options = {"default_permissions", f"fsname={self.source}", "subtype=unifs"}
         if self.allow_other:
             options.add("allow_other")
         if self.read_only:

@@ -194,7 +194,7 @@ class NodeFile(Protocol):
     cid: Cid
     size_bytes: int
 
-    def read_nowait(self, offset: int, size: int) -> bytes | memoryview:
+    def read_nowait(self, offset: int, size: int) -> bytes | bytearray:
         """Up to ``size`` verified bytes, fewer only at the end; WouldBlock if that would wait."""
         ...
 
@@ -249,7 +249,7 @@ class Node(Protocol):
         """The file with this root; WouldBlock where its root block has to be waited for."""
         ...
 
-    def read_nowait(self, cid: Cid, offset: int, size: int) -> bytes | memoryview:
+    def read_nowait(self, cid: Cid, offset: int, size: int) -> bytes | bytearray:
         """As ``open(cid).read_nowait``, with the open file kept for the next call."""
         ...
 

@@ -7,36 +7,35 @@ Five kinds stand in an inode's row, told apart by their first byte:
 * large (2): a row of ``content`` whose extents lie in containers, files below ``data/``;
 * symlink (3): the target itself;
 * linked (4): a CID whose blocks the node keeps; it stays that CID until first written;
-* remote (5): size and version of bytes that only the mount's backend and the cache have.
+* expanded (5): of a directory that was linked, whose names have rows now;
+* remote (6): size and version of bytes that only the mount's backend and the cache have.
 
-Reads are inline where the page cache has the bytes (``preadv(RWF_NOWAIT)``: 1 µs for 4 KiB, against
-57 µs for a thread) and raise WouldBlock where the disk must be waited for. A small content is hashed at
-its first read since start, a sealed large one leaf by leaf; what was hashed when it was sealed is
-not hashed again.
+Reads are inline where the page cache has the bytes (``preadv(RWF_NOWAIT)``: 1 µs for 4 KiB,
+against 57 µs for a thread) and raise WouldBlock where the disk must be waited for. A small content
+is hashed at its first read since start, a sealed large one leaf by leaf; what was hashed when it
+was sealed is not hashed again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import struct
-import threading
-from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import Corrupt, NotFound
-from unifs.ipfs.embedded.segment_file import Descriptor
+from unifs.errors import Corrupt
 from unifs.ipfs.embedded.segments import Place
 from unifs.ipfs.unixfs.builder import leaf_block_parts
+from unifs.journal.containers import Containers, is_container_name
 from unifs.journal.extents import HOLE, ExtentMap
 from unifs.waiting import RETRY, WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from unifs.ipfs.embedded.segments import Segments
     from unifs.ipfs.unixfs.profiles import Profile
@@ -45,17 +44,12 @@ if TYPE_CHECKING:
 
 SMALL_BYTES = 64 << 10
 
-SMALL, LARGE, SYMLINK, LINKED, REMOTE = 1, 2, 3, 4, 5
+SMALL, LARGE, SYMLINK, LINKED, EXPANDED, REMOTE = 1, 2, 3, 4, 5, 6
 CLOSED, SEALED = 1, 2
 
 _SMALL = struct.Struct("<BIQI32s")
 _LARGE = struct.Struct("<BQ")
 _REMOTE = struct.Struct("<BQ")
-
-#: Descriptors of containers kept open besides those of open files.
-DESCRIPTORS_MAX = 512
-#: Descriptors of containers kept open for the block store.
-SHARED_MAX = 64
 
 
 class SmallContent:
@@ -135,113 +129,6 @@ def large_id(blob: bytes) -> int:
     return 0
 
 
-def is_container_name(name: str) -> bool:
-    """Whether a file below data/ is a container: somebody else's file there is left alone."""
-    return len(name) == 16 and all(digit in "0123456789abcdef" for digit in name)
-
-
-class Containers:
-    """The files below data/, and a bounded number of open descriptors of them."""
-
-    def __init__(self, directory: Path, last_id: int) -> None:
-        self._directory = directory
-        self._last_id = last_id
-        #: To make the names of new containers durable.
-        self.directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.has_new = False
-        self._cold: OrderedDict[int, int] = OrderedDict()
-        self._pinned: dict[int, list[int]] = {}
-        self._lock = threading.Lock()
-        self._shared: OrderedDict[int, Descriptor] = OrderedDict()
-
-    def path(self, container: int) -> Path:
-        return self._directory / f"{container:016x}"
-
-    def create(self) -> int:
-        """A new empty container, held open until ``release``."""
-        self._last_id += 1
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(self.path(self._last_id), flags, 0o600)
-        self._pinned[self._last_id] = [descriptor, 1]
-        self.has_new = True
-        return self._last_id
-
-    def hold(self, container: int) -> int:
-        """The descriptor, kept open until as many calls of ``release``."""
-        held = self._pinned.get(container)
-        if held is None:
-            held = self._pinned[container] = [self.descriptor(container), 0]
-            self._cold.pop(container, None)
-        held[1] += 1
-        return held[0]
-
-    def release(self, container: int) -> None:
-        held = self._pinned[container]
-        held[1] -= 1
-        if held[1] == 0:
-            del self._pinned[container]
-            self._cold[container] = held[0]
-            self._trim()
-
-    def descriptor(self, container: int) -> int:
-        """A descriptor that stays valid until the next call."""
-        held = self._pinned.get(container)
-        if held is not None:
-            return held[0]
-        cold = self._cold.get(container)
-        if cold is None:
-            cold = os.open(self.path(container), os.O_RDWR | os.O_CLOEXEC)
-            self._cold[container] = cold
-            self._trim()
-        else:
-            self._cold.move_to_end(container)
-        return cold
-
-    def _trim(self) -> None:
-        while len(self._cold) > DESCRIPTORS_MAX:
-            os.close(self._cold.popitem(last=False)[1])
-
-    def delete(self, container: int) -> None:
-        """Remove the file; a descriptor that somebody holds stays valid."""
-        with self._lock:
-            self._shared.pop(container, None)
-        descriptor = self._cold.pop(container, None)
-        if descriptor is not None:
-            os.close(descriptor)
-        self.path(container).unlink(missing_ok=True)
-
-    def shared(self, container: int) -> Descriptor:
-        """A descriptor for any thread, open as long as the object is referred to.
-
-        NotFound if the container is gone.
-        """
-        with self._lock:
-            descriptor = self._shared.get(container)
-            if descriptor is None:
-                try:
-                    descriptor = Descriptor(
-                        os.open(self.path(container), os.O_RDONLY | os.O_CLOEXEC)
-                    )
-                except FileNotFoundError:
-                    raise NotFound(f"container {container} is gone") from None
-                self._shared[container] = descriptor
-                if len(self._shared) > SHARED_MAX:
-                    self._shared.popitem(last=False)
-            else:
-                self._shared.move_to_end(container)
-            return descriptor
-
-    def close(self) -> None:
-        self._shared.clear()
-        for descriptor in self._cold.values():
-            os.close(descriptor)
-        self._cold.clear()
-        for held in self._pinned.values():
-            os.close(held[0])
-        self._pinned.clear()
-        os.close(self.directory)
-
-
 class Contents:
     """Reads contents and knows where new ones go. Belongs to the event loop's thread."""
 
@@ -310,6 +197,11 @@ class Contents:
             count = os.preadv(descriptor, [view], offset, os.RWF_NOWAIT)
         except BlockingIOError:
             count = -1
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            # tmpfs: there is nothing to wait for.
+            count = os.preadv(descriptor, [view], offset)
         if count == size:
             return view
         if count >= 0 and offset + count >= os.fstat(descriptor).st_size:
@@ -324,6 +216,12 @@ class Contents:
 
     def read_extents(self, extents: ExtentMap, offset: int, end: int) -> bytes | memoryview:
         """The bytes of ``[offset, end)``; holes read as zeros."""
+        if end - offset > len(self._buffer):
+            step = len(self._buffer)
+            starts = range(offset, end, step)
+            return b"".join(
+                bytes(self.read_extents(extents, start, min(start + step, end))) for start in starts
+            )
         container = extents.single(offset, end)
         if container != HOLE:
             return self.read_at(self.containers.descriptor(container), offset, end - offset)

@@ -125,6 +125,11 @@ class ExtentMap:
             offset = stop
             at += 1
 
+    def is_hole(self, start: int, end: int) -> bool:
+        """Whether nobody holds any of ``[start, end)``."""
+        at = bisect_right(self.ends, start)
+        return at >= len(self.starts) or self.starts[at] >= end
+
     def held_by(self, container: int) -> int:
         """How many bytes that container holds."""
         return sum(
@@ -132,3 +137,7 @@ class ExtentMap:
             for start, end, holder in zip(self.starts, self.ends, self.containers, strict=True)
             if holder == container
         )
+
+    def held_bytes(self) -> int:
+        """How many bytes some container holds: all but the holes."""
+        return sum(self.ends) - sum(self.starts)

@@ -19,6 +19,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import trio
@@ -26,7 +27,10 @@ import trio
 from unifs.errors import DiskFailed, UnifsError, from_os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
+
+    #: Called in the loop when a round is over, with the errors of its data descriptors.
+    Ended = Callable[[Mapping[int, OSError]], None]
 
     from unifs.ipfs.embedded.segments import Segments, SyncTarget
     from unifs.journal.log import Log
@@ -38,11 +42,12 @@ log = logging.getLogger(__name__)
 class Round:
     """One flush on its way, and what came of it."""
 
-    __slots__ = ("descriptors", "done", "errors", "failure", "seq", "target")
+    __slots__ = ("descriptors", "done", "ended", "errors", "failure", "seq", "target")
 
     def __init__(self) -> None:
         self.descriptors: set[int] = set()
         self.done = trio.Event()
+        self.ended: list[Ended] = []
         self.errors: dict[int, OSError] = {}
         self.failure: OSError | UnifsError | None = None
         self.seq = 0
@@ -63,6 +68,9 @@ class Flusher:
         self._running: Round | None = None
         self._next: Round | None = None
         self._work: queue.SimpleQueue[Round | None] = queue.SimpleQueue()
+        #: Told how long each round took, in nanoseconds.
+        self.on_round: Callable[[int], None] = lambda _elapsed_ns: None
+        self._started_ns = 0
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         #: Called in the loop after every good round.
@@ -81,19 +89,23 @@ class Flusher:
             self._thread.join()
             self._thread = None
 
-    async def flush(self, descriptors: Iterable[int] = ()) -> None:
+    async def flush(self, descriptors: Iterable[int] = (), ended: Ended | None = None) -> None:
         """Return when everything committed before this call, and the descriptors' data, is durable.
 
         Raises DiskFailed (or NoSpace) where the disk reported an error for what was asked.
-        Cancellable; the round goes on.
+        Cancellable; the round goes on. The descriptors must stay open until ``ended`` is called.
         """
         if self._database.failed is not None:
+            if ended is not None:
+                ended({})
             raise self._database.failed
         turn = self._next
         if turn is None:
             turn = self._next = Round()
         wanted = set(descriptors)
         turn.descriptors |= wanted
+        if ended is not None:
+            turn.ended.append(ended)
         self.waited += 1
         if self._running is None:
             self._begin()
@@ -111,7 +123,14 @@ class Flusher:
         self._next = None
         self._running = turn
         turn.seq = self._log.seq
-        turn.target = self._segments.sync_target()
+        self._started_ns = time.perf_counter_ns()
+        try:
+            turn.target = self._segments.sync_target()
+        except UnifsError as error:
+            # A segment failed before: nothing of it may ever be called durable.
+            turn.failure = error
+            self._finished(turn)
+            return
         self._work.put(turn)
 
     def _sync_loop(self) -> None:
@@ -140,6 +159,7 @@ class Flusher:
     def _finished(self, turn: Round) -> None:
         self._running = None
         self.rounds += 1
+        self.on_round(time.perf_counter_ns() - self._started_ns)
         if turn.failure is not None:
             self._database.fail(f"fdatasync: {turn.failure}")
         else:
@@ -147,6 +167,8 @@ class Flusher:
             self.sealed_seq = self.durable_seq
         for descriptor, error in turn.errors.items():
             log.error("data sync failed: descriptor=%d error=%s", descriptor, error.strerror)
+        for ended in turn.ended:
+            ended(turn.errors)
         turn.done.set()
         if turn.failure is None:
             self.on_flushed()

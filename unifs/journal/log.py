@@ -11,6 +11,7 @@ pruned together with history.
 * RENAME: ``pack_rename``: both directories, both names, the inode that was displaced
 * SETATTR: the packed attributes; XATTR: the attribute's name
 * SEAL: the content's id, 8 bytes
+* SYNC: the content that an fsync covers: what recovery does not go back behind
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Op(IntEnum):
     SETATTR = 7
     XATTR = 8
     SEAL = 9
+    SYNC = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Log:
             yield Record(seq, time_ns, Op(op), ino, parent, data)
 
     def newest(self) -> Iterator[Record]:
-        """Records from the newest back; fetched a page at a time, so the caller may take its time."""
+        """Records from the newest back, fetched a page at a time: the caller may take its time."""
         before = self.seq + 1
         query = (
             "select seq,time_ns,op,ino,parent,data from journal where seq<? order by seq desc"

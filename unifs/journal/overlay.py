@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import queue
 import threading
@@ -19,9 +20,14 @@ from typing import TYPE_CHECKING
 from unifs.errors import NoSpace
 from unifs.journal.content import SEALED, SMALL_BYTES, LargeContent
 from unifs.journal.extents import ExtentMap
+from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
-    from unifs.journal.content import Containers
+    from collections.abc import Awaitable, Callable
+
+    from unifs.journal.containers import Containers
+
+log = logging.getLogger(__name__)
 
 #: Commits of an open small file after which it moves to a container.
 COMMITS_SMALL_MAX = 2
@@ -31,6 +37,8 @@ PROOF_BYTES = 64 << 10
 PROOF_RANGES = 16
 WRITE_OUT_BYTES = 8 << 20
 _SYNC_FILE_RANGE_WRITE = 2
+#: Closes the last of the unsynced ranges.
+_MARK = (-1, -1)
 
 
 class Overlay:
@@ -40,12 +48,16 @@ class Overlay:
         "base",
         "buffer",
         "commits",
+        "confirm",
         "container",
         "content",
         "descriptor",
         "durable",
+        "durable_commits",
         "extents",
         "is_dirty",
+        "is_rewritten",
+        "proven",
         "synced_ranges",
         "unsynced",
         "writes",
@@ -70,6 +82,30 @@ class Overlay:
         self.writes = 0
         #: The form (size, packed extents) that the last fsync made durable.
         self.durable: tuple[int, bytes] | None = None
+        self.durable_commits = 0
+        #: Ranges for which an fsync relies on the proof in the row. Changing their bytes in place
+        #: would break it, so who wants to waits for ``confirm`` first.
+        self.proven: list[tuple[int, int]] = []
+        self.confirm: Callable[[], Awaitable[object]] | None = None
+        #: Its writers change what they have fsynced: a proof would cost more than it saves.
+        self.is_rewritten = False
+
+    def set_durable(self, commits: int, size: int, extents: bytes) -> None:
+        """An fsync has made the form of that commit durable; an older one changes nothing."""
+        if commits >= self.durable_commits:
+            self.durable_commits = commits
+            self.durable = (size, extents)
+
+    def is_proven(self, start: int, end: int) -> bool:
+        """Whether an fsync relies on the proof of bytes in ``[start, end)``."""
+        return any(first < end and start < last for first, last in self.proven)
+
+    def give_up_proof(self) -> None:
+        """What was written is too much for a proof: the next fsync needs two rounds."""
+        if self.unsynced is not None:
+            # Marks handed out for this list say nothing of the next one.
+            self.synced_ranges += len(self.unsynced)
+            self.unsynced = None
 
     def ranges_noted(self) -> int:
         """A mark for ``synced``: everything written so far lies before it.
@@ -79,7 +115,8 @@ class Overlay:
         ranges = self.unsynced
         if ranges is None:
             return self.writes
-        ranges.append((-1, -1))
+        if ranges and ranges[-1] != _MARK:
+            ranges.append(_MARK)
         return self.synced_ranges + len(ranges)
 
     def synced(self, mark: int, was_listed: bool) -> None:
@@ -159,21 +196,32 @@ class Overlays:
                 overlay.is_dirty = True
                 return
             self.spill(overlay)
-        written = _write_all(overlay.descriptor, memoryview(data), offset)
+        if overlay.proven and overlay.is_proven(offset, end):
+            assert overlay.confirm is not None
+            raise WouldBlock(overlay.confirm)
+        try:
+            written = _write_all(overlay.descriptor, memoryview(data), offset)
+        except OSError:
+            # Some of it may have overwritten what was there.
+            overlay.give_up_proof()
+            overlay.writes += 1
+            raise
         overlay.is_dirty = True
         overlay.extents.lay(offset, offset + written, overlay.container)
         overlay.writes += 1
         if overlay.unsynced is not None:
             _note_unsynced(overlay, offset, offset + written)
         if len(data) >= 131072 and offset // WRITE_OUT_BYTES != end // WRITE_OUT_BYTES:
-            start = max(0, end - len(data) - WRITE_OUT_BYTES)
-            self._write_out.put((os.dup(overlay.descriptor), start))
+            self._start_write_out(overlay, max(0, offset - WRITE_OUT_BYTES))
 
     def resize(self, overlay: Overlay, size: int) -> None:
-        """Cut off, or let a hole follow; what comes back after a cut reads as zeros."""
+        """Cut off, or let a hole follow; what comes back after a cut reads as zeros.
+
+        The overlay must not have a row yet: what a row names is not cut from under it.
+        """
         buffer = overlay.buffer
-        overlay.is_dirty = True
         if buffer is not None:
+            overlay.is_dirty = True
             if size <= SMALL_BYTES:
                 if size < len(buffer):
                     del buffer[size:]
@@ -181,8 +229,9 @@ class Overlays:
                     buffer.extend(bytes(size - len(buffer)))
                 return
             self.spill(overlay)
-        overlay.extents.truncate(size)
         os.ftruncate(overlay.descriptor, size)
+        overlay.extents.truncate(size)
+        overlay.is_dirty = True
 
     def discard(self, overlay: Overlay) -> None:
         """Nobody needs what this overlay holds: delete its container."""
@@ -190,6 +239,15 @@ class Overlays:
             container, overlay.container, overlay.descriptor = overlay.container, 0, -1
             self._containers.release(container)
             self._containers.delete(container)
+
+    def _start_write_out(self, overlay: Overlay, start: int) -> None:
+        if self._thread is None:
+            return
+        try:
+            self._write_out.put((os.dup(overlay.descriptor), start))
+        except OSError as error:
+            # It only saves time: the write itself is done.
+            log.debug("write-out not started: error=%s", error)
 
     def _write_out_loop(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -212,7 +270,7 @@ def _note_unsynced(overlay: Overlay, start: int, end: int) -> None:
     else:
         ranges.append((start, end))
     if len(ranges) > PROOF_RANGES or ranges[-1][1] - ranges[-1][0] > PROOF_BYTES:
-        overlay.unsynced = None
+        overlay.give_up_proof()
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> int:

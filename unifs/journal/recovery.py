@@ -11,8 +11,8 @@ Then every content with a record after ``sealed_seq`` and every large one that i
 looked at: a small one must hash to its digest; of a large one the proof must hold, else it goes
 back to the form that its last fsync made durable. What fails both is lost, and its inode walks back
 through its records: the content before, and where it took a name from another inode by a rename
-and had nothing better then, that inode gets the name back. What is left of the bytes goes to
-lost+found; the receipt names each.
+and no fsync ever covered its bytes, that inode gets the name back. What is left of the bytes goes
+to lost+found; the receipt names each.
 
 Crash windows, each tested by its number (tests/journal/test_recovery.py):
 
@@ -42,8 +42,9 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from unifs.errors import from_os_error
-from unifs.journal.content import CLOSED, is_container_name, large_blob
+from unifs.errors import NoSpace, from_os_error
+from unifs.journal.containers import is_container_name
+from unifs.journal.content import CLOSED, large_blob
 from unifs.journal.extents import ExtentMap
 from unifs.journal.log import Log, Op, unpack_rename
 from unifs.journal.returning import Returning
@@ -51,6 +52,7 @@ from unifs.journal.trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from unifs.ipfs.embedded.segments import Segments
     from unifs.state.database import Database
@@ -63,6 +65,8 @@ SUBDIRECTORIES = (
     "select count(*) from dentry d join inode i on i.ino=d.ino"
     " where d.parent=? and substr(hex(substr(i.attributes,2,1)),1,1)='4'"
 )
+#: After ``_sync_closed``.
+CLOSED_IS_DURABLE = "update content set durable_size=size,durable_extents=extents where state=?"
 
 
 @dataclass(slots=True)
@@ -95,6 +99,8 @@ class Recovery:
         self._last_seq: int = Log(database).seq
         is_other_boot = str(database.get_meta("boot", state.boot_id)) != state.boot_id
         self._receipt = Receipt(time.time_ns(), is_other_boot)
+        #: Files to remove once the transaction is durable.
+        self._unnamed: list[Path] = []
 
     def run(self) -> Receipt | None:
         """Make the tree right; the receipt, or None after a clean stop."""
@@ -106,18 +112,19 @@ class Recovery:
             self._sync_closed()
         try:
             self._commit(is_needed)
-        except apsw.FullError:
+        except (apsw.FullError, NoSpace):
             # What recovery has to write is little; users free space once the tree is mounted.
             if not self._state.give_up_reserve():
                 raise
-            self._receipt = Receipt(self._receipt.time_ns, self._receipt.is_other_boot)
+            receipt = self._receipt
+            self._receipt = Receipt(receipt.time_ns, receipt.is_other_boot, kept=receipt.kept)
             self._commit(is_needed)
         if not is_needed:
             return None
         self._sync_rows()
-        if not self._receipt.kept:
-            self._remove_unnamed_files()
-        self._write_receipt()
+        for path in self._unnamed:
+            path.unlink()
+        self._tell()
         return self._receipt
 
     def _has_unsealed(self) -> bool:
@@ -145,8 +152,13 @@ class Recovery:
         if not self._receipt.kept:
             self._remove_nameless()
             self._count_references()
+            if not self._receipt.is_other_boot:
+                self._database.execute(CLOSED_IS_DURABLE, (CLOSED,))
             # Small bytes of every record so far were hashed or synced.
             self._database.set_meta("sealed_seq", max(self._sealed_seq, Log(self._database).seq))
+            self._unnamed = list(self._unnamed_files())
+            self._receipt.removed_files = len(self._unnamed)
+        self._write_receipt()
 
     # --- bytes ------------------------------------------------------------------------------------
 
@@ -254,24 +266,33 @@ class Recovery:
                 execute("delete from content where id=?", (content_id,))
                 execute("delete from holding where content=?", (content_id,))
 
-    def _remove_unnamed_files(self) -> None:
+    def _unnamed_files(self) -> Iterator[Path]:
         """Files of data/ that no content names (windows 2 and 10)."""
         named = {row[0] for row in self._database.all("select distinct container from holding")}
         for path in self._state.data.iterdir():
             if not is_container_name(path.name):
                 log.warning("not ours, left alone: path=%s", path)
             elif int(path.name, 16) not in named:
-                path.unlink()
-                self._receipt.removed_files += 1
+                yield path
+
+    # --- the receipt ------------------------------------------------------------------------------
+
+    def _receipt_path(self) -> Path:
+        return self._state.lost_found / f"receipt-{self._receipt.time_ns}.json"
 
     def _write_receipt(self) -> None:
-        receipt = self._receipt
-        text = json.dumps(asdict(receipt), indent=1, ensure_ascii=True)
-        path = self._state.lost_found / f"receipt-{receipt.time_ns}.json"
+        """Durable before the rows are: what was given up is named, whatever happens next.
+
+        A receipt whose transaction never came is followed by one of the next recovery.
+        """
+        text = json.dumps(asdict(self._receipt), indent=1, ensure_ascii=True) + "\n"
         try:
-            path.write_text(text + "\n", encoding="ascii")
+            _write_durably(self._receipt_path(), text.encode("ascii"))
         except OSError as error:
             log.warning("the receipt could not be written: error=%s text=%s", error, text)
+
+    def _tell(self) -> None:
+        receipt = self._receipt
         level = logging.WARNING if receipt.has_losses() else logging.INFO
         log.log(
             level,
@@ -279,5 +300,18 @@ class Recovery:
             receipt.is_other_boot,
             len(receipt.reverted),
             len(receipt.returned),
-            path.name,
+            self._receipt_path().name,
         )
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """The file and its name; with the name, those of all files made in that directory before."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,9 +1,9 @@
 """Returning: what becomes of inodes whose present bytes a power cut has taken.
 
 Used by recovery only, inside its transaction. Each such inode walks back through its records,
-newest first, to the content before; where it took a name by a rename and its bytes of that moment
-are lost, the displaced inode gets the name back, and what older bytes it has go back to its old
-name. Every change of a content is a record of its own in the journal.
+newest first, to the content before, at most to the one that an fsync covered; where it took a name
+by a rename and no fsync ever covered its bytes, the displaced inode gets the name back. Names stay
+as they are but for that. Every change of a content is a record of its own in the journal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from unifs.state.database import Database
 
 CHAIN = (
-    "select seq,time_ns,op,ino,parent,data from journal where op in (1,2,6)"
+    "select seq,time_ns,op,ino,parent,data from journal where op in (1,2,6,10)"
     " and ino in (select value from json_each(?)) order by seq desc"
 )
 NAMES = "select ino,parent,name from dentry where ino in (select value from json_each(?))"
@@ -43,7 +43,6 @@ class Returning:
         #: ino -> its records, newest first.
         self._chains: dict[int, list[Record]] = {}
         self._names: dict[int, list[tuple[int, bytes]]] = {}
-        self._last_dentry = 0
         #: One sentence each, for the receipt.
         self.reverted: list[str] = []
         self.returned: list[str] = []
@@ -78,45 +77,55 @@ class Returning:
             wanted.update(_renamed(record).displaced for record in chain if record.op is Op.RENAME)
         for ino, parent, name in execute(NAMES, (json.dumps([*wanted]),)):
             self._names.setdefault(ino, []).append((parent, name))
-        self._last_dentry = self._database.one("select coalesce(max(id),2) from dentry")[0]
 
     # --- one inode --------------------------------------------------------------------------------
 
     def _put_right(self, ino: int) -> None:
+        """Back to the newest good content, but not behind what an fsync covered.
+
+        Where no fsync covered anything, the inode that a rename displaced is better than an older
+        content, which may be half of a file; and any content is better than an empty one.
+        """
         blob = self._lost.pop(ino)
         self._save(ino, blob)
-        undone: Record | None = None
+        taken: Record | None = None
+        good = b""
+        is_pruned = True
         for record in self._chains.get(ino, ()):
             if record.op is Op.CREATE:
+                is_pruned = False
                 break
             if record.op is Op.RENAME:
-                if undone is None and self._return_displaced(ino, record):
-                    undone = record
-                    if self._names[ino]:
-                        # Another hard link still needs a content.
-                        continue
+                if taken is None and self._has_displaced(record):
+                    taken = record
                 continue
-            old, _ = unpack_pair(record.data)
-            if self._trust.verdict(old) is not Verdict.LOST:
-                self._accept(ino, blob, old, undone)
+            is_synced = record.op is Op.SYNC
+            content = record.data if is_synced else unpack_pair(record.data)[0]
+            if self._trust.verdict(content) is Verdict.LOST:
+                continue
+            good = good or content
+            if is_synced or (good and taken is None):
+                self._accept(ino, blob, good)
                 return
-        self._accept(ino, blob, b"", undone)
-
-    def _accept(self, ino: int, lost: bytes, good: bytes, undone: Record | None) -> None:
-        """The inode's content is ``good`` from now on; after an undone rename, at its old name."""
-        if not self._names[ino] and not (good and undone and self._to_old_name(ino, undone)):
-            if good:
-                self._save(ino, good)
-            self._remove(ino)
+        # What was there before the oldest record that is left has been durable for long.
+        if taken is not None and not (good and is_pruned):
+            self._return_displaced(ino, taken)
+        if self._names[ino]:
+            self._accept(ino, blob, good)
             return
+        if good:
+            self._save(ino, good)
+        self._remove(ino)
+
+    def _accept(self, ino: int, lost: bytes, good: bytes) -> None:
+        """The inode's content is ``good`` from now on."""
         self._database.execute("update inode set content=? where ino=?", (good, ino))
         parent = self._names[ino][0][0]
         data = pack_pair(lost, good)
         self._database.execute(*self._log.row(Op.CONTENT, ino, parent, data))
         if self._trust.verdict(good) is Verdict.DURABLE:
             self._to_durable_form(ino, good)
-        else:
-            self._set_size(ino, self._trust.size(good))
+        self._set_size(ino, self._trust.size(good))
         self._note(self.reverted, ino, f"went back to {self._trust.size(good)} bytes")
 
     def _to_durable_form(self, ino: int, blob: bytes) -> None:
@@ -137,13 +146,16 @@ class Returning:
 
     # --- names ------------------------------------------------------------------------------------
 
-    def _return_displaced(self, ino: int, record: Record) -> bool:
+    def _has_displaced(self, record: Record) -> bool:
+        """Whether a rename took the name of an inode that is still known."""
+        displaced = _renamed(record).displaced
+        query = "select 1 from inode where ino=?"
+        return bool(displaced) and self._database.one(query, (displaced,)) is not None
+
+    def _return_displaced(self, ino: int, record: Record) -> None:
         """The inode that this one displaced by a rename gets its name back."""
         renamed = _renamed(record)
         displaced = renamed.displaced
-        query = "select 1 from inode where ino=?"
-        if not displaced or self._database.one(query, (displaced,)) is None:
-            return False
         names = self._names[ino]
         place = (renamed.new_parent, renamed.new_name)
         place = place if place in names else names[0]
@@ -157,23 +169,6 @@ class Returning:
         self._note(self.returned, displaced, sentence)
         if displaced in self._lost:
             self._put_right(displaced)
-        return True
-
-    def _to_old_name(self, ino: int, undone: Record) -> bool:
-        """Put an inode back where its undone rename had taken it from, if that is free."""
-        database = self._database
-        place = (undone.parent, _renamed(undone).name)
-        taken = "select 1 from dentry where parent=? and name=?"
-        is_there = "select 1 from inode where ino=? and gone is null"
-        if database.one(taken, place) or not database.one(is_there, place[:1]):
-            return False
-        self._last_dentry += 1
-        epoch = database.get_meta("epoch", 1)
-        row = (place[0], self._last_dentry, place[1], ino, epoch)
-        database.execute("insert into dentry values(?,?,?,?,?)", row)
-        self._names[ino].append(place)
-        self._renamed_rows(ino)
-        return True
 
     def _renamed_rows(self, ino: int) -> None:
         """Link count, directory and links of an inode as its names say."""
@@ -202,6 +197,8 @@ class Returning:
     def _set_size(self, ino: int, size: int) -> None:
         attributes = bytearray(self._attributes(ino))
         attributes[16:24] = size.to_bytes(8, "little")
+        # Its holes are counted again when it is written next.
+        attributes[48:56] = bytes(8)
         statement = "update inode set attributes=? where ino=?"
         self._database.execute(statement, (bytes(attributes), ino))
 

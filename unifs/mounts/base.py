@@ -66,7 +66,7 @@ class Mount:
         raise Unsupported(f"{self.kind} has no stat")
 
     async def scan(self, path: str, after: str | None) -> Page:
-        """One page of the directory at ``path``, from the cursor of the page before (None: first)."""
+        """One page of the directory at ``path``, from the last page's cursor (None: first)."""
         raise Unsupported(f"{self.kind} has no directories")
 
     async def read(self, path: str, version: Version, offset: int, size: int) -> bytes:

@@ -118,7 +118,7 @@ class Database:
         """Start a transaction; WouldBlock while the WAL is above its limit."""
         if self.failed is not None:
             raise self.failed
-        if self.wal_bytes > WAL_LIMIT_BYTES and self._token is not None:
+        if self.wal_bytes > WAL_LIMIT_BYTES and self._thread is not None:
             raise WouldBlock(self._restarted)
         self.execute("begin immediate")
         self.is_in_transaction = True
@@ -218,12 +218,16 @@ class Database:
             self._waiting.set()
             self._waiting = None
 
-    def close(self) -> None:
-        """Stop the checkpoint thread, checkpoint everything, close."""
+    def stop_checkpoints(self) -> None:
+        """End the thread; from now on nobody waits for it."""
         if self._thread is not None:
             self._checkpoints.put(None)
             self._thread.join()
             self._thread = None
+
+    def close(self) -> None:
+        """Stop the checkpoint thread, checkpoint everything, close."""
+        self.stop_checkpoints()
         self.rollback()
         os.close(self.wal)
         self._connection.close()

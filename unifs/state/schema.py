@@ -37,7 +37,7 @@ TABLES = (
         parent integer,         -- its directory while it has one name, else 0
         epoch integer,          -- epoch in which the row got this form
         gone integer,           -- epoch in which the last name went; null while it has one
-        attributes blob,        -- vfs.tree.ATTRIBUTES: mode, uid, gid, nlink, size, times, rdev
+        attributes blob,        -- vfs.tree.ATTRIBUTES: mode, uid, gid, nlink, size, times …
         content blob,           -- journal.content: empty, small, large, symlink, CID, remote
         cid blob                -- of a directory: CID and Tsize as of the last MFS root
     )""",

@@ -16,7 +16,7 @@ what the host allows. Where the daemon is root, new objects are given to the cal
 that the host chose in a set-group-ID directory. The kernel clears suid and sgid on write, truncate
 and chown by a setattr; on open(O_TRUNC) it does not, that is done here.
 
-Over 400 lines because it has one method for each operation of a volume; what those share lies in
+Longer than most because it has one method for each operation of a volume; what those share lies in
 ``hostnodes``, ``hosthandles`` and ``hostowner``.
 
 It must never block the loop on data (see ``hosthandles``), follow a symlink on the host, or step

@@ -13,9 +13,9 @@ from unifs.ipfs.cid import DAG_PB, Cid
 from unifs.ipfs.dagpb import decode
 from unifs.ipfs.unixfs.builder import FileBuilder, build_symlink, hash_leaf, leaf_cid
 from unifs.journal.content import (
+    EXPANDED,
     LINKED,
     SEALED,
-    SYMLINK,
     LargeContent,
     SmallContent,
     linked_blob,
@@ -78,6 +78,8 @@ class MfsVolume(TreeVolume):
         content sealed.
         """
         mode = stat.S_IFMT(inode.attributes.st_mode)
+        if inode.stored and inode.stored[0] == LINKED:
+            return unpack_link(inode.stored[1:]).cid
         if mode == stat.S_IFDIR:
             raise WouldBlock(partial(self._directory_cid, inode))
         profile = self.contents.profile
@@ -93,11 +95,8 @@ class MfsVolume(TreeVolume):
             return leaf_cid(profile, hash_leaf(profile, whole))
         if isinstance(content, LargeContent):
             if content.state == SEALED and content.cid is not None:
-                return unpack_link(content.cid)[0]
+                return unpack_link(content.cid).cid
             raise WouldBlock(partial(self._seal, inode))
-        if inode.stored and inode.stored[0] == LINKED:
-            return unpack_link(inode.stored[1:])[0]
-        assert not inode.stored or inode.stored[0] != SYMLINK
         return FileBuilder(profile, None).finish().cid
 
     async def _directory_cid(self, inode: TreeInode) -> object:
@@ -127,7 +126,7 @@ class MfsVolume(TreeVolume):
             await complete(self._link, parent, name, cid, tsize, found.node, caller)
 
     async def _tsize(self, cid: Cid) -> int:
-        """What a link to this DAG says of its size: all its blocks, each as often as it is linked."""
+        """What a link to this DAG says of its size: its blocks, each as often as it is linked."""
         block = await self.node.block_get(cid)
         if cid.codec != DAG_PB:
             return len(block)
@@ -184,7 +183,7 @@ class MfsVolume(TreeVolume):
             raise WouldBlock(partial(self._expand, inode), self.name)
 
     async def _expand(self, inode: TreeInode) -> object:
-        cid = unpack_link(inode.stored[1:])[0]
+        cid = unpack_link(inode.stored[1:]).cid
         entries: list[LsEntry] = []
         async for page in self.node.ls(str(cid)):
             entries += page
@@ -213,15 +212,18 @@ class MfsVolume(TreeVolume):
                 directories += 1
                 batch.append(("update inode set cid=? where ino=?", (made.stored[1:], made.ino)))
         statement = "update inode set content=?,cid=? where ino=?"
-        batch.append((statement, (b"", link, inode.ino)))
+        stored = bytes((EXPANDED,))
+        batch.append((statement, (stored, link, inode.ino)))
         tree.commit(batch)
-        inode.stored = b""
+        inode.stored = stored
         inode.attributes.st_nlink = 2 + directories
         inode.is_touched = True
         self.writer.touched[inode.ino] = inode
 
-    def read_linked(self, inode: TreeInode, offset: int, size: int) -> bytes | memoryview:
-        return self.node.read_nowait(unpack_link(inode.stored[1:])[0], offset, size)
+    def read_linked(
+        self, inode: TreeInode, offset: int, size: int
+    ) -> bytes | bytearray | memoryview:
+        return self.node.read_nowait(unpack_link(inode.stored[1:]).cid, offset, size)
 
     def materialize(self, inode: TreeInode) -> None:
         raise WouldBlock(partial(self._materialize, inode), self.name)
@@ -231,7 +233,7 @@ class MfsVolume(TreeVolume):
         overlay = Overlay()
         offset = 0
         try:
-            async for piece in self.node.cat(str(unpack_link(inode.stored[1:])[0])):
+            async for piece in self.node.cat(str(unpack_link(inode.stored[1:]).cid)):
                 self.overlays.write(overlay, offset, piece)
                 offset += len(piece)
                 await trio.lowlevel.checkpoint()

@@ -58,8 +58,10 @@ class _Batch:
     def emit(self, name: bytes, attributes: Attributes, offset: int) -> bool:
         if len(self.names) >= 256:
             return False
-        self.names.append((name, attributes.st_ino))
         self.offset = offset
+        if name in (b".", b".."):
+            return True
+        self.names.append((name, attributes.st_ino))
         return True
 
 
@@ -129,7 +131,7 @@ class Paths:
                 offset = batch.offset
                 batch.names.clear()
                 await complete(self.vfs.readdir, fh, offset, batch.emit)
-                if not batch.names:
+                if batch.offset == offset:
                     return
                 yield [self._listed(name, ino) for name, ino in batch.names]
         finally:

@@ -66,7 +66,7 @@ class RemoteHandle(TreeHandle):
         self.pinned = self.source = self.local = None
         return True
 
-    def read(self, offset: int, size: int) -> bytes | memoryview:
+    def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
         inode = self.inode
         assert isinstance(inode, RemoteInode)
         if self._follows(inode):

@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from unifs.mounts.base import Mount
     from unifs.types import Attributes, Caller, SetAttributes
     from unifs.vfs.tree import Batch
-    from unifs.vfs.treefile import TreeHandle
     from unifs.vfs.treeinode import TreeInode
     from unifs.vfs.volume import Handle, Inode, Invalidator
     from unifs.vfs.writer import Writer
@@ -310,15 +309,16 @@ class RemoteVolume(TreeVolume):
 
     # --- opening and bytes ------------------------------------------------------------------------
 
-    def open(self, inode: Inode, flags: int, caller: Caller) -> TreeHandle:
+    def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             self._check_writable()
         return super().open(inode, flags, caller)
 
-    def _empty(self, inode: TreeInode) -> None:
+    def _resize(self, inode: TreeInode, size: int) -> None:
         assert isinstance(inode, RemoteInode)
-        inode.based_on = inode.version
-        super()._empty(inode)
+        if size == 0 and inode.overlay is None:
+            inode.based_on = inode.version
+        super()._resize(inode, size)
 
     def read_linked(self, inode: TreeInode, offset: int, size: int) -> bytes | memoryview:
         raise AssertionError("a handle on the backend's bytes is pinned to a version")

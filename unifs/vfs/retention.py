@@ -72,9 +72,11 @@ class Retention:
             batch.append(("delete from inode_past where ino=? and until=?", (ino, until)))
             contents.append(large_id(content))
         query = "select ino,content from inode where gone<=? limit ?"
+        # Upkeep removes these itself, once nobody may have to give them their name back.
+        waiting = {inode.ino for inode in self.writer.forgotten}
         for ino, content in database.all(query, (epoch, ROWS_MAX)):
             inode = self.writer.inodes.hot.get(ino)
-            if inode is not None and inode.is_busy():
+            if ino in waiting or (inode is not None and inode.is_busy()):
                 continue
             batch.append(("delete from xattr where ino=?", (ino,)))
             batch.append(("delete from inode where ino=?", (ino,)))
@@ -92,9 +94,13 @@ class Retention:
         return len(batch) >= ROWS_MAX
 
     def _prune_journal(self, epoch: int, seq: int, batch: Batch) -> None:
-        """Records that are past, sealed, and contained in a root."""
-        last = min(seq, self.storage.flusher.sealed_seq)
-        first = self.storage.database.one("select min(seq) from journal where state is null")[0]
+        """Records that are past, sealed, and contained in a root.
+
+        Those of a large content stay until it is sealed: ``sealed_seq`` speaks of small ones.
+        """
+        last = min(seq, self.storage.flusher.sealed_seq, *self.writer.unsealed_since.values())
+        query = "select min(seq) from journal where state is null"
+        first = self.storage.database.one(query)[0]
         if first is None or first >= last:
             return
         upto = min(last, first + ROWS_MAX)

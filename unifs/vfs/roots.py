@@ -1,16 +1,14 @@
-"""The MFS root: the tree of a volume as one UnixFS DAG, built behind the writers.
+"""The MFS root: when the tree of a volume is built as one UnixFS DAG, and what becomes of the
+result.
 
-Changes mark directories; a build starts after a second of quiet, every ten seconds under load, or
-when somebody asks for a directory's CID. It reads the rows of changed directories and of the
-directories above them in one read transaction on a connection of its own, in a thread; directories
-with many entries are built in a worker process, because Python-bound work in a thread lifts the
-p99 of an inline commit from 39 µs to 4.9 ms. Nodes are durable before the rows name them; one
-build is one epoch.
+Changes mark directories and names. A build starts after a second of quiet, every ten seconds under
+load, or when somebody asks for a directory's CID. How a DAG is built from rows is
+``ipfs.embedded.mfs_root``; here are the rows (``RowView``, read in threads on its own connection)
+and the commit: nodes are durable before the rows name them, and one build is one epoch.
 
-What the root shows: regular files by the CID of their sealed content, directories, symlinks. FIFOs,
-sockets and devices have no UnixFS node and are left out; a hard link is two entries. A file whose
-large content is not sealed yet (it is open for writing) is left out, and its directory stays
-changed, until it is.
+What is committed while a build reads rows may or may not be in it; its directories stay changed, so
+the next build has it. A file whose large content is not sealed (it is open for writing) is left out
+until it is.
 """
 
 from __future__ import annotations
@@ -18,57 +16,49 @@ from __future__ import annotations
 import logging
 import stat
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Literal
 
 import apsw
 import trio
-import trio_parallel
 
 from unifs.errors import UnifsError
 from unifs.ipfs.cid import Cid
-from unifs.ipfs.unixfs.builder import (
-    FileBuilder,
-    build_symlink,
-    hash_leaf,
-    leaf_block_parts,
-    leaf_cid,
-)
-from unifs.ipfs.unixfs.directory import build_directory
-from unifs.ipfs.unixfs.node import DirEntry
+from unifs.ipfs.embedded.mfs_root import Child, Dirty, build_root
+from unifs.ipfs.unixfs.builder import FileBuilder, hash_leaf, leaf_block_parts, leaf_cid
+from unifs.ipfs.unixfs.node import Link
 from unifs.journal.content import (
+    EXPANDED,
     LARGE,
     LINKED,
     SMALL,
-    SYMLINK,
-    SmallContent,
     large_id,
     small_content,
 )
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from unifs.ipfs.embedded.blocks import Blocks
-    from unifs.ipfs.unixfs.node import Link
-    from unifs.ipfs.unixfs.profiles import Profile
+    from unifs.ipfs.embedded.mfs_root import MfsRoot
+    from unifs.journal.content import SmallContent
     from unifs.vfs.sealing import Sealer
+    from unifs.vfs.storage import Storage
     from unifs.vfs.tree import Batch
     from unifs.vfs.treevolume import TreeVolume
+
+    #: Directory -> the names that changed in it; None: any of them.
+    Changed = dict[int, set[bytes] | None]
 
 log = logging.getLogger(__name__)
 
 QUIET_S = 1.0
 AGE_S = 10.0
 LOOK_S = 0.25
-#: Directories with more entries are built in a worker process: above, pickling costs less than
-#: what the event loop would lose to the GIL.
-INLINE_ENTRIES_MAX = 2_000
 
-ROWS = (
-    "select d.name,i.ino,i.attributes,i.content,i.cid from dentry d join inode i on i.ino=d.ino"
+CHILDREN = (
+    "select d.name,i.ino,i.attributes,i.content from dentry d join inode i on i.ino=d.ino"
     " where d.parent=?"
 )
 
@@ -78,142 +68,111 @@ def pack_link(link: Link) -> bytes:
     return link.tsize.to_bytes(8, "little") + link.cid.binary
 
 
-def unpack_link(column: bytes) -> tuple[Cid, int]:
-    """(CID, Tsize) of a CID column."""
-    return Cid.decode(column[8:]), int.from_bytes(column[:8], "little")
+def unpack_link(column: bytes) -> Link:
+    """The link in a CID column."""
+    return Link(Cid.decode(column[8:]), int.from_bytes(column[:8], "little"))
 
 
-@dataclass(slots=True)
-class RootJob:
-    """One build. ``run`` belongs to a thread."""
+class RowView:
+    """A tree's rows as ``mfs_root`` asks for them. Used in threads, one call at a time."""
 
-    database: Path
-    blocks: Blocks
-    profile: Profile
-    read_small: Callable[[SmallContent], bytes]
-    root: int
-    changed: set[int]
-    build: Callable[[list[DirEntry]], Link]
-    #: Directory -> its new link.
-    links: dict[int, Link] = field(default_factory=dict)
-    #: Changed directories that name a file whose CID is not known yet.
-    unfinished: set[int] = field(default_factory=set)
-    _rows: dict[int, list[tuple[bytes, int, bytes, bytes, bytes | None]]] = field(
-        default_factory=dict
-    )
+    def __init__(self, storage: Storage, root: int, changed: Changed) -> None:
+        self.root = root
+        self._storage = storage
+        self._changed = changed
+        self._profile = storage.profile
+        self._connection = apsw.Connection(
+            str(storage.state.database), flags=apsw.SQLITE_OPEN_READONLY
+        )
 
-    def run(self) -> RootJob:
-        """Read the rows, build bottom-up, make the nodes durable."""
-        connection = apsw.Connection(str(self.database), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            connection.execute("begin")
-            order = self._closure(connection)
-            large = self._large(connection)
-            connection.execute("commit")
-        finally:
-            connection.close()
-        for directory in order:
-            entries = []
-            for name, ino, attributes, content, cid in self._rows.pop(directory):
-                made = self._entry(directory, ino, attributes, content, cid, large)
-                if made is not None:
-                    entries.append(DirEntry(name, *made))
-            self.links[directory] = self.build(entries)
-        self.blocks.sync()
-        return self
+    def close(self) -> None:
+        self._connection.close()
 
-    def _closure(self, connection: apsw.Connection) -> list[int]:
-        """Directories to build, children first: changed ones, those above, unbuilt ones below."""
-        depth: dict[int, int] = {}
-        parents = "select parent,gone from inode where ino=?"
-        for start in self.changed | {self.root}:
-            chain = [start]
-            while chain[-1] != self.root:
-                row: Any = connection.execute(parents, (chain[-1],)).fetchone()
-                if row is None or row[1] is not None or not row[0]:
-                    chain = []
-                    break
-                chain.append(row[0])
-            for level, directory in enumerate(reversed(chain)):
-                depth[directory] = level
-        todo = list(depth)
-        while todo:
-            directory = todo.pop()
-            rows: list[Any] = connection.execute(ROWS, (directory,)).fetchall()
-            self._rows[directory] = rows
-            for _, ino, attributes, _, cid in rows:
-                if cid is None and _mode(attributes) == stat.S_IFDIR and ino not in depth:
-                    depth[ino] = depth[directory] + 1
-                    todo.append(ino)
-        return sorted(depth, key=lambda directory: -depth[directory])
+    def _one(self, sql: str, *bindings: object) -> Any:
+        return self._connection.execute(sql, bindings).fetchone()
 
-    def _large(self, connection: apsw.Connection) -> dict[int, bytes]:
-        wanted = {
-            large_id(content)
-            for rows in self._rows.values()
-            for _, _, _, content, _ in rows
-            if content and content[0] == LARGE
-        }
-        query = "select cid from content where id=? and cid is not null"
-        rows = {key: connection.execute(query, (key,)).fetchone() for key in wanted}
-        return {key: row[0] for key, row in rows.items() if row is not None}
+    def dirty_directories(self) -> Iterator[Dirty]:
+        """What changed. Of a directory that came from a foreign DAG, all names: it may have been
+        built by another profile, and a path update would keep that shape.
+        """
+        for ino, names in self._changed.items():
+            row = self._one("select content from inode where ino=?", ino)
+            is_foreign = row is not None and row[0] == bytes((EXPANDED,))
+            yield Dirty(ino, None if is_foreign else names)
 
-    def _entry(
-        self,
-        directory: int,
-        ino: int,
-        attributes: bytes,
-        content: bytes,
-        cid: bytes | None,
-        large: dict[int, bytes],
-    ) -> tuple[Cid, int] | None:
-        """(CID, Tsize) of one name, None where it has none."""
-        kind = _mode(attributes)
-        if kind == stat.S_IFDIR:
-            link = self.links.get(ino)
-            if link is not None:
-                return link.cid, link.tsize
-            return unpack_link(cid) if cid is not None else None
+    def parent(self, ino: int) -> tuple[int, bytes] | None:
+        """The directory that holds this one, and its name there."""
+        row = self._one("select parent from inode where ino=? and gone is null", ino)
+        if row is None or not row[0]:
+            return None
+        name = self._one("select name from dentry where parent=? and ino=?", row[0], ino)
+        return None if name is None else (row[0], name[0])
+
+    def count(self, ino: int) -> int:
+        """How many entries a directory has."""
+        return int(self._one("select count(*) from dentry where parent=?", ino)[0])
+
+    def children(self, ino: int) -> Iterator[Child]:
+        """All entries of a directory."""
+        for row in self._connection.execute(CHILDREN, (ino,)).fetchall():
+            yield self._child(row)
+
+    def child(self, ino: int, name: bytes) -> Child | None:
+        """One entry of a directory."""
+        row = self._one(f"{CHILDREN} and d.name=?", ino, name)
+        return None if row is None else self._child(row)
+
+    def directory_link(self, ino: int) -> Link | None:
+        """What the last build said of this directory."""
+        row = self._one("select cid,content from inode where ino=?", ino)
+        if row is None:
+            return None
+        if row[1] and row[1][0] == LINKED:
+            return unpack_link(row[1][1:])
+        return None if row[0] is None else unpack_link(row[0])
+
+    def _child(self, row: Any) -> Child:
+        name, ino, attributes, content = row
+        kind = _kind(attributes)
+        if kind == "symlink":
+            return Child(name, ino, kind, target=content[1:])
+        if kind != "file":
+            return Child(name, ino, kind)
+        link = self._file_link(content)
+        if link is None:
+            return Child(name, ino, kind)
+        return Child(name, ino, kind, link.cid, link.tsize)
+
+    def _file_link(self, content: bytes) -> Link | None:
+        """The link of a file's bytes; None while they have no CID."""
         if not content:
-            if kind != stat.S_IFREG:
-                return None
-            empty = FileBuilder(self.profile, self.blocks.put).finish()
-            return empty.cid, empty.tsize
-        if content[0] == SYMLINK:
-            link = build_symlink(content[1:], self.profile, self.blocks.put)
-            return link.cid, link.tsize
+            return FileBuilder(self._profile, self._storage.blocks.put).finish()
         if content[0] == SMALL:
-            return self._small(small_content(content))
+            return self._small_link(small_content(content))
         if content[0] == LINKED:
             return unpack_link(content[1:])
-        column = large.get(large_id(content))
-        if column is None:
-            self.unfinished.add(directory)
-            return None
-        return unpack_link(column)
+        assert content[0] == LARGE, "a file's content is one of these"
+        row = self._one("select cid from content where id=?", large_id(content))
+        return None if row is None or row[0] is None else unpack_link(row[0])
 
-    def _small(self, content: SmallContent) -> tuple[Cid, int]:
-        if self.profile.has_raw_leaves:
-            return Cid.raw(content.digest), content.length
-        # The wrapped leaf is a block of its own kind; the node keeps it.
-        data = self.read_small(content)
-        cid = leaf_cid(self.profile, hash_leaf(self.profile, data))
-        prefix, suffix = leaf_block_parts(self.profile, len(data))
-        self.blocks.put(cid, prefix + data + suffix)
-        return cid, len(prefix) + len(data) + len(suffix)
+    def _small_link(self, content: SmallContent) -> Link:
+        if self._profile.has_raw_leaves:
+            return Link(Cid.raw(content.digest), content.length)
+        # The wrapped leaf is a block of its own, which the node keeps.
+        data = self._storage.segments.read(content.place())
+        cid = leaf_cid(self._profile, hash_leaf(self._profile, data))
+        prefix, suffix = leaf_block_parts(self._profile, len(data))
+        self._storage.blocks.put(cid, prefix + data + suffix)
+        return Link(cid, len(prefix) + len(data) + len(suffix))
 
 
-def _mode(attributes: bytes) -> int:
-    return stat.S_IFMT(int.from_bytes(attributes[:4], "little"))
-
-
-def build_entries(
-    entries: list[DirEntry], profile: Profile
-) -> tuple[Link, list[tuple[Cid, bytes]]]:
-    """A directory and its blocks: what a worker process answers."""
-    blocks: list[tuple[Cid, bytes]] = []
-    link = build_directory(entries, profile, lambda cid, data: blocks.append((cid, bytes(data))))
-    return link, blocks
+def _kind(attributes: bytes) -> Literal["file", "directory", "symlink", "special"]:
+    mode = stat.S_IFMT(int.from_bytes(attributes[:4], "little"))
+    if mode == stat.S_IFREG:
+        return "file"
+    if mode == stat.S_IFDIR:
+        return "directory"
+    return "symlink" if mode == stat.S_IFLNK else "special"
 
 
 class MfsRoots:
@@ -225,38 +184,41 @@ class MfsRoots:
         self.blocks = blocks
         self.writer = volume.writer
         self.builds = 0
+        self._limiter = trio.CapacityLimiter(1)
         self._running: trio.Event | None = None
         self._seen_seq = 0
         self._quiet_since = 0.0
         self._changed_since: float | None = None
-        self._seq = self._epoch = 0
         self._find_changed()
 
     def _find_changed(self) -> None:
         """After a start: directories in which something changed since the last build."""
-        storage = self.writer.storage
-        row = storage.database.one("select seq,root from epoch order by epoch desc limit 1")
-        changed = self.writer.changed.setdefault(self.volume.mount_id, set())
-        for record in storage.log.records(0 if row is None else row[0]):
-            if record.parent:
-                changed.add(record.parent)
-        if row is None:
-            changed.add(self.volume.root)
+        last = self._last()
+        for record in self.writer.storage.log.records(0 if last is None else last[1]):
+            for parent in (record.parent, *self.writer.new_parents(record)):
+                if parent:
+                    self.changed()[parent] = None
+        if last is None:
+            self.changed()[self.volume.root] = None
 
-    def current(self) -> tuple[Cid, int] | None:
-        """(root CID, epoch) of the last build."""
-        query = "select root,epoch from epoch order by epoch desc limit 1"
-        row = self.writer.storage.database.one(query)
-        return None if row is None else (Cid.decode(row[0]), row[1])
+    def _last(self) -> Any:
+        """(root CID, seq, epoch) of the last build, or None."""
+        query = "select root,seq,epoch from epoch order by epoch desc limit 1"
+        return self.writer.storage.database.one(query)
+
+    def current(self) -> Cid | None:
+        """The root of the last build."""
+        last = self._last()
+        return None if last is None else Cid.decode(last[0])
 
     def built_seq(self) -> int:
         """The last journal record that a root contains."""
-        query = "select seq from epoch order by epoch desc limit 1"
-        row = self.writer.storage.database.one(query)
-        return 0 if row is None else int(row[0])
+        last = self._last()
+        return 0 if last is None else int(last[1])
 
-    def changed(self) -> set[int]:
-        return self.writer.changed.setdefault(self.volume.mount_id, set())
+    def changed(self) -> Changed:
+        """What the next build has to look at."""
+        return self.writer.changed.setdefault(self.volume.mount_id, {})
 
     async def run(self) -> None:
         """Build when it is time, until cancelled."""
@@ -287,33 +249,32 @@ class MfsRoots:
         done = self._running = trio.Event()
         changed = self.writer.changed.pop(self.volume.mount_id)
         try:
-            job = await self._run_job(changed)
-            await complete(self._record, job)
-            self.changed().update(job.unfinished)
+            await self._build(changed)
         except BaseException:
-            self.changed().update(changed)
+            for ino, names in changed.items():
+                self._mark_again(ino, names)
             raise
         finally:
             self._running = None
             done.set()
 
-    async def _run_job(self, changed: set[int]) -> RootJob:
+    def _mark_again(self, ino: int, names: set[bytes] | None) -> None:
+        known = self.changed().get(ino, set())
+        self.changed()[ino] = None if names is None or known is None else known | names
+
+    async def _build(self, changed: Changed) -> None:
         for inode in list(self.writer.unsealed.values()):
             if inode.writers == 0:
                 await self.sealer.seal(inode)
         storage = self.writer.storage
-        self._seq, self._epoch = storage.log.seq, self.writer.tree.epoch
+        seq, epoch = storage.log.seq, self.writer.tree.epoch
         await complete(self._next_epoch)
-        job = RootJob(
-            database=storage.state.database,
-            blocks=self.blocks,
-            profile=storage.profile,
-            read_small=lambda small: storage.segments.read(small.place()),
-            root=self.volume.root,
-            changed=changed,
-            build=self._build_directory,
-        )
-        return await trio.to_thread.run_sync(job.run)
+        with self.blocks.importing(), closing(RowView(storage, self.volume.root, changed)) as view:
+            built = await build_root(view, storage.profile, self.blocks, self._limiter)
+            await complete(self._record, built, seq, epoch)
+        for ino in built.unfinished:
+            for parent, name in self.writer.tree.names_of(ino):
+                self._mark_again(parent, {name})
 
     def _next_epoch(self) -> None:
         """What is committed from now on belongs to the epoch after the one that is built."""
@@ -321,29 +282,15 @@ class MfsRoots:
         tree.commit([("insert or replace into meta values(?,?)", ("epoch", tree.epoch + 1))])
         tree.epoch += 1
 
-    def _build_directory(self, entries: list[DirEntry]) -> Link:
-        """In the job's thread; large ones are sent to a worker process by way of the loop."""
-        profile = self.writer.storage.profile
-        if len(entries) <= INLINE_ENTRIES_MAX:
-            return build_directory(entries, profile, self.blocks.put)
-        answer: tuple[Link, list[tuple[Cid, bytes]]] = trio.from_thread.run(
-            trio_parallel.run_sync, build_entries, entries, profile
-        )
-        link, blocks = answer
-        for cid, data in blocks:
-            self.blocks.put(cid, data)
-        return link
-
-    def _record(self, job: RootJob) -> None:
-        tree = self.writer.tree
-        batch: Batch = [
-            ("update inode set cid=? where ino=?", (pack_link(link), directory))
-            for directory, link in job.links.items()
-        ]
-        root = job.links[self.volume.root].cid.binary
-        row = (self._epoch, self._seq, time.time_ns(), root)
+    def _record(self, built: MfsRoot, seq: int, epoch: int) -> None:
+        batch: Batch = []
+        for directory, link in built.directories.items():
+            # The directory is ours now, whatever DAG it came from.
+            statement = "update inode set cid=?,content=x'' where ino=?"
+            batch.append((statement, (pack_link(link), directory)))
+        row = (epoch, seq, time.time_ns(), built.root.cid.binary)
         batch.append(("insert or replace into epoch values(?,?,?,?)", row))
-        tree.commit(batch)
+        self.writer.tree.commit(batch)
         self.builds += 1
 
     async def cid_of_directory(self, ino: int) -> Cid | None:
@@ -353,12 +300,11 @@ class MfsRoots:
             if not self.changed():
                 break
         row = self.writer.storage.database.one("select cid from inode where ino=?", (ino,))
-        if row is None or row[0] is None or self._is_below(ino):
+        if row is None or row[0] is None or self._is_changed_below(ino):
             return None
-        return unpack_link(row[0])[0]
+        return unpack_link(row[0]).cid
 
-    def _is_below(self, ino: int) -> bool:
-        """Whether something at or below the directory is still changed."""
+    def _is_changed_below(self, ino: int) -> bool:
         for directory in self.changed():
             above: int = directory
             while above:

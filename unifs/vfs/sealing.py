@@ -24,17 +24,18 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import Corrupt, UnifsError
+from unifs.errors import Corrupt, TryAgain, UnifsError
 from unifs.ipfs.unixfs.builder import FileBuilder, hash_leaf
 from unifs.journal.content import CLOSED, SEALED, LargeContent, large_blob
-from unifs.journal.extents import HOLE
+from unifs.journal.extents import HOLE, ExtentMap
 from unifs.journal.log import Op
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unifs.ipfs.embedded.blocks import Blocks
     from unifs.ipfs.unixfs.profiles import Profile
-    from unifs.journal.extents import ExtentMap
     from unifs.vfs.tree import Batch
     from unifs.vfs.treeinode import TreeInode
     from unifs.vfs.writer import Writer
@@ -64,10 +65,13 @@ class SealJob:
     #: container -> duplicated descriptor
     descriptors: dict[int, int]
     base: LargeContent | None
+    #: Asked before each leaf; the daemon ends and must not wait for gigabytes to be hashed.
+    is_stopping: Callable[[], bool]
     #: The CID column: Tsize, 8 bytes little-endian, then the binary CID.
     cid: bytes = b""
     leaves: bytearray = field(default_factory=bytearray)
     _buffer: bytearray = field(default_factory=bytearray)
+    _zero_digests: dict[int, bytes] = field(default_factory=dict)
 
     def run(self) -> SealJob:
         """Do all of it. Corrupt where the base's bytes are not what they were."""
@@ -79,6 +83,8 @@ class SealJob:
             builder = FileBuilder(self.profile, self.blocks.put)
             chunk = self.profile.chunk_bytes
             for index in range((self.size + chunk - 1) // chunk):
+                if self.is_stopping():
+                    raise TryAgain("sealing goes on at the next start")
                 start = index * chunk
                 end = min(start + chunk, self.size)
                 digest = self._leaf(index, start, end, newest)
@@ -121,12 +127,22 @@ class SealJob:
             is_untouched = holder not in (HOLE, newest) and is_same_length
             if is_untouched and base.extents.single(start, end) == holder:
                 return base.leaves[index * 32 : index * 32 + 32]
+        if holder == HOLE and self.extents.is_hole(start, end):
+            self.extents.lay(start, end, newest)
+            return self._zeros(end - start)
         if holder == HOLE:
             self._complete(index, start, end, newest)
             holder = newest
         view = memoryview(self._buffer)[: end - start]
         self._read(holder, view, start)
         return hash_leaf(self.profile, view)
+
+    def _zeros(self, length: int) -> bytes:
+        """The digest of a leaf of zeros, computed once for each length."""
+        digest = self._zero_digests.get(length)
+        if digest is None:
+            digest = self._zero_digests[length] = hash_leaf(self.profile, bytes(length))
+        return digest
 
     def _complete(self, index: int, start: int, end: int, newest: int) -> None:
         """Bring every piece of a leaf into the newest container."""
@@ -174,6 +190,7 @@ class Sealer:
         self.blocks = blocks
         self.profile = profile
         self.sealed = 0
+        self.is_stopping = False
         self._thread = trio.CapacityLimiter(1)
         self._since: dict[int, float] = {}
         self._running: dict[int, trio.Event] = {}
@@ -181,6 +198,11 @@ class Sealer:
     def find_closed(self) -> None:
         """After a start: contents that an earlier daemon closed and did not seal."""
         database = self.writer.storage.database
+        known = set(self.blocks.index.containers())
+        for content_id, extents in database.all("select id,extents from content where state=2"):
+            # The index is derived, and what it learnt last may be lost in a crash.
+            if not known.issuperset(ExtentMap.unpack(extents).containers):
+                self._index(self.writer.contents.large(content_id))
         for (content_id,) in database.all("select id from content where state=1"):
             row = database.one(
                 "select ino from inode where content=? and gone is null", (large_blob(content_id),)
@@ -189,6 +211,7 @@ class Sealer:
                 inode: TreeInode = self.writer.inodes.get(row[0])  # type: ignore[assignment]
                 self.writer.content_of(inode)
                 self.writer.unsealed[inode.ino] = inode
+                self.writer.unsealed_since[inode.ino] = 0
 
     async def run(self) -> None:
         """Look every ``LOOK_S`` until cancelled."""
@@ -216,7 +239,7 @@ class Sealer:
             self._since[inode.ino] = time.monotonic()
 
     def _done(self, inode: TreeInode) -> None:
-        self.writer.unsealed.pop(inode.ino, None)
+        self.writer.rested(inode)
         self._since.pop(inode.ino, None)
 
     async def seal(self, inode: TreeInode) -> None:
@@ -259,9 +282,11 @@ class Sealer:
                 extents=content.extents.copy(),
                 descriptors=descriptors,
                 base=content.base,
+                is_stopping=lambda: self.is_stopping,
             )
-            await trio.to_thread.run_sync(job.run, limiter=self._thread)
-            await complete(self._record, inode, content, job)
+            with self.blocks.importing():
+                await trio.to_thread.run_sync(job.run, limiter=self._thread)
+                await complete(self._record, inode, content, job)
         finally:
             for name in names:
                 containers.release(name)

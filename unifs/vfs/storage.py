@@ -46,6 +46,8 @@ class Storage:
 
     def _open(self, profile: str) -> None:
         state = self.state
+        #: Nothing is left that only recovery would find.
+        self.is_tidy = True
         self.database = Database(state.database)
         self.profile = self._fixed_profile(profile)
         self.segments = Segments(state.segments)
@@ -87,6 +89,7 @@ class Storage:
         finally:
             self.overlays.stop()
             self.flusher.stop()
+            self.database.stop_checkpoints()
 
     def close(self, is_clean: bool = True) -> None:
         """Close everything; ``is_clean`` says that all was committed and flushed."""
@@ -94,7 +97,7 @@ class Storage:
             self.database.begin()
             self.database.set_meta("sealed_seq", self.flusher.sealed_seq)
             self.database.set_meta("last_ino", self.tree.last_ino)
-            self.database.set_meta("is_clean", int(is_clean))
+            self.database.set_meta("is_clean", int(is_clean and self.is_tidy))
             self.database.commit()
         self.blocks.close()
         self.contents.close()

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from unifs.state.directory import StateDirectory
     from unifs.types import Attributes
 
-#: mode uid gid nlink size atime mtime ctime (ns) rdev
+#: mode uid gid nlink size atime mtime ctime (ns), and rdev; of a regular file the blocks that are
+#: holes, in its place.
 ATTRIBUTES = struct.Struct("<IIIIQqqqQ")
 
 Statement = tuple[str, tuple[Any, ...]]
@@ -38,6 +39,7 @@ KEEP_INODE = (
     "insert or ignore into inode_past select ino,?,epoch,attributes,content from inode where ino=?"
 )
 INSERT_DENTRY = "insert into dentry values(?,?,?,?,?)"
+CHANGE_DENTRY = "update dentry set name=?,epoch=? where parent=? and name=?"
 DELETE_DENTRY = "delete from dentry where parent=? and name=?"
 KEEP_DENTRY = (
     "insert into dentry_past select parent,?,id,name,ino,epoch from dentry"
@@ -50,9 +52,15 @@ LISTING = (
 NAMES = "select id,name,ino from dentry where parent=? and id>? order by id limit ?"
 
 
+def clamp_time(time_ns: int) -> int:
+    """A time as the row can hold it: years 1677 to 2262."""
+    return max(-(1 << 63), min(time_ns, (1 << 63) - 1))
+
+
 def pack_attributes(attributes: Attributes) -> bytes:
     """The attributes column."""
     a = attributes
+    is_regular = a.st_mode & 0o170000 == 0o100000
     return ATTRIBUTES.pack(
         a.st_mode,
         a.st_uid,
@@ -62,8 +70,13 @@ def pack_attributes(attributes: Attributes) -> bytes:
         a.st_atime_ns,
         a.st_mtime_ns,
         a.st_ctime_ns,
-        a.st_rdev,
+        max(0, blocks_of(a.st_size) - a.st_blocks) if is_regular else a.st_rdev,
     )
+
+
+def blocks_of(size_bytes: int) -> int:
+    """How many blocks of 512 bytes hold that many bytes."""
+    return (size_bytes + 511) >> 9
 
 
 def fill_attributes(attributes: Attributes, ino: int, packed: bytes, timeout_s: float) -> None:
@@ -78,11 +91,13 @@ def fill_attributes(attributes: Attributes, ino: int, packed: bytes, timeout_s: 
         a.st_atime_ns,
         a.st_mtime_ns,
         a.st_ctime_ns,
-        a.st_rdev,
+        last,
     ) = ATTRIBUTES.unpack(packed)
+    is_regular = a.st_mode & 0o170000 == 0o100000
+    a.st_rdev = 0 if is_regular else last
     a.st_ino = ino
     a.st_size = size
-    a.st_blocks = (size + 511) >> 9
+    a.st_blocks = blocks_of(size) - (last if is_regular else 0)
     a.st_blksize = 1 << 20
     a.entry_timeout = a.attr_timeout = timeout_s
 
@@ -114,6 +129,14 @@ class Tree:
         JournalFailed once the database cannot be trusted. WouldBlock, before anything is done,
         while the WAL is above its limit.
         """
+        try:
+            self._execute(batch)
+        except NoSpace:
+            if not frees or not self._state.give_up_reserve():
+                raise
+            self._execute(batch)
+
+    def _execute(self, batch: Batch) -> None:
         database = self.database
         database.begin()
         execute = database.execute
@@ -122,11 +145,7 @@ class Tree:
                 execute(sql, bindings)
             database.commit()
         except apsw.Error as error:
-            failure = database.broken(error)
-            if isinstance(failure, NoSpace) and frees and self._state.give_up_reserve():
-                self.commit(batch)
-                return
-            raise failure from error
+            raise database.broken(error) from error
         except BaseException:
             database.rollback()
             raise
@@ -146,6 +165,12 @@ class Tree:
         batch.append((KEEP_DENTRY, (epoch, parent, name, epoch)))
         batch.append((DELETE_DENTRY, (parent, name)))
 
+    def change_name(self, batch: Batch, parent: int, name: bytes, new_name: bytes) -> None:
+        """A rename within a directory: the row keeps its id, and so its place in a listing."""
+        epoch = self.epoch
+        batch.append((KEEP_DENTRY, (epoch, parent, name, epoch)))
+        batch.append((CHANGE_DENTRY, (new_name, epoch, parent, name)))
+
     def keep_inode(self, batch: Batch, ino: int, stored: bytes) -> None:
         """Before a row of an earlier epoch changes: its present form goes to the past."""
         batch.append((KEEP_INODE, (self.epoch, ino)))
@@ -157,10 +182,11 @@ class Tree:
 
     def find(self, parent: int, name: bytes) -> int:
         """The inode of a name, 0 if there is none."""
-        row = self.database.execute(
-            "select ino from dentry where parent=? and name=?", (parent, name)
-        ).fetchone()
-        return 0 if row is None else int(row[0])
+        # All rows are fetched: a statement that is not finished keeps its snapshot, and the WAL
+        # could never start over.
+        query = "select ino from dentry where parent=? and name=?"
+        rows: list[Any] = self.database.execute(query, (parent, name)).fetchall()
+        return int(rows[0][0]) if rows else 0
 
     def inode_row(self, ino: int) -> Any:
         """(mount, parent, epoch, gone, attributes, content), or None."""
@@ -186,6 +212,11 @@ class Tree:
             yield from self.database.all(query, (parent, ino))
         else:
             yield from self.database.all("select parent,name from link where ino=?", (ino,))
+
+    def names_of(self, ino: int) -> list[tuple[int, bytes]]:
+        """Every (directory, name) of an inode."""
+        row = self.inode_row(ino)
+        return [] if row is None else list(self.parents(ino, row[1]))
 
     def path(self, ino: int) -> bytes | None:
         """One path of an inode below its volume's root, None where it has no name."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from unifs.errors import BadHandle, TooLarge
+from unifs.errors import BadHandle, TooLarge, UnifsError
 from unifs.journal.content import SmallContent
+from unifs.journal.overlay import is_full
 from unifs.vfs.tree import fill_attributes
 from unifs.vfs.volume import DirectoryHandle, Handle
 from unifs.waiting import WouldBlock
@@ -40,7 +41,7 @@ class TreeHandle(Handle):
         if can_write:
             inode.writers += 1
 
-    def read(self, offset: int, size: int) -> bytes | memoryview:
+    def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
         inode: TreeInode = self.inode  # type: ignore[assignment]
         if not self.can_read:
             raise BadHandle
@@ -96,7 +97,8 @@ class TreeHandle(Handle):
 
     def flush(self) -> None:
         inode: TreeInode = self.inode  # type: ignore[assignment]
-        if self.can_write and inode.is_dirty():
+        # A reader's close commits where nobody else will: it opened with O_TRUNC.
+        if (self.can_write or not inode.writers) and inode.is_dirty():
             self.volume.writer.commit(inode)
 
     def release(self) -> None:
@@ -114,38 +116,50 @@ class TreeHandle(Handle):
         inode.opens -= 1
         if self.can_write:
             inode.writers -= 1
-        if inode.writers == 0 and inode.overlay is not None and not inode.is_dirty():
+        # No row knows what was written to a file without a name: its readers need the overlay.
+        is_needed = inode.writers or inode.is_dirty() or (inode.is_gone and inode.opens)
+        if inode.overlay is not None and not is_needed:
             self.volume.writer.detach(inode)
         if inode.opens == 0 and inode.is_gone:
             self.volume.forgotten(inode.ino)
 
     def fsync(self, datasync: bool) -> None:
         inode: TreeInode = self.inode  # type: ignore[assignment]
-        writer = self.volume.writer
-        raise WouldBlock(lambda: writer.make_durable(inode))
+        durability = self.volume.writer.durability
+        raise WouldBlock(lambda: durability.make_durable(inode))
 
 
 class TreeDirectory(DirectoryHandle):
     """An open directory: a range query by row id, ``PAGE`` rows at a time.
 
     The row id is the offset, so a stream is stable under concurrent create and unlink and needs no
-    snapshot; rows fetched ahead are dropped when the reader seeks.
+    snapshot; rows fetched ahead are dropped when the reader seeks and when anything was committed
+    since: the kernel would keep a name that is gone.
     """
 
-    __slots__ = ("_at", "_rows", "volume")
+    __slots__ = ("_at", "_commits", "_rows", "volume")
 
     def __init__(self, inode: TreeInode, volume: TreeVolume) -> None:
         super().__init__(inode)
         self.volume = volume
         self._rows: list[tuple[int, bytes, int, bytes]] = []
         self._at = -1
+        self._commits = -1
 
     def readdir(self, offset: int, emit: Emit) -> None:
         if offset == 0:
-            self.volume.commit_names(self.inode.ino)
-        if self._at != offset:
+            try:
+                self.volume.commit_names(self.inode.ino)
+            except (UnifsError, OSError) as error:
+                # On a full disk people list what they may delete; a name that cannot be committed
+                # is not shown.
+                if not is_full(error):
+                    raise
+        commits = self.volume.storage.database.commits
+        if self._at != offset or self._commits != commits:
             self._rows = []
             self._at = offset
+            self._commits = commits
         volume = self.volume
         hot = volume.inodes.hot
         remember = volume.inodes.remember

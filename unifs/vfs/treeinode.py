@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from unifs.journal.content import SEALED
 from unifs.vfs.volume import Inode
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ class TreeInode(Inode):
         "guard",
         "is_gone",
         "is_touched",
+        "name",
         "overlay",
         "parent",
         "pending",
         "seq",
         "stored",
+        "synced",
         "writers",
     )
 
@@ -35,6 +38,8 @@ class TreeInode(Inode):
         super().__init__(ino, volume, attributes)
         #: Its directory while it has one name, else 0.
         self.parent = 0
+        #: The name under which it was found last; None before.
+        self.name: bytes | None = None
         #: Epoch in which the row got its present form.
         self.epoch = 0
         #: No name is left; openable until the kernel forgets it.
@@ -43,6 +48,8 @@ class TreeInode(Inode):
         self.pending: tuple[int, bytes] | None = None
         #: The content column as it is in the database.
         self.stored = b""
+        #: The content column of the last SYNC record that is known.
+        self.synced: bytes | None = None
         #: ``stored`` decoded, at first use.
         self.content: Content | None = None
         self.overlay: Overlay | None = None
@@ -50,7 +57,7 @@ class TreeInode(Inode):
         self.writers = 0
         #: This inode took our name by a rename; our row stays until its content is sealed.
         self.guard: TreeInode | None = None
-        #: Journal record of the present content; 0 if it is older than this start.
+        #: Journal record of the present content, or a later one.
         self.seq = 0
         #: Attributes differ from the row (times of a directory, atime).
         self.is_touched = False
@@ -64,6 +71,7 @@ class TreeInode(Inode):
             or self.pending is not None
             or self.is_gone
             or self.is_touched
+            or getattr(self.content, "state", SEALED) != SEALED
         )
 
     def is_dirty(self) -> bool:

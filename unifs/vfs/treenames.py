@@ -1,4 +1,4 @@
-"""Name operations of a tree volume: create, unlink, link, rename.
+"""Name operations of a tree volume: create, unlink, link (``treerename`` has rename).
 
 Each is one transaction: the rows of all inodes concerned and the journal's record, committed inline
 before the kernel hears of it; memory changes after the commit. An inode that is still pending
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from unifs.errors import (
     Exists,
-    InvalidArgument,
     IsADirectory,
     NotADirectory,
     NotEmpty,
@@ -23,7 +22,7 @@ from unifs.errors import (
     TooManyLinks,
 )
 from unifs.journal.content import symlink_blob
-from unifs.journal.log import Op, Renamed, pack_rename
+from unifs.journal.log import Op
 from unifs.vfs.tree import SET_GONE, UPDATE_INODE, pack_attributes
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.volume import Volume
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 #: As ext4: st_nlink of some programs is 16 bits wide.
 LINKS_MAX = 65_000
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 INSERT_LINK = "insert or ignore into link values(?,?,?)"
 DELETE_LINK = "delete from link where ino=? and parent=? and name=?"
@@ -77,7 +75,11 @@ class TreeNames(Volume):
         if inode is not None:
             return inode
         ino = self.tree.find(parent.ino, name)
-        return self.inodes.get(ino) if ino else None  # type: ignore[return-value]
+        if not ino:
+            return None
+        found: TreeInode = self.inodes.get(ino)  # type: ignore[assignment]
+        found.name = name
+        return found
 
     def _need(self, parent: Inode, name: bytes) -> TreeInode:
         inode = self.find(parent, name)
@@ -138,6 +140,7 @@ class TreeNames(Volume):
     def add_pending(self, parent: TreeInode, name: bytes, inode: TreeInode) -> None:
         """The name exists from now on, in memory."""
         inode.pending = (parent.ino, name)
+        inode.name = name
         inode.parent = parent.ino
         inode.changed_at = time.monotonic()
         self.writer.pending[inode.pending] = inode
@@ -149,6 +152,7 @@ class TreeNames(Volume):
         writer = self.writer
         batch: Batch = []
         inode.pending = (parent.ino, name)
+        inode.name = name
         blob, inode.stored = inode.stored, b""
         writer.rows(inode, blob, batch)
         self.tree.commit(batch)
@@ -240,7 +244,7 @@ class TreeNames(Volume):
             batch.append(self.log.row(Op.UNLINK, inode.ino, parent.ino, name))
             self._commit_drop(inode, batch, undo)
         self.writer.touch(parent, now)  # type: ignore[arg-type]
-        self.writer.changed.setdefault(self.mount_id, set()).add(parent.ino)
+        self.writer.mark(self.mount_id, parent.ino, name)
 
     def rmdir(self, parent: Inode, name: bytes, caller: Caller) -> None:
         inode = self._need(parent, name)
@@ -256,7 +260,7 @@ class TreeNames(Volume):
         self._commit_drop(inode, batch, undo)
         parent.attributes.st_nlink -= 1
         self.writer.touch(parent, now)  # type: ignore[arg-type]
-        self.writer.changed.setdefault(self.mount_id, set()).add(parent.ino)
+        self.writer.mark(self.mount_id, parent.ino, name)
 
     def _drop_link(
         self, inode: TreeInode, parent: int, name: bytes, now: int, batch: Batch
@@ -297,138 +301,13 @@ class TreeNames(Volume):
         if not inode.opens and not self.inodes.count(inode.ino):
             self.forgotten(inode.ino)
 
-    # --- renaming ---------------------------------------------------------------------------------
-
-    def rename(
-        self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int
-    ) -> None:
-        inode = self._need(parent, name)
-        target = self.find(new_parent, new_name)
-        self._check_rename(inode, target, new_parent, flags)
-        if target is inode:
-            return
-        for one in (inode, target):
-            if one is not None and (one.pending is not None or (one is inode and one.is_dirty())):
-                self.writer.commit(one)
-        now = time.time_ns()
-        batch: Batch = []
-        tree = self.tree
-        tree.drop_name(batch, parent.ino, name)
-        undo = None
-        displaced = 0
-        if target is not None:
-            tree.drop_name(batch, new_parent.ino, new_name)
-            if flags & RENAME_EXCHANGE:
-                batch.append(tree.add_name(parent.ino, name, target.ino))
-                self._move(target, (new_parent.ino, new_name), (parent.ino, name), batch)
-            else:
-                displaced = target.ino
-                undo = self._drop_link(target, new_parent.ino, new_name, now, batch)
-        batch.append(tree.add_name(new_parent.ino, new_name, inode.ino))
-        ctime, inode.attributes.st_ctime_ns = inode.attributes.st_ctime_ns, now
-        self._move(inode, (parent.ino, name), (new_parent.ino, new_name), batch)
-        renamed = Renamed(new_parent.ino, displaced, bool(flags & RENAME_EXCHANGE), name, new_name)
-        batch.append(self.log.row(Op.RENAME, inode.ino, parent.ino, pack_rename(renamed)))
-        if target is not None:
-            self.note_displaced(target, renamed, parent.ino, batch)
-        try:
-            tree.commit(batch, frees=displaced != 0)
-        except BaseException:
-            inode.attributes.st_ctime_ns = ctime
-            if target is not None and undo is not None:
-                target.attributes.st_nlink, target.attributes.st_ctime_ns = undo
-            raise
-        self._renamed(inode, target, parent, new_parent, flags)
-
-    def note_displaced(
-        self, target: TreeInode, renamed: Renamed, old_parent: int, batch: Batch
-    ) -> None:
-        """Statements of its own for an inode whose name a rename took."""
-
-    def _move(
-        self, inode: TreeInode, old: tuple[int, bytes], new: tuple[int, bytes], batch: Batch
-    ) -> None:
-        """Statements that tell an inode's row and links its new name."""
-        if inode.parent:
-            self._update(inode, new[0], batch)
-        else:
-            batch.append((DELETE_LINK, (inode.ino, *old)))
-            batch.append((INSERT_LINK, (inode.ino, *new)))
-            self._update(inode, 0, batch)
-
-    def _renamed(
-        self,
-        inode: TreeInode,
-        target: TreeInode | None,
-        parent: Inode,
-        new_parent: Inode,
-        flags: int,
-    ) -> None:
-        now = inode.attributes.st_ctime_ns
-        moved = [(inode, parent, new_parent)]
-        if target is not None:
-            if flags & RENAME_EXCHANGE:
-                moved.append((target, new_parent, parent))
-            else:
-                if stat.S_ISDIR(target.attributes.st_mode):
-                    new_parent.attributes.st_nlink -= 1
-                target.guard = inode
-                if target.attributes.st_nlink == 0:
-                    self._lost_name(target, now)
-                else:
-                    self._updated(target)
-        for one, before, after in moved:
-            if one.parent:
-                one.parent = after.ino
-            if before is not after and stat.S_ISDIR(one.attributes.st_mode):
-                before.attributes.st_nlink -= 1
-                after.attributes.st_nlink += 1
-            self._updated(one)
-        self.writer.touch(parent, now)  # type: ignore[arg-type]
-        self.writer.touch(new_parent, now)  # type: ignore[arg-type]
-        self.writer.changed.setdefault(self.mount_id, set()).update((parent.ino, new_parent.ino))
-
-    def _check_rename(
-        self, inode: TreeInode, target: TreeInode | None, new_parent: Inode, flags: int
-    ) -> None:
-        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
-            raise InvalidArgument
-        if new_parent.is_gone:  # type: ignore[attr-defined]
-            raise NotFound
-        is_directory = stat.S_ISDIR(inode.attributes.st_mode)
-        if target is None:
-            if flags & RENAME_EXCHANGE:
-                raise NotFound
-        elif flags & RENAME_NOREPLACE:
-            raise Exists
-        elif not flags and target is not inode:
-            if stat.S_ISDIR(target.attributes.st_mode):
-                if not is_directory:
-                    raise IsADirectory
-                if not self.is_empty(target):
-                    raise NotEmpty
-            elif is_directory:
-                raise NotADirectory
-        self._check_above(inode, new_parent)
-        if target is not None and flags & RENAME_EXCHANGE:
-            self._check_above(target, self.inodes.get(inode.parent or new_parent.ino))
-
-    def _check_above(self, inode: TreeInode, directory: Inode) -> None:
-        """A directory cannot move into itself."""
-        if not stat.S_ISDIR(inode.attributes.st_mode):
-            return
-        above: Inode = directory
-        while isinstance(above, TreeInode):
-            if above is inode:
-                raise InvalidArgument
-            if not above.parent:
-                return
-            above = self.inodes.get(above.parent)
-
     def forgotten(self, ino: int) -> None:
         """Nobody refers to this inode any more: an object without a name can go, with its row."""
         inode = self.inodes.hot.get(ino)
         if not isinstance(inode, TreeInode) or not inode.is_gone or inode.opens:
+            return
+        if self.inodes.count(ino):
+            # Closed, but the kernel can open it again through a descriptor without access.
             return
         if inode.overlay is not None:
             self.writer.detach(inode)

@@ -25,19 +25,20 @@ from unifs.errors import (
 )
 from unifs.journal.content import SEALED, SYMLINK, LargeContent, SmallContent
 from unifs.journal.log import Op
-from unifs.journal.overlay import Overlay
-from unifs.vfs.tree import INSERT_INODE, fill_attributes, pack_attributes
+from unifs.vfs.tree import INSERT_INODE, clamp_time, fill_attributes, pack_attributes
 from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
-from unifs.vfs.treenames import TreeNames
-from unifs.vfs.volume import Volume
+from unifs.vfs.treerename import TreeRename
+from unifs.vfs.volume import DirectoryHandle, Handle, Volume
+from unifs.vfs.writer import set_blocks
+from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unifs.types import Attributes, Caller, SetAttributes
     from unifs.vfs.tree import Batch
-    from unifs.vfs.volume import Handle, Inode
+    from unifs.vfs.volume import Inode
     from unifs.vfs.writer import Writer
 
 XATTR_NAME_BYTES_MAX = 255
@@ -96,7 +97,7 @@ class TreeLoader(Volume):
         return self.volumes[row[0]].load_row(ino, row)
 
 
-class TreeVolume(TreeNames):
+class TreeVolume(TreeRename):
     """A writable volume of the tree."""
 
     #: What opening a file and a directory gives.
@@ -123,6 +124,8 @@ class TreeVolume(TreeNames):
         inode.epoch = epoch
         inode.is_gone = gone is not None
         inode.stored = content
+        # Its record may be any up to now: it counts as sealed when all of these are.
+        inode.seq = self.log.seq
         return inode
 
     def load(self, ino: int) -> TreeInode:
@@ -136,6 +139,26 @@ class TreeVolume(TreeNames):
     ) -> Attributes:
         assert isinstance(inode, TreeInode)
         attributes = inode.attributes
+        before = pack_attributes(attributes)
+        try:
+            self._change(inode, changes)
+            if inode.pending is None and not inode.is_gone:
+                self.writer.commit(inode)
+        except WouldBlock:
+            raise
+        except BaseException:
+            size = attributes.st_size
+            fill_attributes(attributes, inode.ino, before, self.timeout_s)
+            # A cut is not undone: the overlay has it, and a later commit may record it.
+            attributes.st_size = size
+            raise
+        if inode.pending is None and not inode.is_gone and not inode.opens:
+            self.writer.detach(inode)
+        return attributes
+
+    def _change(self, inode: TreeInode, changes: SetAttributes) -> None:
+        """Change the attributes in memory; again and again comes to the same."""
+        attributes = inode.attributes
         if changes.size_bytes is not None:
             self._resize(inode, changes.size_bytes)
         if changes.mode is not None:
@@ -145,15 +168,10 @@ class TreeVolume(TreeNames):
         if changes.gid is not None:
             attributes.st_gid = changes.gid
         if changes.atime_ns is not None:
-            attributes.st_atime_ns = changes.atime_ns
+            attributes.st_atime_ns = clamp_time(changes.atime_ns)
         if changes.mtime_ns is not None:
-            attributes.st_mtime_ns = changes.mtime_ns
+            attributes.st_mtime_ns = clamp_time(changes.mtime_ns)
         attributes.st_ctime_ns = time.time_ns()
-        if inode.pending is None and not inode.is_gone:
-            self.writer.commit(inode)
-            if not inode.opens:
-                self.writer.detach(inode)
-        return attributes
 
     def _resize(self, inode: TreeInode, size: int) -> None:
         attributes = inode.attributes
@@ -164,19 +182,10 @@ class TreeVolume(TreeNames):
         if size > FILE_BYTES_MAX:
             raise TooLarge(f"a file may have up to {FILE_BYTES_MAX} bytes")
         if size != attributes.st_size:
-            if size == 0 and inode.overlay is None:
-                self._empty(inode)
-            else:
-                self.overlays.resize(self.writer.overlay_of(inode), size)
+            self.overlays.resize(self.writer.overlay_to_cut(inode, size), size)
         attributes.st_size = size
-        attributes.st_blocks = (size + 511) >> 9
+        set_blocks(inode)
         attributes.st_mtime_ns = time.time_ns()
-
-    def _empty(self, inode: TreeInode) -> None:
-        """Cut off everything without reading it."""
-        overlay = Overlay()
-        overlay.is_dirty = True
-        self.writer.attach(inode, overlay)
 
     def readlink(self, inode: Inode) -> bytes:
         assert isinstance(inode, TreeInode)
@@ -186,7 +195,7 @@ class TreeVolume(TreeNames):
 
     # --- opening ----------------------------------------------------------------------------------
 
-    def open(self, inode: Inode, flags: int, caller: Caller) -> TreeHandle:
+    def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:
         assert isinstance(inode, TreeInode)
         if stat.S_ISDIR(inode.attributes.st_mode):
             raise IsADirectory
@@ -212,12 +221,14 @@ class TreeVolume(TreeNames):
         access = flags & os.O_ACCMODE
         return inode, self.handle_type(inode, self, access != os.O_WRONLY, access != os.O_RDONLY)
 
-    def opendir(self, inode: Inode) -> TreeDirectory:
+    def opendir(self, inode: Inode) -> DirectoryHandle:
         if not stat.S_ISDIR(inode.attributes.st_mode):
             raise NotADirectory
         return self.directory_type(inode, self)  # type: ignore[arg-type]
 
-    def read_linked(self, inode: TreeInode, offset: int, size: int) -> bytes | memoryview:
+    def read_linked(
+        self, inode: TreeInode, offset: int, size: int
+    ) -> bytes | bytearray | memoryview:
         """Bytes of a file that is linked by its CID; a volume with a node knows them."""
         raise NotAvailableOffline
 

@@ -46,6 +46,7 @@ class Upkeep:
         self._times_at = 0.0
         self._flushed_at = 0.0
         self._is_flushing = False
+        self._blocked: WouldBlock | None = None
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -54,6 +55,9 @@ class Upkeep:
                 await trio.sleep(TICK_S)
                 now = time.monotonic()
                 self.tick(now)
+                if self._blocked is not None:
+                    blocked, self._blocked = self._blocked, None
+                    await blocked.wait()
                 if now - self._flushed_at > FLUSH_S and not self._is_flushing:
                     self._flushed_at = now
                     self._try("reserve", self._restore_reserve)
@@ -71,6 +75,8 @@ class Upkeep:
             await complete(self.write_times)
         await self.storage.flusher.flush()
         await complete(self.release)
+        # What still waits to be released is known to nobody after this: recovery finds it.
+        self.storage.is_tidy = not (writer.replaced or writer.released or writer.forgotten)
 
     def tick(self, now: float) -> None:
         """One round of everything that is due."""
@@ -83,9 +89,10 @@ class Upkeep:
     def _try(self, what: str, step: Callable[[], None]) -> None:
         try:
             step()
-        except WouldBlock:
-            return
-        except UnifsError as error:
+        except WouldBlock as block:
+            # Nobody else may be there to ask for what has to happen first (the WAL's restart).
+            self._blocked = block
+        except (UnifsError, OSError) as error:
             if what not in self._failed:
                 self._failed.add(what)
                 log.warning("upkeep failed: what=%s error=%s", what, error)
@@ -115,6 +122,9 @@ class Upkeep:
             inode.changed_at = now
             if inode.is_dirty():
                 writer.commit(inode)
+                if not inode.opens:
+                    # Its last close could not commit.
+                    writer.detach(inode)
 
     def write_times(self) -> None:
         """Rows for directory times and atimes that moved since the last call."""
@@ -178,11 +188,12 @@ class Upkeep:
         waiting: list[TreeInode] = []
         batch: Batch = []
         contents: list[int] = []
+        reaped: set[TreeInode] = set()
         for inode in writer.forgotten[:ROWS_MAX]:
-            guard = inode.guard
-            if guard is not None and not guard.is_gone and not self.is_sealed(guard):
+            if self._is_guarded(inode):
                 waiting.append(inode)
                 continue
+            reaped.add(inode)
             batch.append(("delete from xattr where ino=?", (inode.ino,)))
             if inode.epoch == writer.tree.epoch:
                 batch.append(("delete from inode where ino=? and gone is not null", (inode.ino,)))
@@ -192,8 +203,18 @@ class Upkeep:
         if batch:
             writer.tree.commit(batch, frees=True)
         writer.forgotten[:ROWS_MAX] = waiting
+        # What they had replaced before they lost their names is wanted no more either.
+        contents += [content for inode, content in writer.replaced if inode in reaped]
+        writer.replaced = [held for held in writer.replaced if held[0] not in reaped]
         seq = self.storage.log.seq
         writer.released.extend((seq, content) for content in contents)
+
+    def _is_guarded(self, inode: TreeInode) -> bool:
+        """Whether the inode that took this one's name, or who took it from there, is unsealed."""
+        guard = inode.guard
+        while guard is not None and guard.is_gone:
+            guard = guard.guard
+        return guard is not None and not self.is_sealed(guard)
 
     def _release_contents(self, ids: list[int]) -> None:
         database = self.storage.database

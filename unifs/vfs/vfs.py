@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from unifs.vfs.volume import DirectoryHandle, Emit, Handle, Inode
 
 HANDLES_MAX = 1 << 20
+#: Offsets behind "." and "..", where no volume's own offsets are.
+DOT, DOT_DOT = (1 << 62) + 1, (1 << 62) + 2
 ALLOWED_TYPES = frozenset((0o100000, 0o010000, 0o140000, 0o020000, 0o060000))
 
 
@@ -181,7 +183,7 @@ class Vfs:
         except KeyError:
             raise BadHandle from None
 
-    def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
+    def read(self, fh: int, offset: int, size: int) -> bytes | bytearray | memoryview:
         try:
             handle = self._handles[fh]
         except KeyError:
@@ -234,7 +236,14 @@ class Vfs:
             raise BadHandle from None
 
     def readdir(self, fh: int, offset: int, emit: Emit) -> None:
-        self._directory(fh).readdir(offset, emit)
+        directory = self._directory(fh)
+        if offset == 0 or offset == DOT:
+            # In a reply of their own: a volume waits only before it has emitted anything.
+            attributes = directory.inode.attributes
+            if offset == DOT or emit(b".", attributes, DOT):
+                emit(b"..", attributes, DOT_DOT)
+            return
+        directory.readdir(0 if offset == DOT_DOT else offset, emit)
 
     def releasedir(self, fh: int) -> None:
         self._directory(fh).release()

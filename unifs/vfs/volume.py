@@ -68,7 +68,7 @@ class Handle:
         self.inode = inode
         self.fh = 0
 
-    def read(self, offset: int, size: int) -> bytes | memoryview:
+    def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
         """Up to ``size`` bytes; fewer only at the end of the file.
 
         A memoryview is valid until the next call on this volume: copy it or reply at once.

@@ -16,22 +16,16 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from unifs.journal.content import (
-    CLOSED,
-    LINKED,
-    REMOTE,
-    SEALED,
-    LargeContent,
-    SmallContent,
-    large_id,
-)
-from unifs.journal.log import Op, pack_pair
+from unifs.journal.content import LINKED, REMOTE, LargeContent, SmallContent, large_id
+from unifs.journal.log import Op, pack_pair, unpack_rename
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
-from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
+from unifs.vfs.fsync import Durability
+from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, blocks_of, pack_attributes
 
 if TYPE_CHECKING:
     from unifs.journal.content import Content
+    from unifs.journal.log import Record
     from unifs.vfs.inodes import Inodes
     from unifs.vfs.storage import Storage
     from unifs.vfs.tree import Batch
@@ -39,11 +33,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: A directory with more changed names is built anew, whatever its size.
+NAMES_MAX = 10_000
+_NONE: set[bytes] = set()
+
 INSERT_CONTENT = "insert into content values(?,1,1,?,?,?,?,null,null,null,null)"
 UPDATE_CONTENT = (
     "update content set boot=?,size=?,extents=?,proof=?,durable_size=?,durable_extents=? where id=?"
 )
-SET_DURABLE = "update content set durable_size=?,durable_extents=? where id=? and state=1"
+
+
+def set_blocks(inode: TreeInode) -> None:
+    """Count the blocks of a changed file: what no extent covers is a hole and takes none."""
+    overlay = inode.overlay
+    if overlay is not None and overlay.buffer is None:
+        inode.attributes.st_blocks = blocks_of(overlay.extents.held_bytes())
+    elif overlay is not None:
+        inode.attributes.st_blocks = blocks_of(inode.attributes.st_size)
 
 
 class Writer:
@@ -56,6 +62,7 @@ class Writer:
         self.log = storage.log
         self.contents = storage.contents
         self.overlays = storage.overlays
+        self.durability = Durability(self)
         #: Created, no rows yet, by (directory, name).
         self.pending: dict[tuple[int, bytes], TreeInode] = {}
         #: Inodes whose times are newer than their rows.
@@ -64,6 +71,8 @@ class Writer:
         self.open: dict[int, TreeInode] = {}
         #: Inodes whose closed large content is to be sealed.
         self.unsealed: dict[int, TreeInode] = {}
+        #: Of these inodes: the records from here on tell recovery what stands in for their bytes.
+        self.unsealed_since: dict[int, int] = {}
         #: Inodes without a name that the kernel has forgotten: their rows can go.
         self.forgotten: list[TreeInode] = []
         #: (inode whose present content must be sealed first, content that it replaced).
@@ -72,8 +81,8 @@ class Writer:
         self.released: list[tuple[int, int]] = []
         #: Containers that no content names any more; ``vfs.keeper`` deletes them.
         self.dead_containers: set[int] = set()
-        #: Directories in which something changed since the last root, by mount number.
-        self.changed: dict[int, set[int]] = {}
+        #: What changed since the last root: mount number -> directory -> names (None: any).
+        self.changed: dict[int, dict[int, set[bytes] | None]] = {}
 
     def touch(self, inode: TreeInode, now_ns: int) -> None:
         """A name in this directory changed: its times move; the row follows at the next tick."""
@@ -115,6 +124,25 @@ class Writer:
         inode.overlay = overlay
         inode.changed_at = time.monotonic()
         self.open[inode.ino] = inode
+
+    def overlay_to_cut(self, inode: TreeInode, size: int) -> Overlay:
+        """The overlay in which the file may be cut to ``size``.
+
+        What a row names is not cut from under it: an overlay that has one is committed and frozen,
+        and a new one begins.
+        """
+        overlay = inode.overlay
+        is_cut = size < inode.attributes.st_size
+        if is_cut and overlay is not None and overlay.content is not None and not inode.is_gone:
+            if overlay.is_dirty and size:
+                self.commit(inode)
+            self.detach(inode)
+        if size == 0 and inode.overlay is None:
+            # Cut off everything without reading it.
+            overlay = Overlay()
+            self.attach(inode, overlay)
+            return overlay
+        return self.overlay_of(inode)
 
     def detach(self, inode: TreeInode) -> None:
         """The overlay is committed and nobody writes: the content speaks for itself."""
@@ -206,6 +234,8 @@ class Writer:
         size = overlay.extents.ends[-1] if overlay.extents.ends else 0
         ranges = [(start, min(end, size)) for start, end in overlay.unsynced if 0 <= start < size]
         if sum(end - start for start, end in ranges) > PROOF_BYTES:
+            # fsync asks the overlay, not the row, whether there is a proof.
+            overlay.give_up_proof()
             return None
         extents, contents = overlay.extents, self.contents
         return prove(ranges, lambda start, end: contents.read_extents(extents, start, end))
@@ -213,7 +243,7 @@ class Writer:
     def rows(self, inode: TreeInode, blob: bytes, batch: Batch) -> None:
         """Statements for the inode's own rows and the journal's record of them."""
         attributes = inode.attributes
-        attributes.st_blocks = (attributes.st_size + 511) >> 9
+        set_blocks(inode)
         tree = self.tree
         log_ = inode.volume.log  # type: ignore[attr-defined]
         packed = pack_attributes(attributes)
@@ -256,52 +286,51 @@ class Writer:
             if isinstance(content, LargeContent):
                 overlay.content = content
                 self.unsealed[inode.ino] = inode
+                # Behind the content's own record there may be one that an fsync covers it.
+                self.unsealed_since.setdefault(inode.ino, self.log.seq - 1)
         self.mark_changed(inode)
+
+    def rested(self, inode: TreeInode) -> None:
+        """The inode's content needs no sealing any more; it may have no name left."""
+        self.unsealed.pop(inode.ino, None)
+        since = self.unsealed_since.pop(inode.ino, None)
+        guard = inode.guard
+        while guard is not None and guard.is_gone:
+            guard = guard.guard
+        if not inode.is_gone or since is None or guard is None:
+            return
+        if guard.ino in self.unsealed_since:
+            # Recovery may give the name back to this one, and then from it to the one before.
+            self.unsealed_since[guard.ino] = min(since, self.unsealed_since[guard.ino])
 
     def mark_changed(self, inode: TreeInode) -> None:
         """The directories that name this inode differ from the last root."""
         mount = inode.volume.mount_id  # type: ignore[attr-defined]
-        changed = self.changed.setdefault(mount, set())
         if inode.parent:
-            changed.add(inode.parent)
+            self.mark(mount, inode.parent, inode.name)
         else:
-            changed.update(parent for parent, _ in self.tree.parents(inode.ino, 0))
+            for parent, name in self.tree.parents(inode.ino, 0):
+                self.mark(mount, parent, name)
 
-    # --- durability -------------------------------------------------------------------------------
-
-    async def make_durable(self, inode: TreeInode) -> None:
-        """fsync: what was written so far survives a power cut when this returns."""
-        if inode.is_dirty() or inode.is_touched:
-            self.commit(inode)
-        content = inode.content
-        if isinstance(content, LargeContent) and content.state == CLOSED:
-            containers = self.contents.containers
-            held = sorted(set(content.extents.containers))
-            descriptors = [containers.hold(container) for container in held]
-            if containers.has_new:
-                containers.has_new = False
-                descriptors.append(containers.directory)
-            try:
-                await self._sync_large(inode, content, descriptors)
-            finally:
-                for container in held:
-                    containers.release(container)
+    def mark(self, mount: int, directory: int, name: bytes | None) -> None:
+        """A name in a directory differs from the last root; None: it is not known which."""
+        changed = self.changed.get(mount)
+        if changed is None:
+            changed = self.changed[mount] = {}
+        if name is None:
+            changed[directory] = None
             return
-        await self.storage.flusher.flush()
+        names = changed.get(directory, _NONE)
+        if names is _NONE:
+            changed[directory] = {name}
+        elif names is not None:
+            names.add(name)
+            if len(names) > NAMES_MAX:
+                changed[directory] = None
 
-    async def _sync_large(
-        self, inode: TreeInode, content: LargeContent, descriptors: list[int]
-    ) -> None:
-        overlay = inode.overlay
-        if overlay is not None and overlay.content is not content:
-            overlay = None
-        form = (content.size, content.extents.pack())
-        is_proven = overlay is not None and overlay.unsynced is not None
-        mark = overlay.ranges_noted() if overlay is not None else 0
-        await self.storage.flusher.flush(descriptors)
-        if overlay is not None:
-            overlay.synced(mark, is_proven)
-            overlay.durable = form
-        if not is_proven and content.state != SEALED:
-            self.tree.commit([(SET_DURABLE, (*form, content.id))])
-            await self.storage.flusher.flush()
+    @staticmethod
+    def new_parents(record: Record) -> tuple[int, ...]:
+        """Directories besides ``parent`` that a journal record says have changed."""
+        if record.op is Op.RENAME:
+            return (unpack_rename(record.data).new_parent,)
+        return ()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import resource
 from typing import TYPE_CHECKING
 
 from unifs.errors import NotFound
 from unifs.ipfs import dagpb
 from unifs.ipfs.cid import Cid
 from unifs.ipfs.embedded.blocks import Blocks
-from unifs.ipfs.embedded.segments import Place, Segments
+from unifs.ipfs.embedded.segments import Descriptor, Place, Segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 
@@ -38,6 +40,17 @@ def put_node(blocks: Blocks, children: Iterable[Cid], label: bytes = b"") -> Cid
     return cid
 
 
+@contextlib.contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """Every file ends at ``limit`` bytes, as on a full disk: short writes, then errors."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 class Owner:
     """What the journal is to the collector, in memory."""
 
@@ -46,19 +59,16 @@ class Owner:
         self.live: dict[tuple[int, int], set[int]] = {}
         self.moves: list[tuple[int, Place, Place]] = []
         self.dead: list[int] = []
-        self._open: list[int] = []
         directory.mkdir(exist_ok=True)
 
     def container(self, number: int, data: bytes) -> None:
         (self.directory / str(number)).write_bytes(data)
 
-    def open_container(self, number: int) -> int:
+    def open_container(self, number: int) -> Descriptor:
         try:
-            fd = os.open(self.directory / str(number), os.O_RDONLY)
+            return Descriptor(os.open(self.directory / str(number), os.O_RDONLY))
         except FileNotFoundError as error:
             raise NotFound(str(error)) from error
-        self._open.append(fd)
-        return fd
 
     def live_offsets(self, store: int, segment: int) -> set[int]:
         return self.live.get((store, segment), set())
@@ -74,11 +84,6 @@ class Owner:
 
     def drop_container(self, container: int) -> None:
         (self.directory / str(container)).unlink()
-
-    def close(self) -> None:
-        for fd in self._open:
-            os.close(fd)
-        self._open.clear()
 
 
 class Store:
@@ -102,7 +107,6 @@ class Store:
         self.blocks.close()
         self.own.close()
         self.contents.close()
-        self.owner.close()
 
     def kill(self) -> None:
         """What the index had in memory is lost; the page cache is not."""

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from unifs.errors import Corrupt, NotAvailableOffline, TryAgain
 from unifs.ipfs.cid import Cid
-from unifs.ipfs.embedded import writers
-from unifs.ipfs.embedded.collect import Collector
+from unifs.ipfs.embedded import collect, writers
+from unifs.ipfs.embedded.collect import Collection, Collector
 from unifs.ipfs.embedded.links import walk
 from unifs.ipfs.embedded.marks import Marks, Root
 from unifs.ipfs.embedded.verify import verify_blocks
@@ -91,8 +91,24 @@ async def test_an_import_is_safe_until_it_has_linked_its_root(store: Store) -> N
 async def test_a_root_made_during_the_sweep_is_seen(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unifs.ipfs.embedded import collect
+    monkeypatch.setattr(collect, "_SWEEP_SLICE", 1)
+    late, _ = tree(store, b"late")
+    early = put_raw(store.blocks, b"garbage")
+    calls = 0
 
+    def roots() -> list[Root]:
+        nonlocal calls
+        calls += 1
+        return [Root(late)] if calls > 1 else []
+
+    await Collector(store.blocks, [roots]).collect(grace_s=0)
+    assert is_complete(store, late)
+    assert not store.blocks.has(early)
+
+
+async def test_makers_of_roots_see_what_a_sweep_took(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(collect, "_SWEEP_SLICE", 2)
     trees = [tree(store, b"%d" % n)[0] for n in range(4)]
     roots: set[Cid] = set()
@@ -115,6 +131,22 @@ async def test_a_root_made_during_the_sweep_is_seen(
     assert all(is_complete(store, root) for root in complete)
     await collection.collect(grace_s=0)
     assert all(is_complete(store, root) for root in complete)
+
+
+async def test_segments_filled_during_a_collection_are_left_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = collector(store, set())
+    written: list[Cid] = []
+
+    async def after_the_sweep(marks: Marks, report: Collection) -> None:
+        written.extend(put_raw(store.blocks, b"%d" % n * 200) for n in range(60))
+
+    monkeypatch.setattr(collection, "_release_containers", after_the_sweep)
+    report = await collection.collect(grace_s=0)
+    assert len(store.own.segments()) > 2
+    assert report.segments_removed == 0
+    assert all(store.blocks.has(cid) for cid in written)
 
 
 async def test_a_damaged_node_stops_the_collection(store: Store) -> None:

@@ -205,6 +205,20 @@ def test_hard_links_are_two_entries() -> None:
     ]
 
 
+def test_directories_that_were_never_built_are_built_on_the_way() -> None:
+    tree, blocks = Tree(), {}
+    a = tree.directory(1, b"a")
+    b = tree.directory(a, b"b")
+    tree.file(b, b"f", b"1")
+    first = build(tree, blocks)
+    tree.links.clear()
+    tree.file(1, b"g", b"2")
+    second = build(tree, blocks)
+    assert set(second.directories) == {1, a, b}
+    assert second.root == from_nothing(tree, V1)
+    assert second.directories[a] == first.directories[a]
+
+
 def test_directories_without_a_name_are_not_built() -> None:
     tree, blocks = Tree(), {}
     gone = tree.directory(1, b"gone")

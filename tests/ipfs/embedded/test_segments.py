@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import hashlib
 import os
-import resource
 import threading
 from typing import TYPE_CHECKING
 
@@ -17,8 +15,9 @@ from unifs.errors import Corrupt, DiskFailed, NoSpace, NotFound
 from unifs.ipfs.embedded.sections import HEADER, RAW_PREFIX, Gap
 from unifs.ipfs.embedded.segments import DESCRIPTORS_MAX, Damage, Place, Segments
 
+from .stores import file_size_limit
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 CONTENTS = [b"", b"a", b"b" * 91, b"c" * 92, b"d" * 300, bytes(40), b"last"]
@@ -52,16 +51,6 @@ def crash(segments: Segments) -> None:
     """Forget the object as kill -9 would: no footer, no sync."""
     segments._open = None
     segments._files.clear()
-
-
-@contextlib.contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_appended_blocks_are_read_back_and_found(tmp_path: Path) -> None:
@@ -116,6 +105,30 @@ def test_full_segments_are_closed_by_the_next_flush_round(tmp_path: Path) -> Non
     assert (again.damages, list(again._files)) == ([], [3])
 
 
+def test_starting_reads_only_the_ends_of_closed_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = Segments(tmp_path, limit_bytes=5000)
+    contents = [b"%d" % number * 20 for number in range(1000)]
+    append_all(segments, contents)
+    segments.close()
+    read = 0
+    real = os.pread
+
+    def spy(fd: int, length: int, offset: int) -> bytes:
+        nonlocal read
+        data = real(fd, length, offset)
+        read += len(data)
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", spy)
+        again = Segments(tmp_path, limit_bytes=5000)
+    assert len(again.segments()) > 15
+    assert read < 64 * len(again.segments()) + 5000
+    assert found(again) == expected(contents)
+
+
 def test_a_block_larger_than_the_limit_gets_a_segment_of_its_own(tmp_path: Path) -> None:
     segments = Segments(tmp_path, limit_bytes=100)
     contents = [b"x" * 500, b"y", b"z" * 600]
@@ -138,7 +151,6 @@ def test_a_round_syncs_data_footers_and_the_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    names = {}
     for call in ("fdatasync", "fsync"):
         real = getattr(os, call)
 
@@ -151,7 +163,6 @@ def test_a_round_syncs_data_footers_and_the_directory(
     append_all(segments, [b"d" * 200, b"e" * 200])
     target = segments.sync_target()
     assert target is not None
-    assert names == {}
     target.run()
     assert calls[:2] == ["fdatasync 1.car", "fdatasync 2.car"]
     assert set(calls[2:]) == {"fsync dir"}
@@ -180,12 +191,29 @@ def test_a_failed_sync_is_never_followed_by_success(
             target.run()
     kept = segments.append_raw(digest(b"kept"), b"kept")
     assert kept.segment != lost.segment
+    for _ in range(2):
+        target = segments.sync_target()
+        assert target is not None
+        with pytest.raises(DiskFailed):
+            target.run()
+    segments.acknowledge_failure()
+    segments.append_raw(digest(b"more"), b"more")
     target = segments.sync_target()
     assert target is not None
     target.run()
+    assert segments.sync_target() is None
     assert (segments.is_synced(lost), segments.is_synced(kept)) == (False, True)
     assert segments.read(lost) == b"lost"
-    assert found(segments) == expected([b"lost", b"kept"])
+    assert found(segments) == expected([b"lost", b"kept", b"more"])
+    crash(segments)
+    again = Segments(tmp_path)
+    assert again.read(lost) == b"lost"
+    target = again.sync_target()
+    assert target is not None
+    target.run()
+    assert (again.is_synced(lost), again.is_synced(kept)) == (False, True)
+    again.remove(lost.segment)
+    assert sorted(os.listdir(tmp_path)) == ["2.car"]
 
 
 def test_torn_tail_at_every_byte(tmp_path: Path) -> None:
@@ -279,7 +307,7 @@ def test_a_scan_finds_rot_across_its_windows(tmp_path: Path) -> None:
 def test_every_rotten_byte_of_a_closed_segment_hides_nothing(tmp_path: Path) -> None:
     contents = [b"first" * 20, b"second" * 20]
     segments = Segments(tmp_path / "whole")
-    append_all(segments, contents)
+    places = append_all(segments, contents)
     segments.close()
     whole = (tmp_path / "whole" / "1.car").read_bytes()
     for position in range(len(HEADER), len(whole)):
@@ -292,7 +320,7 @@ def test_every_rotten_byte_of_a_closed_segment_hides_nothing(tmp_path: Path) -> 
         again = Segments(directory)
         sound = [data for c, data in found(again) if c == cid(data)]
         assert len(sound) >= 1
-        if position > 18 + 2 * (38 + 120):
+        if position > places[-1].offset + places[-1].length:
             assert sound == contents, "a rotten footer costs a scan, nothing else"
 
 

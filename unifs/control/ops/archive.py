@@ -7,11 +7,13 @@ say; the format is PAX, which carries any name and any size.
 import tarfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from unifs.ipfs.node import Node, WalkItem
 
 _KINDS = {"directory": tarfile.DIRTYPE, "hamt": tarfile.DIRTYPE, "symlink": tarfile.SYMTYPE}
@@ -24,7 +26,7 @@ async def tar_of(node: "Node", path: str, name: str) -> AsyncIterator[bytes]:
         yield header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
         if header.size:
             written = 0
-            chunks = node.cat(f"/ipfs/{item.cid}")
+            chunks = cast("AsyncGenerator[bytes, None]", node.cat(f"/ipfs/{item.cid}"))
             async with aclosing(chunks):
                 async for chunk in chunks:
                     written += len(chunk)

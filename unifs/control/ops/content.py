@@ -89,7 +89,8 @@ async def add(
     emit: Emit[Progress | Added],
     upload: Upload,
     path: Annotated[
-        str | None, Param("a file or directory; - for the bytes of stdin", place="upload")
+        str | None,
+        Param("a file or directory; - for the bytes of stdin", place="upload", argument=True),
     ] = None,
     identity: Annotated[str | None, Param("device:inode of that file", hidden=True)] = None,
     only_hash: Annotated[bool, Param("compute the CID, store nothing", short="-n")] = False,
@@ -114,7 +115,7 @@ async def add(
 
     source: HostSource | StreamSource = StreamSource(upload.chunks)
     if path is not None:
-        found = host_path(path, identity)
+        found = (await host_path(path, identity)).path
         source = HostSource(found, has_hidden=hidden)
         name = name or found.name
     options = AddOptions(
@@ -150,7 +151,9 @@ async def cat(
     daemon: Daemon,
     path: NodePath,
     offset: Annotated[int, Meta(ge=0), Param("first byte", short="-o")] = 0,
-    length: Annotated[int | None, Param("at most so many bytes", short="-l")] = None,
+    length: Annotated[
+        Annotated[int, Meta(ge=0)] | None, Param("at most so many bytes", short="-l")
+    ] = None,
 ) -> Download:
     """Write a file's bytes, verified.
 
@@ -161,7 +164,7 @@ async def cat(
     if _kind(found.node) == "directory":
         raise IsADirectory(f"{path} is a directory; `unifs ctl get` writes one out")
     rest = max(0, found.node.size_bytes - offset)
-    size = rest if length is None else min(rest, max(0, length))
+    size = rest if length is None else min(rest, length)
     return Download(daemon.node.cat(path, offset, length), size_bytes=size)
 
 

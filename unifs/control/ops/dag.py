@@ -1,6 +1,5 @@
 """DAGs as CAR archives."""
 
-import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Annotated
 
@@ -26,7 +25,7 @@ async def import_(
     emit: Emit[Progress | Imported],
     upload: Upload,
     path: Annotated[
-        str | None, Param("a CAR file; - for the bytes of stdin", place="upload")
+        str | None, Param("a CAR file; - for the bytes of stdin", place="upload", argument=True)
     ] = None,
     identity: Annotated[str | None, Param("device:inode of that file", hidden=True)] = None,
     pin_roots: Annotated[bool, Param("pin the roots that the archive names")] = True,
@@ -40,8 +39,8 @@ async def import_(
     total = upload.size_bytes
     pieces: AsyncIterable[bytes] = upload.chunks
     if path is not None:
-        found = host_path(path, identity)
-        total, pieces = os.stat(found).st_size, pieces_of(found)
+        found = await host_path(path, identity)
+        total, pieces = found.size_bytes, pieces_of(found.path)
 
     async def tell(done: int) -> None:
         await emit(Progress(path=path or "", bytes_done=done, bytes_total=total))

@@ -23,11 +23,11 @@ async def list_(
     daemon: Daemon,
     emit: Emit[JournalRecord],
     path: MaybePath = None,
-    state: Annotated[ChangeState | None, Param("only changes that are this far")] = None,
+    only: Annotated[ChangeState | None, Param("changes that are this far")] = None,
     limit: Annotated[int, Meta(ge=1, le=100_000), Param("at most so many", short="-n")] = 100,
 ) -> None:
     """List changes, the newest first."""
-    async for record in daemon.journal.list(path, state, limit):
+    async for record in daemon.journal.list(path, only, limit):
         await emit(record)
 
 

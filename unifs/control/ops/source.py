@@ -8,7 +8,7 @@ the daemon: in a container, in another mount namespace.
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -17,8 +17,22 @@ from unifs.errors import InvalidArgument, NotFound, PermissionDenied, UnifsError
 PIECE_BYTES: Final = 1 << 20
 
 
-def host_path(path: str, identity: str | None) -> Path:
-    """The path, checked to be readable here and to be the object that the caller means."""
+class HostPath(NamedTuple):
+    """A file or directory of this machine, and its size where it is a file."""
+
+    path: Path
+    size_bytes: int
+
+
+async def host_path(path: str, identity: str | None) -> HostPath:
+    """The path, checked to be readable here and to be the object that the caller means.
+
+    Looked at in a thread: it may lie in the mounted tree, which this event loop serves.
+    """
+    return await trio.to_thread.run_sync(_checked, path, identity)
+
+
+def _checked(path: str, identity: str | None) -> HostPath:
     if not os.path.isabs(path):
         raise InvalidArgument(f"{path!r} has to be an absolute path", field="path")
     try:
@@ -33,7 +47,7 @@ def host_path(path: str, identity: str | None) -> Path:
         raise NotFound(f"{path} is another file for the daemon than for you", daemon_path=path)
     if not readable:
         raise PermissionDenied(f"the daemon may not read {path}", daemon_path=path)
-    return Path(path)
+    return HostPath(Path(path), found.st_size)
 
 
 async def pieces_of(path: Path) -> AsyncIterator[bytes]:

@@ -17,7 +17,7 @@ from unifs.ipfs.car import CarReader, header, section_head
 from unifs.ipfs.embedded.links import walk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Sequence
 
     from unifs.ipfs.cid import Cid
     from unifs.ipfs.embedded.blocks import Blocks
@@ -60,7 +60,7 @@ def require_complete(root: Cid, blocks: Blocks) -> None:
 
 async def export(
     roots: Sequence[Cid], blocks: Blocks, limiter: trio.CapacityLimiter
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """A version 1 archive of whole DAGs: each block once, depth first. Identity blocks are in CIDs.
 
     NotAvailableOffline before the first byte if a DAG is not complete. A block lost or found

@@ -108,7 +108,8 @@ class BlockIndex:
         self._writer = apsw.Connection(str(self.path))
         self._writer.set_busy_timeout(10_000)
         writer = self._writer
-        writer.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL")
+        writer.pragma("journal_mode", "wal")
+        writer.pragma("synchronous", "normal")
         version = writer.pragma("user_version")
         if version > SCHEMA_VERSION:
             raise StateNewer(f"{self.path.name} has version {version}; this is {SCHEMA_VERSION}")

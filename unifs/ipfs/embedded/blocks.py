@@ -32,7 +32,7 @@ from unifs.ipfs.embedded.block_index import (
     split_holder,
 )
 from unifs.ipfs.embedded.sections import read_exactly
-from unifs.ipfs.embedded.segment_file import named
+from unifs.ipfs.embedded.segment_file import Descriptor, named
 from unifs.ipfs.embedded.verified import VerifiedPlaces
 from unifs.ipfs.embedded.writers import Writers
 from unifs.ipfs.unixfs.builder import leaf_block_parts
@@ -54,11 +54,11 @@ class Located:
     """Where to pread one block, for callers that do so themselves.
 
     ``fd`` stays valid as long as the object is referred to. ``length`` bytes at ``offset`` are the
-    block, or, where ``place.kind`` is WRAPPED, the chunk inside it. Use ``Blocks.check`` (or
-    ``get``) first unless ``is_verified``.
+    block, or, where ``place.kind`` is WRAPPED, the chunk inside it. Unless ``is_verified``, use
+    ``Blocks.get`` instead, which verifies.
     """
 
-    fd: int
+    fd: Descriptor
     offset: int
     length: int
     is_verified: bool
@@ -68,9 +68,8 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class BlocksStatistics:
-    """``blocks`` counts places; the other numbers are bytes."""
+    """``pending`` blocks wait for the index's next commit; the other numbers are bytes."""
 
-    blocks: int
     pending: int
     own_bytes: int
     verified_bytes: int
@@ -84,13 +83,14 @@ class Blocks:
         self,
         path: Path,
         stores: Sequence[Segments],
-        open_container: Callable[[int], int] | None = None,
+        open_container: Callable[[int], Descriptor] | None = None,
         verify: Literal["once", "always"] = "once",
     ) -> None:
         """Open the index at ``path`` over ``stores``.
 
-        ``open_container(id)`` gives a descriptor that its owner keeps open for the read that
-        follows; it raises NotFound for a container that is gone. Call ``catch_up`` afterwards.
+        ``open_container(id)`` is called from any thread; it raises NotFound for a container that is
+        gone. Its descriptors close themselves, so that none is closed (and its number given to
+        another file) under a reader. Call ``catch_up`` afterwards.
         """
         self.stores = tuple(stores)
         self.own = self.stores[0]
@@ -99,6 +99,8 @@ class Blocks:
         self._open_container = open_container
         self._is_always = verify == "always"
         self._verified = VerifiedPlaces()
+        #: Segments that were not synced by an earlier process: their blocks are written again.
+        self._doubtful = {section_holder(0, segment) for segment in self.own.failed()}
         self._put_lock = threading.Lock()
         self.index.fit(
             {
@@ -120,7 +122,7 @@ class Blocks:
             return
         multihash = cid.multihash
         self.writers.before_put(multihash, self.own.position())
-        if any(p.kind == 0 and p.holder >> 32 == 0 for p in self.index.places(multihash)):
+        if any(self._is_kept(place) for place in self.index.places(multihash)):
             return
         with self._put_lock:
             place = self.own.append(cid.to_v1().binary, data)
@@ -133,10 +135,9 @@ class Blocks:
         if self.index.pending >= PENDING_MAX:
             self.index.flush()
 
-    def put_verified(self, cid: Cid, data: bytes | memoryview) -> None:
-        """Keep a block that came from outside; Corrupt if it is not what its CID says."""
-        verify(cid, data)
-        self.put(cid, data)
+    def _is_kept(self, place: BlockPlace) -> bool:
+        is_own = place.kind is PlaceKind.SECTION and place.holder >> 32 == 0
+        return is_own and place.holder not in self._doubtful
 
     def add_container(
         self, container: int, leaves: Iterable[tuple[bytes, int, int]], is_wrapped: bool = False
@@ -209,10 +210,17 @@ class Blocks:
         )
 
     def sync(self) -> None:
-        """Make all blocks put so far survive power loss. Blocks."""
-        target = self.own.sync_target()
-        if target is not None:
-            target.run()
+        """Make all blocks put so far survive power loss. Blocks.
+
+        After DiskFailed nothing put since is called durable until a restart, after which blocks of
+        the segments concerned are written again when they are put again.
+        """
+        _sync(self.own)
+
+    def sync_all(self) -> None:
+        """As ``sync``, and what the journal has appended to its stores too."""
+        for segments in self.stores:
+            _sync(segments)
 
     def flush(self) -> None:
         """Commit what the index keeps in memory. Blocks."""
@@ -302,24 +310,11 @@ class Blocks:
         fd = self._descriptor(place)
         return Located(fd, place.offset, place.length, is_verified, place, cid)
 
-    def check(self, located: Located, data: bytes | memoryview) -> None:
-        """Verify what the caller read from ``located``, all of it, and remember; or Corrupt."""
-        block: bytes | memoryview = data
-        if located.place.kind is PlaceKind.WRAPPED:
-            prefix, suffix = leaf_block_parts(_WRAPPING, located.length)
-            block = b"".join((prefix, data, suffix))
-        try:
-            verify(located.cid, block)
-        except Corrupt as error:
-            where = self.describe(located.place)
-            raise Corrupt(f"{error}, in {where}", **_context(located.place)) from error
-        self._verified.add(located.place)
-
     def forget_verified(self, place: BlockPlace) -> None:
         """The file that holds this place is gone; what takes its number is hashed anew."""
         self._verified.forget(place.holder, place.kind is PlaceKind.SECTION)
 
-    def _descriptor(self, place: BlockPlace) -> int:
+    def _descriptor(self, place: BlockPlace) -> Descriptor:
         if place.kind is PlaceKind.SECTION:
             store, segment = split_holder(place.holder)
             return self.stores[store].descriptor(segment)
@@ -346,7 +341,6 @@ class Blocks:
     def statistics(self) -> BlocksStatistics:
         """Numbers for telemetry."""
         return BlocksStatistics(
-            blocks=self.index.count(),
             pending=self.index.pending,
             own_bytes=self.own.statistics().size_bytes,
             verified_bytes=self._verified.size_bytes,
@@ -356,6 +350,12 @@ class Blocks:
     def close(self) -> None:
         """Commit the index and close it. The segments are their owner's to close."""
         self.index.close()
+
+
+def _sync(segments: Segments) -> None:
+    target = segments.sync_target()
+    if target is not None:
+        target.run()
 
 
 def _multihash_at(binary: bytes) -> int:

@@ -14,7 +14,7 @@ import os
 import threading
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -31,8 +31,23 @@ if TYPE_CHECKING:
 
 #: Open files kept for ``read_nowait(cid, …)``; each holds at most one leaf and its interior nodes.
 FILES_MAX: Final = 64
+_SPAN_SHIFT: Final = 18
+#: Remembered leaves of one file: 1 GiB of 1 MiB leaves, 200 KiB here.
+_SPANS_MAX: Final = 1024
 #: preadv answers EAGAIN where pages are not in memory; other file systems refuse the flag.
 _NOT_NOW: Final = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class _Span(NamedTuple):
+    """A verified leaf in a segment: the file's ``start`` to ``end`` lie ``shift`` bytes further on.
+
+    Sections never change and ``fd`` keeps their file, so a span stays true whatever is collected.
+    """
+
+    start: int
+    end: int
+    fd: int
+    shift: int
 
 
 class EmbeddedFile:
@@ -46,6 +61,8 @@ class EmbeddedFile:
         self._lock = threading.Lock()
         #: Set, under the lock, while no block may be waited for: what to raise instead.
         self._refusal: WouldBlock | None = None
+        #: By offset in units of 256 KiB, the smallest leaf of any profile but for the last.
+        self._spans: dict[int, _Span] = {}
         self._reader = FileReader(cid, self._get, self._is_leaf)
         self.size_bytes = self._reader.size_bytes
 
@@ -60,10 +77,16 @@ class EmbeddedFile:
         places = self._blocks.index.places(cid.multihash)
         return bool(places) and places[0].kind is PlaceKind.WRAPPED
 
-    def read_nowait(self, offset: int, size: int) -> bytes | memoryview:
+    def read_nowait(self, offset: int, size: int) -> bytes | bytearray:
         """Up to ``size`` verified bytes, fewer only at the end; WouldBlock if that would wait."""
-        if offset >= self.size_bytes or size <= 0:
+        size = min(size, self.size_bytes - offset)
+        if size <= 0:
             return b""
+        span = self._spans.get(offset >> _SPAN_SHIFT)
+        if span is not None and span.start <= offset and offset + size <= span.end:
+            buffer = bytearray(size)
+            if _read_now(span.fd, memoryview(buffer), offset + span.shift):
+                return buffer
         blocked = WouldBlock(partial(self.read, offset, size))
         if not self._lock.acquire(blocking=False):
             raise blocked
@@ -74,25 +97,29 @@ class EmbeddedFile:
             self._refusal = None
             self._lock.release()
 
-    def _read_cached(self, offset: int, size: int, blocked: WouldBlock) -> bytes | memoryview:
-        buffer = bytearray(min(size, self.size_bytes - offset))
+    def _read_cached(self, offset: int, size: int, blocked: WouldBlock) -> bytearray:
+        buffer = bytearray(size)
         view, filled = memoryview(buffer), 0
         for leaf in self._reader.leaves(offset, size):
             located = self._located(leaf)
             if located is None or not located.is_verified:
                 raise blocked
             end = filled + leaf.length
-            at = located.offset + leaf.inner_offset
-            try:
-                got = os.preadv(located.fd, [view[filled:end]], at, os.RWF_NOWAIT)
-            except OSError as error:
-                if error.errno in _NOT_NOW:
-                    raise blocked from None
-                raise named(error) from error
-            if got != leaf.length:
+            if not _read_now(located.fd, view[filled:end], located.offset + leaf.inner_offset):
                 raise blocked
+            self._remember(leaf, located)
             filled = end
-        return view
+        return buffer
+
+    def _remember(self, leaf: Leaf, located: Located) -> None:
+        if located.place.kind is not PlaceKind.SECTION:
+            return
+        if len(self._spans) >= _SPANS_MAX:
+            self._spans.clear()
+        start = leaf.file_offset - leaf.inner_offset
+        end = start + leaf.leaf_bytes
+        span = _Span(start, end, located.fd, located.offset - start)
+        self._spans[leaf.file_offset >> _SPAN_SHIFT] = span
 
     def _located(self, leaf: Leaf) -> Located | None:
         """Where a leaf's own bytes begin; None where they are no plain range, or not here."""
@@ -112,6 +139,16 @@ class EmbeddedFile:
     def _read_blocking(self, offset: int, size: int) -> bytes:
         with self._lock:
             return self._reader.read(offset, size)
+
+
+def _read_now(fd: int, view: memoryview, offset: int) -> bool:
+    """Fill ``view`` from pages that are in memory; False if that would wait."""
+    try:
+        return os.preadv(fd, [view], offset, os.RWF_NOWAIT) == len(view)
+    except OSError as error:
+        if error.errno in _NOT_NOW:
+            return False
+        raise named(error) from error
 
 
 class OpenFiles:
@@ -145,6 +182,6 @@ class OpenFiles:
                 self._files.popitem(last=False)
         return file
 
-    def read_nowait(self, cid: Cid, offset: int, size: int) -> bytes | memoryview:
+    def read_nowait(self, cid: Cid, offset: int, size: int) -> bytes | bytearray:
         """Bytes of the file with this root; WouldBlock if that would wait."""
         return self.open(cid).read_nowait(offset, size)

@@ -75,14 +75,16 @@ class Importer:
         """A file by its path; TryAgain if it becomes shorter meanwhile."""
         fd = await self.thread(partial(open_file, path))
         try:
-            size = os.fstat(fd).st_size
+            size = (await self.thread(partial(os.fstat, fd))).st_size
             if size <= SMALL_BYTES:
                 link = await self.thread(partial(self.small_file, fd))
                 self.advance(shown, link.size_bytes)
             else:
                 link = await self._large_file(fd, size, shown)
         finally:
-            os.close(fd)
+            # The file may lie in our own mounted tree: its close waits for the event loop's answer.
+            with trio.CancelScope(shield=True):
+                await self.thread(partial(os.close, fd))
         self.finished(shown, link.cid)
         return link
 

@@ -55,7 +55,7 @@ class Marks:
                 self._queue.append(root.cid)
 
     def run(self, budget: int) -> bool:
-        """Walk at most ``budget`` nodes; whether anything is left to walk.
+        """Walk nodes with about ``budget`` links; whether anything is left to walk.
 
         Corrupt if a reachable node cannot be read right: what is below it is unknown then, and
         nothing may be collected.
@@ -74,6 +74,7 @@ class Marks:
                 self._nodes.add(multihash)
                 continue
             children = links(cid, block)
+            budget -= len(children)
             self._nodes.add(multihash)
             self.marked += 1
             for child in children:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -117,10 +117,20 @@ class EmbeddedNode:
             nursery.cancel_scope.cancel()
 
     async def _keep_up(self) -> None:
+        failing = ""
         while True:
             await trio.sleep(_CATCH_UP_S)
-            if self.blocks.lag_bytes() or self.blocks.index.pending:
+            if not (self.blocks.lag_bytes() or self.blocks.index.pending):
+                continue
+            try:
                 await self._thread(self._index)
+            except UnifsError as error:
+                # Nothing is lost: it stays in memory and in the segments, and is tried again.
+                if error.code != failing:
+                    log.warning("indexing failed error_code=%s error=%s", error.code, error)
+                failing = error.code
+            else:
+                failing = ""
 
     def _index(self) -> None:
         self.blocks.catch_up()
@@ -176,7 +186,7 @@ class EmbeddedNode:
         )
 
     def _make_durable(self) -> None:
-        self.blocks.sync()
+        self.blocks.sync_all()
         self.blocks.flush()
 
     # --- reading --------------------------------------------------------------------------------
@@ -200,7 +210,7 @@ class EmbeddedNode:
         """The file with this root; WouldBlock where its root block has to be waited for."""
         return self._files.open(cid)
 
-    def read_nowait(self, cid: Cid, offset: int, size: int) -> bytes | memoryview:
+    def read_nowait(self, cid: Cid, offset: int, size: int) -> bytes | bytearray:
         """Bytes of the file with this root; WouldBlock if that would wait."""
         return self._files.read_nowait(cid, offset, size)
 
@@ -285,8 +295,9 @@ class EmbeddedNode:
     async def dag_export(self, roots: Sequence[Cid]) -> AsyncIterator[bytes]:
         """A CAR with all blocks of these DAGs."""
         await self._thread(self.blocks.catch_up)
-        async for piece in archives.export(roots, self.blocks, self._limiter):
-            yield piece
+        async with aclosing(archives.export(roots, self.blocks, self._limiter)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def dag_import(
         self, pieces: AsyncIterable[bytes], pin_roots: bool = True, pin_name: str | None = None

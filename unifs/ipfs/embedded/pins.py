@@ -57,7 +57,8 @@ class Pins:
         try:
             self._db = apsw.Connection(str(path))
             self._db.set_busy_timeout(10_000)
-            self._db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL")
+            self._db.pragma("journal_mode", "wal")
+            self._db.pragma("synchronous", "full")
             version = self._db.pragma("user_version")
             if version > SCHEMA_VERSION:
                 raise StateNewer(f"{path.name} has version {version}; this is {SCHEMA_VERSION}")

@@ -177,17 +177,30 @@ def _seal(index: bytes | bytearray, data_end: int, entries: int) -> bytes:
     return fields + digest
 
 
-def read_footer(fd: int) -> tuple[bytes, int, int] | None:
-    """(index, end of the sections, entries) of a closed segment; None without a sound footer."""
+def read_data_end(fd: int) -> int | None:
+    """Where the sections of a closed segment end, by its trailer alone; None if it has none.
+
+    64 bytes instead of up to 16 MiB: whether the index is sound is seen when it is used.
+    """
     size = os.fstat(fd).st_size
     if size < len(HEADER) + 1 + TRAILER_BYTES:
         return None
     trailer = os.pread(fd, TRAILER_BYTES, size - TRAILER_BYTES)
-    magic, data_end, index_bytes, entries, _ = _TRAILER.unpack(trailer)
+    magic, data_end, index_bytes, _, _ = _TRAILER.unpack(trailer)
     if magic != _MAGIC or data_end + 1 + index_bytes + TRAILER_BYTES != size:
         return None
-    index = read_exactly(fd, index_bytes, data_end + 1)
-    if len(index) != index_bytes or _seal(index, data_end, entries) != trailer:
+    return int(data_end)
+
+
+def read_footer(fd: int) -> tuple[bytes, int, int] | None:
+    """(index, end of the sections, entries) of a closed segment; None without a sound footer."""
+    data_end = read_data_end(fd)
+    if data_end is None:
+        return None
+    rest = read_exactly(fd, os.fstat(fd).st_size - data_end - 1, data_end + 1)
+    index, trailer = rest[:-TRAILER_BYTES], rest[-TRAILER_BYTES:]
+    entries = int(_TRAILER.unpack(trailer)[3])
+    if _seal(index, data_end, entries) != trailer:
         return None
     return index, data_end, entries
 

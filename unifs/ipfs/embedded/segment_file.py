@@ -25,8 +25,11 @@ from unifs.ipfs.embedded.sections import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+#: An empty file of this name beside a segment that could not be synced.
+FAILED_SUFFIX = ".failed"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -38,6 +41,27 @@ class Damage:
     offset: int
     length: int
     is_torn_tail: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the data of one block lie: ``length`` bytes at ``offset`` of a segment's file."""
+
+    segment: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentStatistics:
+    """Sizes in bytes; ``unsynced_bytes`` is what the next flush round has to bring to disk."""
+
+    segments: int
+    size_bytes: int
+    open_segment: int
+    unsynced_bytes: int
+    descriptors: int
+    descriptors_max: int
 
 
 class Descriptor(int):
@@ -74,6 +98,12 @@ class SegmentFile:
         self.synced_end = 0
         self.is_failed = False
 
+    def fail(self) -> None:
+        """Its bytes may never have reached the disk: say so to this process and to later ones."""
+        self.is_failed = True
+        with contextlib.suppress(OSError):
+            self.path.with_suffix(FAILED_SUFFIX).touch()
+
     @classmethod
     def create(cls, path: Path, number: int) -> SegmentFile:
         """A new, empty segment. NoSpace and other errors leave no file."""
@@ -97,6 +127,7 @@ class SegmentFile:
         Without a footer the file is scanned (1 µs a section). Raises OSError.
         """
         file = cls(path, number, Descriptor(os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+        file.is_failed = path.with_suffix(FAILED_SUFFIX).exists()
         found = read_footer(file.fd)
         if found is not None:
             file.index, file.end, file.entries = bytearray(found[0]), found[1], found[2]
@@ -169,3 +200,22 @@ class SegmentFile:
             if error.errno not in _NO_SPACE:
                 raise
         os.ftruncate(self.fd, self.end)
+
+
+class SyncTarget:
+    """What one flush round brings to disk: everything appended before it was made.
+
+    ``fd`` is the open segment's, ``position`` its end then; ``run`` does all that is needed.
+    """
+
+    __slots__ = ("_run", "fd", "position", "segment")
+
+    def __init__(self, file: SegmentFile, run: Callable[[int, int], None]) -> None:
+        self.fd = file.fd
+        self.segment = file.number
+        self.position = file.end
+        self._run = run
+
+    def run(self) -> None:
+        """Sync it all; blocks, so call it in a thread. On DiskFailed nothing of it is durable."""
+        self._run(self.segment, self.position)

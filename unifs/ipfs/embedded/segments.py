@@ -12,7 +12,9 @@ appended to again: what follows goes to a new file.
 Durability: an append is in the page cache. ``sync_target`` says what a flush round has to sync, its
 ``run`` does that in a thread, and ``is_synced`` answers for one place. An error while syncing makes
 that segment *failed*: never called durable again, never appended to, never synced again (the kernel
-drops the dirty flag of pages it could not write, so that a second fdatasync would lie).
+drops the dirty flag of pages it could not write, so that a second fdatasync would lie), and every
+later flush round fails too, whoever ran the one that failed, until ``acknowledge_failure``. A file
+``<n>.failed`` tells later processes. A footer is written only after its data are synced.
 
 Locks: ``_lock`` around the state, held for an append's pwritev (uncontended 50 ns); ``_round``
 serializes flush rounds and is taken before ``_lock``. Appends may come from any thread. Nothing of
@@ -24,20 +26,29 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from unifs.errors import Corrupt
+from unifs.errors import Corrupt, DiskFailed
 from unifs.ipfs.embedded.sections import (
     HEADER,
     RAW_PREFIX,
     Gap,
     Head,
+    read_data_end,
     read_exactly,
     varint,
     walk_index,
 )
-from unifs.ipfs.embedded.segment_file import Damage, Descriptor, SegmentFile, named
+from unifs.ipfs.embedded.segment_file import (
+    FAILED_SUFFIX,
+    Damage,
+    Descriptor,
+    Place,
+    SegmentFile,
+    SegmentStatistics,
+    SyncTarget,
+    named,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,47 +61,6 @@ SEGMENT_BYTES_MAX: Final = 256 << 20
 INDEX_BYTES_MAX: Final = 16 << 20
 #: Descriptors kept open for reading; the soft limit of many systems is 1024.
 DESCRIPTORS_MAX: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the data of one block lie: ``length`` bytes at ``offset`` of a segment's file."""
-
-    segment: int
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentStatistics:
-    """Sizes in bytes; ``unsynced_bytes`` is what the next flush round has to bring to disk."""
-
-    segments: int
-    size_bytes: int
-    open_segment: int
-    unsynced_bytes: int
-    descriptors: int
-    descriptors_max: int
-
-
-class SyncTarget:
-    """What one flush round brings to disk: everything appended before it was made.
-
-    ``fd`` is the open segment's, ``position`` its end at that time; full segments and the directory
-    are included in ``run``.
-    """
-
-    __slots__ = ("_run", "fd", "position", "segment")
-
-    def __init__(self, segments: Segments, file: SegmentFile) -> None:
-        self.fd = file.fd
-        self.segment = file.number
-        self.position = file.end
-        self._run = segments._sync
-
-    def run(self) -> None:
-        """Sync it all; blocks, so call it in a thread. On DiskFailed nothing of it is durable."""
-        self._run(self.segment, self.position)
 
 
 class Segments:
@@ -114,34 +84,47 @@ class Segments:
         self._open: SegmentFile | None = None
         self._names_made = 1
         self._names_synced = 0
+        #: The first error of a sync, told by every flush round until ``acknowledge_failure``.
+        self._failure: Exception | None = None
         #: Where the last walk through the open segment ended: (segment, offset, index position).
         self._resume = (0, 0, 0)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Held open: a lack of descriptors must not fail a flush round.
+            self._directory: Descriptor | None = Descriptor(os.open(directory, os.O_RDONLY))
             self._load()
         except OSError as error:
             raise named(error) from error
 
     def _load(self) -> None:
-        names = (name.removesuffix(".car") for name in os.listdir(self.directory))
-        numbers = sorted(int(name) for name in names if name.isdigit())
+        names = (name for name in os.listdir(self.directory) if name.endswith(".car"))
+        numbers = sorted(int(name[:-4]) for name in names if name[:-4].isdigit())
         for number in numbers:
+            if number != numbers[-1] and (end := self._end_of_closed(number)) is not None:
+                self._ends[number] = end
+                continue
             file, is_closed, damages = SegmentFile.load(self._path(number), number)
             self.damages += damages
             self._ends[number] = file.end
-            is_sound = all(damage.is_torn_tail for damage in damages)
-            if not is_closed:
+            is_sound = all(damage.is_torn_tail for damage in damages) and not file.is_failed
+            if file.is_failed or not is_closed:
                 self._files[number] = file
             if number == numbers[-1] and is_sound and not self._is_full(file, 0):
                 os.ftruncate(file.fd, file.end)
                 self._files[number] = self._open = file
 
+    def _end_of_closed(self, segment: int) -> int | None:
+        """Where the sections of a segment with a footer end; None if it has to be looked at."""
+        if self._path(segment).with_suffix(FAILED_SUFFIX).exists():
+            return None
+        return read_data_end(Descriptor(os.open(self._path(segment), os.O_RDONLY | os.O_CLOEXEC)))
+
     # --- appending ------------------------------------------------------------------------------
 
     def append(self, cid_binary: bytes, data: bytes | memoryview) -> Place:
-        """Append one block; its bytes are in the page cache when this returns.
+        """Append one block, to the page cache; nothing is hashed here.
 
-        NoSpace and DiskFailed leave the segment as it was. Nothing is hashed here.
+        NoSpace and DiskFailed leave the segment as it was.
         """
         length = len(data)
         return self._append(varint(len(cid_binary) + length) + cid_binary, data, length)
@@ -248,7 +231,7 @@ class Segments:
                 yield entry.cid_binary, Place(segment, entry.offset, entry.length)
 
     def gaps(self, segment: int) -> list[Gap]:
-        """The byte ranges of ``segment`` that were found to be no section."""
+        """The byte ranges of ``segment`` that are no section."""
         return [entry for entry in self._walk(segment, 0) if isinstance(entry, Gap)]
 
     def _walk(self, segment: int, start_offset: int) -> Iterator[Head | Gap]:
@@ -268,21 +251,28 @@ class Segments:
                     begin, skip = len(HEADER), 0
                 self._resume = (segment, file.end, len(file.index))
                 return bytes(memoryview(file.index)[skip:]), begin
-        file, _, _ = SegmentFile.load(self._path(segment), segment)
+        try:
+            file, _, damages = SegmentFile.load(self._path(segment), segment)
+        except OSError as error:
+            raise named(error) from error
+        with self._lock:
+            self.damages += [damage for damage in damages if damage not in self.damages]
         return bytes(file.index), len(HEADER)
 
     # --- durability -----------------------------------------------------------------------------
 
     def sync_target(self) -> SyncTarget | None:
-        """What has to be synced so that everything appended so far survives power loss.
+        """What to sync so that everything appended so far survives power loss; None if nothing.
 
-        None if that is nothing. Cheap: call it on the event loop, and its ``run`` in a thread.
+        Cheap: call it on the event loop, and its ``run`` in a thread. Fails as ``run`` does.
         """
         with self._lock:
-            if self._unsynced() == 0:
+            if self._unsynced() == 0 and self._failure is None:
                 return None
-            file = self._open or next(iter(self._files.values()))
-            return SyncTarget(self, file)
+            file = self._open or next(iter(self._files.values()), None)
+            if file is None:
+                raise DiskFailed(str(self._failure))
+            return SyncTarget(file, self._sync)
 
     def _unsynced(self) -> int:
         return sum(
@@ -304,10 +294,10 @@ class Segments:
                 full = [file for file in files if file is not self._open]
                 opened = [file for file in files if file is self._open and file.number == segment]
                 names = self._names_made
-            for file in full:
-                self._attempt(file, file.close_with_footer)
             for file in (*full, *opened):
                 self._attempt(file, file.sync)
+            for file in full:
+                self._attempt(file, file.close_with_footer)
             if names != self._names_synced:
                 for file in (*full, *opened):
                     self._attempt(file, self._sync_directory)
@@ -318,17 +308,33 @@ class Segments:
                     self._files.pop(file.number, None)
                 for file in opened:
                     file.synced_end = max(file.synced_end, position)
+                if self._failure is not None:
+                    raise DiskFailed(str(self._failure)) from self._failure
 
     def _attempt(self, file: SegmentFile, step: Callable[[], None]) -> None:
         try:
             step()
         except OSError as error:
-            file.is_failed = True
+            file.fail()
+            self._failure = self._failure or named(error)
             raise named(error) from error
 
+    def failed(self) -> set[int]:
+        """The segments that could not be synced, now or by an earlier process."""
+        with self._lock:
+            return {file.number for file in self._files.values() if file.is_failed}
+
+    def acknowledge_failure(self) -> None:
+        """Everybody concerned knows what was lost: flush rounds may succeed again.
+
+        For an owner that knows by ``is_synced``, or has failed all that it had appended.
+        """
+        with self._lock:
+            self._failure = None
+
     def _sync_directory(self) -> None:
-        fd = Descriptor(os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        os.fsync(fd)
+        assert self._directory is not None
+        os.fsync(self._directory)
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -342,29 +348,38 @@ class Segments:
             self._ends.pop(segment, None)
             self._files.pop(segment, None)
             self._descriptors.pop(segment, None)
+            path = self._path(segment)
             try:
-                os.unlink(self._path(segment))
-            except FileNotFoundError:
-                return
+                path.unlink(missing_ok=True)
+                path.with_suffix(FAILED_SUFFIX).unlink(missing_ok=True)
             except OSError as error:
                 raise named(error) from error
 
     def roll(self) -> None:
         """Let the next append begin a new segment, so that the present one can be collected."""
         with self._lock:
-            if self._open is not None and self._open.entries:
-                self._ends[self._open.number] = self._open.end
-                self._open = None
+            file, self._open = self._open, None
+            if file is not None:
+                self._ends[file.number] = file.end
 
     def close(self) -> None:
-        """Sync, write the open segment's footer and let go of all descriptors. Blocks."""
-        target = self.sync_target()
-        if target is not None:
-            target.run()
-        with self._lock:
-            if self._open is not None and not self._open.is_failed:
-                self._attempt(self._open, self._open.close_with_footer)
-            self._open = None
+        """Sync, write the open segment's footer and let go of all descriptors. Blocks.
+
+        DiskFailed if that fails, unless a flush round has said so before.
+        """
+        is_told = self._failure is not None
+        try:
+            target = self.sync_target()
+            if target is not None:
+                target.run()
+            with self._lock:
+                if self._open is not None and not self._open.is_failed:
+                    self._attempt(self._open, self._open.close_with_footer)
+        except DiskFailed:
+            if not is_told:
+                raise
+        finally:
+            self._open = self._directory = None
             self._files.clear()
             self._descriptors.clear()
 

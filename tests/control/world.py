@@ -1,0 +1,195 @@
+"""A daemon for the tests: the real embedded node, and a tree, mounts and a journal in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import trio
+
+import unifs
+from tests.ipfs.embedded.stores import Store
+from unifs import config
+from unifs.control.daemon_protocol import (
+    Explanation,
+    FileEntry,
+    FileStat,
+    JournalRecord,
+    JournalStatus,
+    MountInfo,
+    StatusReport,
+)
+from unifs.errors import DeadlineExceeded, Exists, NotEmpty, NotFound, Unsynced
+from unifs.ipfs.embedded.node import EmbeddedNode
+from unifs.ipfs.embedded.pins import Pins
+from unifs.telemetry import AccessLog, Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from unifs.control.daemon_protocol import ChangeState
+
+
+class MemoryFiles:
+    """A tree of paths: bytes for a file, None for a directory."""
+
+    def __init__(self) -> None:
+        self.tree: dict[str, bytes | None] = {"/mfs": None}
+
+    def _kind(self, path: str) -> Literal["file", "directory"]:
+        if path not in self.tree:
+            raise NotFound(f"{path} does not exist")
+        return "directory" if self.tree[path] is None else "file"
+
+    async def ls(self, path: str) -> AsyncIterator[FileEntry]:
+        self._kind(path)
+        for each, content in sorted(self.tree.items()):
+            parent, _, name = each.rpartition("/")
+            if parent == path:
+                size = len(content or b"")
+                yield FileEntry(kind=self._kind(each), size_bytes=size, mtime_s=0.0, name=name)
+
+    async def stat(self, path: str) -> FileStat:
+        return FileStat(
+            path=path,
+            kind=self._kind(path),
+            size_bytes=len(self.tree[path] or b""),
+            mode="0644",
+            uid=0,
+            gid=0,
+            links=1,
+            mtime_s=1.0,
+            state="sealed",
+        )
+
+    async def mkdir(self, path: str, parents: bool) -> None:
+        if path in self.tree and not parents:
+            raise Exists(f"{path} exists")
+        self.tree[path] = None
+
+    async def copy(self, source: str, destination: str) -> None:
+        self._kind(source)
+        if destination in self.tree:
+            raise Exists(f"{destination} exists")
+        self.tree[destination] = self.tree[source]
+
+    async def move(self, source: str, destination: str) -> None:
+        await self.copy(source, destination)
+        del self.tree[source]
+
+    async def remove(self, path: str, recursive: bool) -> None:
+        self._kind(path)
+        below = [each for each in self.tree if each.startswith(f"{path}/")]
+        if below and not recursive:
+            raise NotEmpty(f"{path} is not empty")
+        for each in [path, *below]:
+            del self.tree[each]
+
+
+class MemoryMounts:
+    def __init__(self) -> None:
+        self.mounts = {"mfs": _mount("mfs", "mfs", "")}
+        self.unsynced: set[str] = set()
+
+    async def list(self) -> list[MountInfo]:
+        return list(self.mounts.values())
+
+    async def add(self, name: str, directory: str) -> MountInfo:
+        if name in self.mounts:
+            raise Exists(f"{name} is mounted")
+        self.mounts[name] = _mount(name, "local", directory)
+        return self.mounts[name]
+
+    async def remove(self, name: str, force: bool) -> None:
+        if name not in self.mounts:
+            raise NotFound(f"there is no mount {name}")
+        if name in self.unsynced and not force:
+            raise Unsynced(f"{name} has 1 change that has not reached its backend")
+        del self.mounts[name]
+
+
+def _mount(name: str, kind: str, source: str) -> MountInfo:
+    return MountInfo(name=name, kind=kind, source=source, is_read_only=False, durability="local")
+
+
+class MemoryJournal:
+    def __init__(self) -> None:
+        self.records: list[JournalRecord] = []
+
+    async def status(self, path: str | None) -> JournalStatus:
+        found = [each for each in self.records if path is None or each.path.startswith(path)]
+        states = [each.state for each in found]
+        return JournalStatus(closed=states.count("closed"), sealed=states.count("sealed"))
+
+    async def list(
+        self, path: str | None, state: ChangeState | None, limit: int
+    ) -> AsyncIterator[JournalRecord]:
+        shown = 0
+        for each in reversed(self.records):
+            if (path is None or each.path.startswith(path)) and state in (None, each.state):
+                yield each
+                shown += 1
+                if shown == limit:
+                    return
+
+    async def sync(
+        self, path: str | None, until: Literal["sealed", "synced"], timeout_s: float | None
+    ) -> JournalStatus:
+        if timeout_s is not None:
+            raise DeadlineExceeded(f"not {until} after {timeout_s:g} s")
+        self.records = [msgspec.structs.replace(each, state=until) for each in self.records]
+        return await self.status(path)
+
+
+class World:
+    """What operations see of a daemon."""
+
+    def __init__(self, directory: Path) -> None:
+        state = directory / "state"
+        self.settings = config.load(state=state, environment={"HOME": str(directory)})
+        self.metrics = Metrics()
+        self.access_log = AccessLog()
+        self.store = Store(state, limit_bytes=16 << 20)
+        self.pins = Pins(state / "pins.db")
+        self.node = EmbeddedNode(self.store.blocks, self.pins, owner=self.store.owner)
+        self.files = MemoryFiles()
+        self.mounts = MemoryMounts()
+        self.journal = MemoryJournal()
+        self.explained: list[str] = []
+
+    def close(self) -> None:
+        self.pins.close()
+        self.store.close()
+
+    async def explain(self, path: str) -> Explanation:
+        self.explained.append(path)
+        return Explanation(
+            path=path,
+            mount="mfs",
+            kind="mfs",
+            version="bafy",
+            cid=None,
+            state="sealed",
+            bytes_from="segments of the state directory",
+            fsync="waits for this machine's disk",
+            notes=["nothing to note"],
+        )
+
+    async def status(self) -> StatusReport:
+        await trio.lowlevel.checkpoint()
+        return StatusReport(
+            version=unifs.__version__,
+            mount_point="/mnt",
+            state_directory=str(self.settings.state_directory),
+            pid=1,
+            uptime_s=3700.0,
+            profile=self.settings.profile,
+            is_read_only=False,
+            resident_bytes=50 << 20,
+            stored_bytes=1536,
+            storage_limit_bytes=None,
+            unsynced=0,
+            unsynced_bytes=0,
+            mounts=await self.mounts.list(),
+        )

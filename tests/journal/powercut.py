@@ -1,0 +1,108 @@
+"""A disk that loses what nobody synced: what a power cut leaves, byte by byte.
+
+While a ``Disk`` is in use it keeps a copy of every file of the state directory as of its last
+fdatasync. ``cut`` then rewrites the files as a cut may leave them: as they were synced, as they
+are, cut off in between, or page by page one or the other; a file that nobody synced may be gone.
+The kernel writes in any order, so each file is decided on its own: a WAL that is there with data
+that are not is the case to fear.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+from unittest import mock
+
+if TYPE_CHECKING:
+    import random
+    from pathlib import Path
+
+PAGE = 4096
+
+
+class Disk:
+    """The state directory's disk, from one start of the file system to the cut."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._synced: dict[int, bytes] = {}
+        self._fdatasync = os.fdatasync
+        self._patches = [
+            mock.patch("os.fdatasync", self._sync(os.fdatasync)),
+            mock.patch("os.fsync", self._sync(os.fsync)),
+        ]
+
+    def __enter__(self) -> Disk:
+        for path in self.files():
+            self._synced[path.stat().st_ino] = path.read_bytes()
+        for patch in self._patches:
+            patch.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for patch in self._patches:
+            patch.stop()
+
+    def _sync(self, real: object) -> object:
+        def sync(descriptor: int) -> None:
+            status = os.fstat(descriptor)
+            path = os.readlink(f"/proc/self/fd/{int(descriptor)}")
+            if path.startswith(str(self._state)) and os.path.isfile(path):
+                with open(path, "rb") as file:
+                    self._synced[status.st_ino] = file.read()
+            real(descriptor)  # type: ignore[operator]
+
+        return sync
+
+    def files(self) -> list[Path]:
+        """Every file whose bytes a cut can take; SQLite's database is only written by checkpoints,
+        which sync."""
+        found = [
+            *(self._state / "data").iterdir(),
+            *(self._state / "segments").iterdir(),
+            *(self._state / "nodes").glob("*.car"),
+        ]
+        wal = self._state / "tree.db-wal"
+        return sorted([*found, wal] if wal.exists() else found)
+
+    def cut(self, how: random.Random | str) -> dict[str, str]:
+        """Rewrite every file as the cut leaves it; by name what was chosen.
+
+        ``how``: a source of chance, "synced" for all files as they were synced, or "wal" for the
+        same but with all of the WAL there.
+        """
+        chosen = {}
+        for path in self.files():
+            now = path.read_bytes()
+            synced = self._synced.get(path.stat().st_ino)
+            if isinstance(how, str):
+                kind = "current" if how == "wal" and path.name.endswith("-wal") else "synced"
+            else:
+                kind = how.choice(("current", "current", "synced", "synced", "pages", "prefix"))
+            chosen[path.name] = kind
+            left = _left(kind, now, synced, how)
+            if left is None:
+                path.unlink()
+            else:
+                path.write_bytes(left)
+        (self._state / "tree.db-shm").unlink(missing_ok=True)
+        return chosen
+
+
+def _left(kind: str, now: bytes, synced: bytes | None, how: random.Random | str) -> bytes | None:
+    if kind == "current":
+        return now
+    if kind == "synced" or isinstance(how, str):
+        return synced
+    before = synced or b""
+    if kind == "prefix":
+        low, high = sorted((len(before), len(now)))
+        return now[: how.randint(low, high)] if now[: len(before)] == before else before
+    length = max(len(before), len(now))
+    pages = []
+    for start in range(0, length, PAGE):
+        old = before[start : start + PAGE].ljust(min(PAGE, length - start), b"\0")
+        new = now[start : start + PAGE].ljust(min(PAGE, length - start), b"\0")
+        pages.append(how.choice((old, new)))
+    left = b"".join(pages)
+    return left[: how.choice((len(before), len(now)))]

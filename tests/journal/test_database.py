@@ -1,0 +1,202 @@
+"""The database and the state directory: versions, limits, full disks, owners."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import apsw
+import pytest
+import trio
+
+from tests.vfs.harness import FileSystem
+from tests.vfs.invariants import check
+from unifs.errors import Corrupt, NoSpace, StateInUse, StateNewer, StateUnusable, UnifsError
+from unifs.state import database as database_module
+from unifs.state import schema
+from unifs.state.database import Database
+from unifs.state.directory import StateDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CREATE = os.O_CREAT | os.O_RDWR
+
+
+async def test_an_empty_file_becomes_the_newest_schema(tmp_path: Path) -> None:
+    database = Database(tmp_path / "tree.db")
+    assert database.one("pragma user_version")[0] == schema.VERSION
+    tables = {row[0] for row in database.all("select name from sqlite_master where type='table'")}
+    assert {"inode", "dentry", "link", "content", "journal", "meta"} <= tables
+    database.check()
+    database.close()
+
+
+def test_a_newer_version_is_refused_in_words(tmp_path: Path) -> None:
+    Database(tmp_path / "tree.db").close()
+    connection = apsw.Connection(str(tmp_path / "tree.db"))
+    connection.execute(f"pragma user_version={schema.VERSION + 1}")
+    connection.close()
+    before = (tmp_path / "tree.db").read_bytes()
+    with pytest.raises(StateNewer, match=f"format {schema.VERSION + 1}, .* up to {schema.VERSION}"):
+        Database(tmp_path / "tree.db")
+    assert (tmp_path / "tree.db").read_bytes() == before
+
+
+def test_what_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tree.db").write_bytes(b"not a database " * 1000)
+    with pytest.raises(Corrupt, match="not a sound database"):
+        Database(tmp_path / "tree.db")
+
+
+def test_a_rollback_leaves_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path / "tree.db")
+    database.begin()
+    database.set_meta("a", 1)
+    database.rollback()
+    database.begin()
+    database.set_meta("b", 2)
+    database.commit()
+    assert (database.get_meta("a"), database.get_meta("b")) == (None, 2)
+    database.rollback()
+    database.close()
+
+
+async def test_mutations_wait_at_the_wal_limit_and_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "WAL_LIMIT_BYTES", 200_000)
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        database = fs.storage.database
+        most = 0
+        for index in range(300):
+            await fs.write(f"f{index}", b"x")
+            if index % 10 == 0:
+                await fs.write("synced", b"y" * index, fsync=True)
+            most = max(most, database.wal_bytes)
+        assert 200_000 < most < 260_000
+        assert (tmp_path / "tree.db-wal").stat().st_size < 400_000
+        assert len(await fs.listdir()) == 301
+        check(fs)
+        # A look-up that found something must not keep the WAL from starting over.
+        with trio.fail_after(1.5):
+            for index in range(300):
+                await fs.setattr(f"f{index}", mode=0o600)
+        await fs.kill()
+        assert len(await fs.listdir()) == 301
+
+
+# --- the state directory --------------------------------------------------------------------------
+
+
+async def test_in_use_names_the_first(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state", "/mnt/tree")
+    with pytest.raises(StateInUse, match=rf"pid {os.getpid()} \(mounted at /mnt/tree\)"):
+        StateDirectory(tmp_path / "state")
+    state.close()
+    StateDirectory(tmp_path / "state").close()
+
+
+def test_what_cannot_be_a_state_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StateUnusable, match="cannot be used"):
+            StateDirectory(path)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "segments").write_bytes(b"in the way")
+    with pytest.raises(StateUnusable):
+        StateDirectory(tmp_path / "state")
+    (tmp_path / "state" / "segments").unlink()
+    StateDirectory(tmp_path / "state").close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Take every free block of a disk."""
+    descriptor = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
+    try:
+        while True:
+            os.write(descriptor, bytes(4096))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def is_full(error: BaseException) -> bool:
+    return isinstance(error, NoSpace) or getattr(error, "errno", 0) == errno.ENOSPC
+
+
+@pytest.mark.root
+async def test_a_full_disk(small_disk: Path) -> None:
+    state = small_disk / "state"
+    async with FileSystem(state, upkeep=False) as fs:
+        await fs.write("large", b"L" * (2 << 20), fsync=True)
+        kept = {}
+        for index in range(100_000):
+            data = b"%d" % index * 500
+            try:
+                await fs.write(f"f{index}", data)
+            except (UnifsError, OSError) as error:
+                failure = error
+                break
+            kept[f"f{index}"] = data
+        assert is_full(failure)
+        assert len(kept) > 100
+        assert fs.storage.database.failed is None
+        fill(small_disk)
+        with pytest.raises((NoSpace, OSError)):
+            await fs.write("more", b"m" * 5000)
+        for name, data in kept.items():
+            assert await fs.read(name) == data
+        check(fs)
+        # Deletes work, thanks to the reserve, and what they free can be used.
+        names = [name for name in await fs.listdir() if name != b"large"]
+        for name in names[:200]:
+            await fs.unlink(name)
+        await fs.unlink("large")
+        assert not fs.storage.state.has_reserve
+        check(fs)
+        for name, data in kept.items():
+            if name.encode() not in names[:200]:
+                assert await fs.read(name) == data
+        await fs.kill()
+        check(fs)
+        for name, data in kept.items():
+            if name.encode() not in names[:200]:
+                assert await fs.read(name) == data
+        (small_disk / "filler").unlink()
+        await fs.write("again", b"a" * 5000, fsync=True)
+        assert await fs.read("again") == b"a" * 5000
+
+
+@pytest.mark.root
+async def test_recovery_on_a_full_disk(small_disk: Path) -> None:
+    state = small_disk / "state"
+    async with FileSystem(state, upkeep=False) as fs:
+        for index in range(50):
+            await fs.write(f"f{index}", b"x" * 100)
+        await fs.kill(start=False)
+        fill(small_disk)
+        await fs.start()
+        assert await fs.read("f7") == b"x" * 100
+        for index in range(50):
+            await fs.unlink(f"f{index}")
+        assert await fs.listdir() == []
+        check(fs)

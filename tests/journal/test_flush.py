@@ -1,0 +1,123 @@
+"""Flush rounds: shared, honest about whose bytes failed, safe to leave."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.vfs.harness import FileSystem
+from unifs.errors import DiskFailed
+from unifs.journal.proof import holds, prove
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CREATE = os.O_CREAT | os.O_RDWR
+LARGE = bytes(range(256)) * 300
+
+
+async def test_many_share_few_rounds(tmp_path: Path) -> None:
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        files = [await fs.open_file(f"f{index}", CREATE) for index in range(50)]
+        for index, file in enumerate(files):
+            await file.write(0, LARGE if index % 2 else b"small")
+        before = fs.storage.flusher.rounds
+        async with trio.open_nursery() as nursery:
+            for file in files:
+                nursery.start_soon(file.fsync)
+        assert fs.storage.flusher.rounds - before <= 6
+        assert fs.storage.flusher.sealed_seq == fs.storage.log.seq
+        for file in files:
+            await file.close()
+
+
+async def test_an_error_reaches_exactly_its_waiters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        files = [await fs.open_file(name, CREATE) for name in ("good", "bad", "good2")]
+        for file in files:
+            await file.write(0, LARGE)
+            await file.flush()
+        await fs.fsyncdir()
+        fs.storage.contents.containers.has_new = False
+        bad = fs.vfs.handle(files[1].fh).inode.overlay.descriptor  # type: ignore[attr-defined]
+        real = os.fdatasync
+
+        def sync(descriptor: int) -> None:
+            if descriptor == bad:
+                raise OSError(errno.EIO, "no")
+            real(descriptor)
+
+        outcomes: dict[int, BaseException | None] = {}
+
+        async def fsync(index: int) -> None:
+            try:
+                await files[index].fsync()
+                outcomes[index] = None
+            except DiskFailed as error:
+                outcomes[index] = error
+
+        monkeypatch.setattr(os, "fdatasync", sync)
+        async with trio.open_nursery() as nursery:
+            for index in (0, 1, 1, 2):
+                nursery.start_soon(fsync, index)
+        monkeypatch.undo()
+        assert [type(outcomes[index]) for index in range(3)] == [
+            type(None), DiskFailed, type(None)
+        ]  # fmt: skip
+        assert fs.storage.database.failed is None
+        # Never called durable again, though the disk now says nothing.
+        with pytest.raises(DiskFailed):
+            await files[1].fsync()
+        for file in files:
+            await file.close()
+
+
+async def test_a_cancelled_fsync_keeps_its_descriptors_until_the_round_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        file = await fs.open_file("a", CREATE)
+        await file.write(0, LARGE)
+        container = fs.vfs.handle(file.fh).inode.overlay.container  # type: ignore[attr-defined]
+        pinned = fs.storage.contents.containers._pinned
+        entered = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        go_on = threading.Event()
+        real = os.fdatasync
+
+        def slow(descriptor: int) -> None:
+            token.run_sync_soon(entered.set)
+            assert go_on.wait(10)
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fdatasync", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.fsync)
+            await entered.wait()
+            nursery.cancel_scope.cancel()
+        await file.close()
+        assert container in pinned
+        go_on.set()
+        monkeypatch.undo()
+        await fs.storage.flusher.flush()
+        assert container not in pinned
+
+
+def test_a_proof_covers_order_and_place() -> None:
+    data = bytes(range(200))
+
+    def read(start: int, end: int) -> bytes:
+        return data[start:end]
+
+    proof = prove([(10, 20), (5, 8)], read)
+    assert holds(proof, read)
+    assert holds(prove([], read), read)
+    assert not holds(proof, lambda start, end: bytes(end - start))
+    assert not holds(proof, lambda start, end: data[start : end - 1])

@@ -1,0 +1,156 @@
+"""Overlays and contents against a byte array, through commits, remounts and kills."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.vfs.harness import FileSystem
+from tests.vfs.invariants import check
+from unifs.journal.overlay import PROOF_RANGES, Overlay, _note_unsynced
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.vfs.harness import File
+
+OFFSETS = (0, 1, 4095, 65_530, 65_536, 100_000, 300_000)
+LENGTHS = (1, 100, 4096, 65_536, 200_000)
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_a_file_is_an_array_of_bytes(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        model = bytearray()
+        committed = b""
+        files: list[File] = []
+        for _ in range(chance.randint(5, 60)):
+            if not files or chance.random() < 0.15:
+                files.append(await fs.open_file("a", os.O_CREAT | os.O_RDWR))
+            file = chance.choice(files)
+            match chance.choice("wwwwttrrfscCkm"):
+                case "w":
+                    offset = chance.choice((*OFFSETS, len(model)))
+                    data = chance.randbytes(chance.choice(LENGTHS))
+                    await file.write(offset, data)
+                    model.extend(bytes(max(0, offset - len(model))))
+                    model[offset : offset + len(data)] = data
+                case "t":
+                    size = chance.choice((*OFFSETS, len(model) // 2))
+                    await file.truncate(size)
+                    model[size:] = bytes(max(0, size - len(model)))
+                    if not fs.writer.pending:
+                        committed = bytes(model)
+                case "r":
+                    offset = chance.choice(OFFSETS)
+                    assert await file.read(offset, 150_000) == model[offset : offset + 150_000]
+                case "f":
+                    await file.flush()
+                    committed = bytes(model)
+                case "s":
+                    await file.fsync()
+                    committed = bytes(model)
+                case "c":
+                    files.remove(file)
+                    await file.close()
+                    committed = bytes(model)
+                case "C":
+                    fs.tick()
+                    committed = bytes(model)
+                case "k":
+                    files.clear()
+                    await fs.kill()
+                    found = await fs.read("a") if await fs.exists("a") else b""
+                    # What was overwritten in place is there, like in any page cache.
+                    now = bytes(model[: len(found)]).ljust(len(found), b"\0")
+                    assert len(found) == len(committed)
+                    pairs = zip(found, committed, now, strict=True)
+                    assert all(byte in (old, new) for byte, old, new in pairs)
+                    model = bytearray(found)
+                case "m":
+                    for one in files:
+                        await one.close()
+                    files.clear()
+                    await fs.remount()
+                    committed = bytes(model)
+            check(fs)
+        for file in files:
+            assert await file.read(0, 1 << 20) == model
+            await file.close()
+        assert await fs.read("a") == model
+        await fs.storage.flusher.flush()
+        check(fs)
+
+
+def test_what_is_written_during_a_round_is_not_marked_synced() -> None:
+    overlay = Overlay()
+    _note_unsynced(overlay, 0, 10)
+    mark = overlay.ranges_noted()
+    _note_unsynced(overlay, 10, 20)
+    overlay.synced(mark, True)
+    assert overlay.unsynced == [(10, 20)]
+    second = overlay.ranges_noted()
+    overlay.synced(mark, True)
+    assert overlay.unsynced is not None
+    assert (10, 20) in overlay.unsynced
+    overlay.synced(second, True)
+    assert overlay.unsynced == []
+
+
+def test_a_mark_says_nothing_of_a_later_list() -> None:
+    overlay = Overlay()
+    _note_unsynced(overlay, 0, 10)
+    mark = overlay.ranges_noted()
+    for index in range(PROOF_RANGES + 1):
+        overlay.writes += 1
+        _note_unsynced(overlay, 100 * index + 100, 100 * index + 101)
+        if overlay.unsynced is None:
+            break
+    assert overlay.unsynced is None
+    overlay.synced(overlay.ranges_noted(), False)
+    assert overlay.unsynced == []
+    overlay.writes += 1
+    _note_unsynced(overlay, 7, 9)
+    overlay.synced(mark, True)
+    assert overlay.unsynced == [(7, 9)]
+
+
+def test_unlisted_writes_during_a_round_keep_the_list_away() -> None:
+    overlay = Overlay()
+    overlay.unsynced = None
+    mark = overlay.ranges_noted()
+    overlay.writes += 1
+    overlay.synced(mark, False)
+    assert overlay.unsynced is None
+
+
+def test_the_durable_form_never_goes_back() -> None:
+    overlay = Overlay()
+    overlay.set_durable(2, 20, b"second")
+    overlay.set_durable(1, 10, b"first")
+    assert overlay.durable == (20, b"second")
+
+
+async def test_a_proven_range_is_rewritten_after_it_is_confirmed(tmp_path: Path) -> None:
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        await fs.write("a", bytes(200_000), fsync=True)
+        async with fs.open("a", os.O_RDWR) as file:
+            overlay = lambda: fs.vfs.handle(file.fh).inode.overlay  # type: ignore[attr-defined] # noqa: E731
+            await file.write(0, b"x" * 100)
+            await file.fsync()
+            assert overlay().proven == []
+            await file.write(0, b"y" * 100)
+            await file.fsync()
+            assert overlay().is_proven(50, 60)
+            rounds = fs.storage.flusher.rounds
+            await file.write(200_000, b"appended")
+            assert fs.storage.flusher.rounds == rounds
+            await file.write(99, b"z")
+            assert fs.storage.flusher.rounds == rounds + 2
+            assert overlay().proven == []
+            await file.write(99, b"z")
+            assert fs.storage.flusher.rounds == rounds + 2

@@ -1,0 +1,75 @@
+"""The composition root, without a kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from unifs import config
+from unifs.daemon import Daemon
+from unifs.telemetry import TASK_BUGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    made = Daemon(config.load(state=tmp_path / "state", environment={}), str(tmp_path / "mnt"))
+    yield made
+    made.close(is_clean=False)
+
+
+async def test_a_task_with_a_bug_begins_again(
+    daemon: Daemon, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bug is logged with its traceback and counted; the task runs on."""
+    attempts = 0
+    third = trio.Event()
+
+    async def task() -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 3:
+            third.set()
+            await trio.sleep_forever()
+        raise ZeroDivisionError("a bug")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(daemon._keep_running, "roots", task)
+        await third.wait()
+        nursery.cancel_scope.cancel()
+    assert daemon.metrics.counter(TASK_BUGS, "roots").value == 2
+    assert caplog.text.count("ZeroDivisionError: a bug") == 2
+
+
+def test_the_root_shows_the_mounts_of_the_settings(daemon: Daemon) -> None:
+    assert sorted(daemon.vfs.namespace.root.children) == [b"ipfs", b"local", b"mfs"]
+
+
+def test_a_mount_that_is_switched_off_is_not_there(tmp_path: Path) -> None:
+    settings = config.load(
+        state=tmp_path / "state",
+        overrides={"mounts": {"ipfs": {"enabled": False}, "local": {"enabled": False}}},
+        environment={},
+    )
+    daemon = Daemon(settings, "")
+    try:
+        assert sorted(daemon.vfs.namespace.root.children) == [b"mfs"]
+    finally:
+        daemon.close(is_clean=False)
+
+
+def test_a_profile_is_fixed_at_the_first_start(tmp_path: Path) -> None:
+    """CIDs of everything would change with it."""
+    Daemon(config.load(state=tmp_path / "state", environment={}), "").close(is_clean=False)
+    settings = config.load(
+        state=tmp_path / "state", overrides={"profile": "unixfs-v0-2015"}, environment={}
+    )
+    with pytest.raises(config.ConfigInvalid, match="unixfs-v1-2025"):
+        Daemon(settings, "")
+    # The refused start has let go of the state directory.
+    Daemon(config.load(state=tmp_path / "state", environment={}), "").close(is_clean=False)

@@ -1,0 +1,64 @@
+"""What `/metrics` shows of this daemon: numbers its parts keep anyway, asked at each export."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unifs import telemetry
+
+if TYPE_CHECKING:
+    from unifs.answers.journal import JournalAnswer
+    from unifs.cache.reads import ReadCache
+    from unifs.telemetry import Metrics
+    from unifs.vfs.storage import Storage
+    from unifs.vfs.vfs import Vfs
+
+
+def watch(
+    metrics: Metrics, vfs: Vfs, storage: Storage, cache: ReadCache, journal: JournalAnswer
+) -> None:
+    """Tell the metrics where their numbers are."""
+    metrics.watch(telemetry.INODES_HOT, lambda: vfs.statistics()["hot"])
+    metrics.watch(
+        telemetry.HANDLES_OPEN,
+        lambda: vfs.statistics()["handles"] + vfs.statistics()["directories"],
+    )
+    metrics.watch(telemetry.JOURNAL_COMMITS, lambda: storage.database.commits)
+    metrics.watch(telemetry.JOURNAL_WAL_BYTES, lambda: storage.database.wal_bytes)
+    metrics.watch(telemetry.JOURNAL_DIRTY_BYTES, lambda: journal.count().unsynced_bytes)
+    metrics.watch_all(telemetry.JOURNAL_RECORDS, lambda: _records(journal))
+    metrics.watch_all(telemetry.STORE_BYTES, lambda: _store_bytes(storage))
+    metrics.watch_all(telemetry.CACHE_BYTES, lambda: _cache_bytes(cache))
+    metrics.watch_all(telemetry.CACHE_HITS, lambda: _disk_counts(cache, "hits"))
+    metrics.watch_all(telemetry.CACHE_FAULTS, lambda: _disk_counts(cache, "faults"))
+    storage.flusher.on_round = metrics.histogram(telemetry.FLUSH_DURATION).record
+
+
+def _records(journal: JournalAnswer) -> dict[tuple[str, ...], float]:
+    counts = journal.count()
+    return {
+        ("open",): counts.open,
+        ("closed",): counts.closed,
+        ("sealed",): counts.sealed,
+        ("quarantined",): counts.quarantined,
+    }
+
+
+def _store_bytes(storage: Storage) -> dict[tuple[str, ...], float]:
+    return {
+        ("nodes",): storage.nodes.statistics().size_bytes,
+        ("contents",): storage.segments.statistics().size_bytes,
+    }
+
+
+def _cache_bytes(cache: ReadCache) -> dict[tuple[str, ...], float]:
+    statistics = cache.statistics()
+    found: dict[tuple[str, ...], float] = {("memory",): statistics.memory.bytes}
+    if statistics.disk is not None:
+        found[("disk",)] = statistics.disk.bytes
+    return found
+
+
+def _disk_counts(cache: ReadCache, what: str) -> dict[tuple[str, ...], float]:
+    disk = cache.statistics().disk
+    return {} if disk is None else {("disk",): getattr(disk, what)}

@@ -1,0 +1,127 @@
+"""What fsync does: an inode's bytes and rows reach the disk, and recovery can tell that they did.
+
+A small content needs one flush round: its segment is synced before the WAL. A large one needs one
+where the commit's proof covers what is not durable yet, else two: the bytes, then the row that says
+so. Owned by the ``Writer``, called by handles; everything belongs to the event loop's thread. It
+never changes what a row relies on before that row is replaced by a durable one.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from unifs.errors import DiskFailed
+from unifs.journal.content import CLOSED, LargeContent
+from unifs.journal.log import Op
+from unifs.waiting import RETRY, complete
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from unifs.journal.overlay import Overlay
+    from unifs.vfs.tree import Batch
+    from unifs.vfs.treeinode import TreeInode
+    from unifs.vfs.writer import Writer
+
+SET_DURABLE = "update content set durable_size=?,durable_extents=? where id=? and state=1"
+
+
+class Durability:
+    """Makes what a writer has committed survive a power cut."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.storage = writer.storage
+
+    async def make_durable(self, inode: TreeInode) -> None:
+        """fsync: what was written so far survives a power cut when this returns."""
+        if not inode.is_gone:
+            await complete(self._commit_synced, inode)
+        content = self.writer.content_of(inode)
+        if not isinstance(content, LargeContent) or content.state != CLOSED:
+            await self.storage.flusher.flush()
+            return
+        overlay = inode.overlay
+        if overlay is None or overlay.content is not content:
+            await self._sync_form(content, None)
+        elif overlay.unsynced is None or overlay.is_rewritten:
+            await self._sync_form(content, overlay)
+        else:
+            await self._sync_proven(content, overlay)
+
+    def _commit_synced(self, inode: TreeInode) -> None:
+        """As ``commit``, with a record that says which content an fsync covers."""
+        batch: Batch = []
+        content, blob = inode.content, inode.stored
+        is_changed = inode.is_dirty() or inode.is_touched
+        if is_changed:
+            content, blob = self.writer.prepare(inode, batch)
+            self.writer.rows(inode, blob, batch)
+        if blob != inode.synced:
+            batch.append(self.storage.log.row(Op.SYNC, inode.ino, inode.parent, blob))
+        if batch:
+            self.writer.tree.commit(batch)
+        if is_changed:
+            self.writer.committed(inode, content, blob)
+        inode.synced = blob
+
+    async def _sync_proven(self, content: LargeContent, overlay: Overlay) -> None:
+        """One round: the row's proof tells recovery that the bytes arrived."""
+        assert overlay.unsynced is not None
+        form = (overlay.commits, content.size, content.extents.pack())
+        before, ranges = overlay.proven, [held for held in overlay.unsynced if held[0] >= 0]
+        overlay.proven = before + ranges
+        overlay.confirm = partial(self._confirm, content, overlay)
+        mark = overlay.ranges_noted()
+        await self._flush_data(content)
+        overlay.synced(mark, True)
+        overlay.set_durable(*form)
+        # The row that is durable now carries the form before it; what that form's proof covered
+        # may change again.
+        overlay.proven = [held for held in overlay.proven if held not in before or held in ranges]
+
+    async def _sync_form(self, content: LargeContent, overlay: Overlay | None) -> None:
+        """Two rounds: the bytes, then the row that says so."""
+        size, extents = content.size, content.extents.pack()
+        commits = overlay.commits if overlay is not None else 0
+        is_listed = overlay is not None and overlay.unsynced is not None
+        mark = overlay.ranges_noted() if overlay is not None else 0
+        await self._flush_data(content)
+        if overlay is not None:
+            overlay.synced(mark, is_listed)
+            overlay.set_durable(commits, size, extents)
+        await complete(self._record_durable, (size, extents, content.id))
+        await self.storage.flusher.flush()
+
+    def _record_durable(self, bindings: tuple[int, bytes, int]) -> None:
+        self.writer.tree.commit([(SET_DURABLE, bindings)])
+
+    async def _confirm(self, content: LargeContent, overlay: Overlay) -> object:
+        """Before a proof is broken: its form becomes one that needs none."""
+        proven = overlay.proven
+        overlay.is_rewritten = True
+        await self._sync_form(overlay.content or content, overlay)
+        overlay.proven = [held for held in overlay.proven if held not in proven]
+        return RETRY
+
+    async def _flush_data(self, content: LargeContent) -> None:
+        """A flush round over a content's containers; they stay open until it is over."""
+        containers = self.storage.contents.containers
+        names = set(content.extents.containers)
+        if failed := names & containers.failed:
+            raise DiskFailed(f"the disk refused data of containers {sorted(failed)} before")
+        held = {containers.hold(name): name for name in names}
+        descriptors = [*held]
+        if containers.has_new:
+            containers.has_new = False
+            descriptors.append(containers.directory)
+
+        def ended(errors: Mapping[int, OSError]) -> None:
+            for descriptor, name in held.items():
+                if descriptor in errors or containers.directory in errors:
+                    containers.failed.add(name)
+                containers.release(name)
+            containers.has_new |= containers.directory in errors
+
+        await self.storage.flusher.flush(descriptors, ended)
