@@ -10,8 +10,7 @@ unsynced, again with growing pauses after what may pass, never again after what 
 whose paths lie within each other never do.
 
 Belongs to the event loop's thread. Nothing is sent before its record, and the bytes it speaks of,
-survive a power cut. A task that is cancelled or killed at any point leaves an attempt in the rows,
-and the next start goes on from there.
+survive a power cut. A task that is killed leaves an attempt in the rows; the next start goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from unifs.errors import NoSpace, TryAgain, UnifsError, from_os_error
-from unifs.journal.writeback_due import Due, WritebackLimits
+from unifs.journal.writeback_due import BACKOFF_MAX_S, BACKOFF_S, Due, WritebackLimits
 from unifs.journal.writeback_order import Blocked, Order, Step, is_within
 from unifs.waiting import WouldBlock
 
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BACKOFF_S = 1.0
-BACKOFF_MAX_S = 300.0
 #: A conflict takes two or three steps that confirm nothing.
 TURNS_MAX = 4
 #: How many independent changes one ``Mount.commit`` gets.
@@ -337,11 +334,7 @@ class Writeback:
             self._journal.set_quarantined(due.ino, True)
             self._tell()
             return
-        pause = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(due.attempts, 16))
-        pause *= self._random.uniform(0.5, 1.0)
-        asked = error.context.get("retry_after_s")
-        if isinstance(asked, int | float):
-            pause = max(pause, float(asked))
+        pause = due.pause_s(error, self._random)
         level = logging.WARNING if due.attempts == 0 else logging.DEBUG
         log.log(level, "writeback tries again: ino=%d in_s=%.1f error=%s", due.ino, pause, error)
         due.attempts += 1

@@ -55,7 +55,7 @@ def keep_both(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     batch.append(volume.log.row(Op.RENAME, ino, wanted.parent, pack_rename(renamed)))
     tree.commit(batch)
     if is_theirs_now:
-        inode.path, inode.version, inode.synced, inode.told = None, Version(""), None, None
+        inode.path, inode.version, inode.held, inode.told = None, Version(""), None, None
     volume.inodes.add(made)
     log.warning("conflict: both are kept: ino=%d path=%r new_name=%r", ino, path, new_name)
     volume.tell_entry(wanted.parent, wanted.name)
