@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import trio
+import trio.testing
 
 from tests.vfs.harness import FileSystem
 from unifs.cache.reads import ReadCache
@@ -90,11 +91,18 @@ class RemoteSystem(FileSystem):
         await self._nursery.start(self._session)
 
     async def _session(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.CancelScope() as self._scope:
-            async with self.storage.serve(), self.cache.serve(), self.volume.serve():
-                task_status.started()
-                await trio.sleep_forever()
-        self._ended.set()
+        try:
+            with trio.CancelScope() as self._scope:
+                async with self.storage.serve(), self.cache.serve(), self.volume.serve():
+                    task_status.started()
+                    await trio.sleep_forever()
+        finally:
+            self._ended.set()
+
+    async def _end_session(self) -> None:
+        await super()._end_session()
+        # The last flush round reports to the loop; a killed process has no loop any more.
+        await trio.testing.wait_all_tasks_blocked()
 
     async def _names(self, ino: int) -> list[bytes]:
         """As the kernel: readdir is called again until it emits nothing."""

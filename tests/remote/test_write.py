@@ -16,6 +16,7 @@ from unifs.errors import (
     RateLimited,
     ReadOnly,
     Stale,
+    UnifsError,
     Unreachable,
 )
 from unifs.types import Node
@@ -391,3 +392,59 @@ async def test_a_mount_that_cannot_write_refuses(clock: MockClock, tmp_path: obj
             with pytest.raises(ReadOnly):
                 await attempt
         assert await system.read("a") == b"x"
+
+
+async def test_a_bug_in_a_mount_costs_one_change_and_not_the_tree(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount, caplog: pytest.LogCaptureFixture
+) -> None:
+    remote.fail("put", ZeroDivisionError("oops"))  # type: ignore[arg-type]
+    await system.write("a", b"x")
+    with pytest.raises(UnifsError, match="oops"):
+        await system.sync()
+    assert "oops" in caplog.text
+    await system.write("b", b"y")
+    await trio.sleep(10)
+    assert remote.content("b") == b"y"
+    assert await system.read("a") == b"x"
+
+
+async def test_a_base_that_cannot_be_had_fails_the_write(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    remote.change("a", b"base")
+    remote.fail("read", Unreachable("cut"))
+    async with system.open("a", os.O_RDWR) as file:
+        with pytest.raises(Unreachable):
+            await file.write(1, b"x")
+        await file.write(1, b"x")
+        assert await file.read() == b"bxse"
+
+
+async def test_two_writers_bring_the_base_once(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    remote.change("a", b"0123")
+    remote.delay_s = 1
+    one = await system.open_file("a", os.O_RDWR)
+    two = await system.open_file("a", os.O_RDWR)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.write, 0, b"a")
+        nursery.start_soon(two.write, 3, b"b")
+    assert remote.count("read") == 1
+    assert await one.read() == b"a12b"
+    await one.close()
+    await two.close()
+
+
+async def test_what_waits_is_listed_by_path(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    await system.mkdir("d")
+    await system.write("d/f", b"123")
+    await system.write("e", b"1")
+    top = (await system.stat("d")).ino
+    status = system.volume.status
+    assert [waiting.path for waiting in status.waiting(top)] == [b"/d", b"/d/f"]
+    await system.volume.writeback.sync(status.inos(top))
+    assert status.waiting(top) == []
+    assert [(waiting.path, waiting.size_bytes) for waiting in status.waiting()] == [(b"/e", 1)]

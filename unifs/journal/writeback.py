@@ -10,8 +10,7 @@ unsynced, again with growing pauses after what may pass, never again after what 
 whose paths lie within each other never do.
 
 Belongs to the event loop's thread. Nothing is sent before its record, and the bytes it speaks of,
-survive a power cut. A task that is cancelled or killed at any point leaves an attempt in the rows,
-and the next start goes on from there.
+survive a power cut. A task that is killed leaves an attempt in the rows; the next start goes on.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import NoSpace, TryAgain, UnifsError
-from unifs.journal.writeback_due import Due, WritebackLimits
+from unifs.errors import NoSpace, TryAgain, UnifsError, from_os_error
+from unifs.journal.writeback_due import BACKOFF_MAX_S, BACKOFF_S, Due, WritebackLimits
 from unifs.journal.writeback_order import Blocked, Order, Step, is_within
 from unifs.waiting import WouldBlock
 
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BACKOFF_S = 1.0
-BACKOFF_MAX_S = 300.0
 #: A conflict takes two or three steps that confirm nothing.
 TURNS_MAX = 4
 #: How many independent changes one ``Mount.commit`` gets.
@@ -263,6 +260,11 @@ class Writeback:
                 if len(batch) == 1:
                     batch[0][0].scope = scope
                 await self._call(batch)
+        except Exception as error:
+            # A bug, ours or the mount's, costs these changes their turn and not the tree its life.
+            log.exception("writeback failed: inos=%r", [due.ino for due, _ in batch])
+            for due, _ in batch:
+                self._failed(due, UnifsError(f"{type(error).__name__}: {error}"))
         finally:
             self._tasks -= 1
             for due, _ in batch:
@@ -287,6 +289,11 @@ class Writeback:
                 call = await self._calls.prepare(due.ino, partial(self._seq, due), step)
             except UnifsError as error:
                 self._failed(due, error)
+            except OSError as error:
+                named = from_os_error(error)
+                if not isinstance(named, UnifsError):
+                    raise
+                self._failed(due, named)
             else:
                 if call is not None:
                     calls.append((due, call))
@@ -327,11 +334,7 @@ class Writeback:
             self._journal.set_quarantined(due.ino, True)
             self._tell()
             return
-        pause = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(due.attempts, 16))
-        pause *= self._random.uniform(0.5, 1.0)
-        asked = error.context.get("retry_after_s")
-        if isinstance(asked, int | float):
-            pause = max(pause, float(asked))
+        pause = due.pause_s(error, self._random)
         level = logging.WARNING if due.attempts == 0 else logging.DEBUG
         log.log(level, "writeback tries again: ino=%d in_s=%.1f error=%s", due.ino, pause, error)
         due.attempts += 1

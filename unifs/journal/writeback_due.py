@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterable
 
     import trio
 
     from unifs.errors import UnifsError
     from unifs.journal.writeback_order import Step
+
+BACKOFF_S = 1.0
+BACKOFF_MAX_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,13 @@ class Due:
     scope: trio.CancelScope | None = None
     #: Others that wait for this one's object to move.
     waiters: set[int] = field(default_factory=set)
+
+    def pause_s(self, error: UnifsError, chance: random.Random) -> float:
+        """How long to wait before the next attempt; never less than the backend asks for."""
+        pause = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(self.attempts, 16))
+        pause *= chance.uniform(0.5, 1.0)
+        asked = error.context.get("retry_after_s")
+        return max(pause, float(asked)) if isinstance(asked, int | float) else pause
 
 
 class Journal:

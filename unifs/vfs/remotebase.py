@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import Stale, TryAgain, UnifsError
+from unifs.errors import Stale, TryAgain, UnifsError, from_os_error
 from unifs.journal.overlay import Overlay
 from unifs.vfs.remotefile import is_remote
 from unifs.waiting import RETRY, WouldBlock
@@ -31,7 +31,7 @@ class Bases:
         self.nursery: trio.Nursery | None = None
         self._running: dict[int, trio.Event] = {}
         #: What became of the last attempt, for the caller that looks next.
-        self._failures: dict[int, UnifsError] = {}
+        self._failures: dict[int, UnifsError | OSError] = {}
 
     def need(self, inode: RemoteInode) -> None:
         """Always raises: WouldBlock, or why the bytes could not be had."""
@@ -57,9 +57,11 @@ class Bases:
         inode.opens += 1
         try:
             await self._copy(inode, overlay)
-        except UnifsError as error:
+        except (UnifsError, OSError) as error:
             overlays.discard(overlay)
-            self._failures[inode.ino] = error
+            self._failures[inode.ino] = (
+                from_os_error(error) if isinstance(error, OSError) else error
+            )
         except BaseException:
             overlays.discard(overlay)
             raise

@@ -19,7 +19,6 @@ from unifs.vfs.tree import SET_GONE, pack_attributes
 
 if TYPE_CHECKING:
     from unifs.types import Node
-    from unifs.vfs.remoterows import RemoteInode
     from unifs.vfs.remotesync import RemoteSync
     from unifs.vfs.tree import Batch
 
@@ -46,7 +45,8 @@ def keep_both(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
         batch.append(("delete from link where ino=? and parent=? and name=?", (ino, *place)))
         row = (ino, wanted.parent, new_name)
         batch.append(("insert or ignore into link values(?,?,?)", row))
-    made = _arrive(sync, parent, wanted.name, node, path, batch)
+    made = volume.merge.new(parent, node, path)
+    volume.merge.insert(made, wanted.name, batch)
     known = sync.known(ino) or NOWHERE
     is_theirs_now = known.path == path
     if is_theirs_now:
@@ -55,7 +55,7 @@ def keep_both(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     batch.append(volume.log.row(Op.RENAME, ino, wanted.parent, pack_rename(renamed)))
     tree.commit(batch)
     if is_theirs_now:
-        inode.path, inode.version, inode.synced, inode.told = None, Version(""), None, None
+        inode.path, inode.version, inode.held, inode.told = None, Version(""), None, None
     volume.inodes.add(made)
     log.warning("conflict: both are kept: ino=%d path=%r new_name=%r", ino, path, new_name)
     volume.tell_entry(wanted.parent, wanted.name)
@@ -93,7 +93,8 @@ def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     batch.append(("delete from remote where ino=?", (ino,)))
     inode.attributes.st_nlink = 0
     batch.append((SET_GONE, (tree.epoch, pack_attributes(inode.attributes), ino)))
-    made = _arrive(sync, parent, wanted.name, node, path, batch)
+    made = volume.merge.new(parent, node, path)
+    volume.merge.insert(made, wanted.name, batch)
     batch.append(volume.log.row(Op.UNLINK, ino, wanted.parent, wanted.name))
     tree.commit(batch)
     inode.path = None
@@ -101,16 +102,6 @@ def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     volume.inodes.add(made)
     log.warning("conflict: theirs is kept: ino=%d path=%r", ino, path)
     volume.tell_entry(wanted.parent, wanted.name)
-
-
-def _arrive(
-    sync: RemoteSync, parent: RemoteInode, name: bytes, node: Node, path: str, batch: Batch
-) -> RemoteInode:
-    """Statements for somebody else's object under ``name``."""
-    merge = sync.volume.merge
-    made = merge.new(parent, node, path)
-    merge.insert(made, name, batch)
-    return made
 
 
 def _free_name(sync: RemoteSync, parent: int, name: bytes) -> bytes:

@@ -305,7 +305,7 @@ class Merge:
         if content:
             self.volume.writer.released.append((self.volume.log.seq, content))
         attributes = inode.attributes
-        inode.synced, inode.based_on = None, None
+        inode.held, inode.based_on = None, None
         if node.target is not None:
             inode.stored = symlink_blob(node.target)
         self._take_version(inode, node)

@@ -45,12 +45,12 @@ class RemoteInode(TreeInode):
         "based_on",
         "checked_ns",
         "cursor",
+        "held",
         "is_local",
         "listed_ns",
         "listing",
         "lookups",
         "path",
-        "synced",
         "told",
         "unsynced_bytes",
         "version",
@@ -66,7 +66,7 @@ class RemoteInode(TreeInode):
         self.cursor: str | None = None
         self.listed_ns = 0
         #: ``content_key`` of the bytes that ``version`` has, where unifs wrote them.
-        self.synced: bytes | None = None
+        self.held: bytes | None = None
         self.told: bytes | None = None
         #: The row holds what the backend cannot give again.
         self.is_local = False
@@ -80,7 +80,7 @@ class RemoteInode(TreeInode):
     def load(self, row: Any) -> None:
         """Take a row of ``COLUMNS``."""
         path, version, self.checked_ns, self.listing, self.cursor, self.listed_ns = row[:6]
-        self.synced, self.told = row[6:8]
+        self.held, self.told = row[6:8]
         self.is_local = bool(row[8])
         self.path = None if path is None else os.fsdecode(path)
         self.version = Version(version or "")
@@ -89,7 +89,7 @@ class RemoteInode(TreeInode):
         """Take what ``known`` says where the two overlap."""
         self.path = known.path
         self.version = known.version or Version("")
-        self.synced, self.told = known.synced, known.told
+        self.held, self.told = known.synced, known.told
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ class Remotes:
         """The statement that writes a hot inode's knowledge; an attempt stays as it is."""
         path = None if inode.path is None else os.fsencode(inode.path)
         listing = (inode.listing, inode.cursor, inode.listed_ns)
-        known = (inode.synced, inode.told, int(inode.is_local))
+        known = (inode.held, inode.told, int(inode.is_local))
         row = (inode.ino, self.mount_id, path, inode.version, inode.checked_ns, *listing, *known)
         return INSERT, row
 

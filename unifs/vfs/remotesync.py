@@ -104,7 +104,7 @@ class RemoteSync(Places, Journal):
             return Upload(source, blob, blob)
         inode.opens += 1
         try:
-            await self.volume.writer.make_durable(inode)
+            await self.volume.writer.durability.make_durable(inode)
         finally:
             inode.opens -= 1
         if inode.stored != blob or inode.is_gone:
@@ -232,7 +232,7 @@ class RemoteSync(Places, Journal):
     def _forget_place(self, ino: int) -> None:
         inode = self._hot(ino) if ino else None
         if inode is not None:
-            inode.path, inode.version, inode.synced = None, Version(""), None
+            inode.path, inode.version, inode.held = None, Version(""), None
 
     def moved(self, ino: int, path: str, new_path: str) -> None:
         batch: Batch = []
