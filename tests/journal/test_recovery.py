@@ -365,6 +365,22 @@ async def test_6_each_name_goes_back_to_what_it_was_taken_from(power: Cut) -> No
     assert len(receipt.returned) == 2
 
 
+async def test_6_a_name_taken_before_the_last_one_is_given_back(power: Cut) -> None:
+    """Of two names, the first went to an unsynced file, the second to a synced one."""
+    fs = power.fs
+    await fs.write("a", b"the old one", fsync=True)
+    await fs.link("a", "b")
+    await fs.write("tmp", LARGE)
+    await fs.rename("tmp", "a")
+    await fs.write("tmp", b"synced", fsync=True)
+    await fs.rename("tmp", "b")
+    await power.flush()
+    fs.tick()
+    await power.cut()
+    assert await fs.read("a") == b"the old one"
+    assert await fs.read("b") == b"synced"
+
+
 @pytest.mark.parametrize("names", [1, 2])
 async def test_6_nothing_is_pruned_that_a_return_needs(power: Cut, names: int) -> None:
     fs = power.fs

@@ -21,7 +21,7 @@ class TreeInode(Inode):
         "changed_at",
         "content",
         "epoch",
-        "guard",
+        "guards",
         "is_gone",
         "is_touched",
         "name",
@@ -55,8 +55,8 @@ class TreeInode(Inode):
         self.overlay: Overlay | None = None
         #: Open handles that may write.
         self.writers = 0
-        #: This inode took our name by a rename; our row stays until its content is sealed.
-        self.guard: TreeInode | None = None
+        #: These took names of ours by a rename; our row stays until their contents are sealed.
+        self.guards: list[TreeInode] = []
         #: Journal record of the present content, or a later one.
         self.seq = 0
         #: Attributes differ from the row (times of a directory, atime).
@@ -78,3 +78,18 @@ class TreeInode(Inode):
         """Whether closing must commit something."""
         overlay = self.overlay
         return self.pending is not None or (overlay is not None and overlay.is_dirty)
+
+    def living_guards(self) -> set[TreeInode]:
+        """Who has our names now: those that took them, or took them from these."""
+        found: set[TreeInode] = set()
+        waiting, seen = list(self.guards), {self}
+        while waiting:
+            guard = waiting.pop()
+            if guard in seen:
+                continue
+            seen.add(guard)
+            if guard.is_gone:
+                waiting += guard.guards
+            else:
+                found.add(guard)
+        return found

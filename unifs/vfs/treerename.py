@@ -1,7 +1,7 @@
 """Renaming in a tree volume: replace, exchange, and what may not move where.
 
 One transaction with the rows of both inodes and one journal record. The inode that loses its name
-to another stays until that one's bytes are sealed (``guard``): after a power cut it may have to
+to another stays until that one's bytes are sealed (``guards``): after a power cut it may have to
 come back.
 """
 
@@ -116,7 +116,8 @@ class TreeRename(TreeNames):
             else:
                 if stat.S_ISDIR(target.attributes.st_mode):
                     new_parent.attributes.st_nlink -= 1
-                target.guard = inode
+                if inode not in target.guards:
+                    target.guards.append(inode)
                 if target.attributes.st_nlink == 0:
                     self._lost_name(target, now)
                 else:

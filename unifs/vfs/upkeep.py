@@ -211,10 +211,7 @@ class Upkeep:
 
     def _is_guarded(self, inode: TreeInode) -> bool:
         """Whether the inode that took this one's name, or who took it from there, is unsealed."""
-        guard = inode.guard
-        while guard is not None and guard.is_gone:
-            guard = guard.guard
-        return guard is not None and not self.is_sealed(guard)
+        return any(not self.is_sealed(guard) for guard in inode.living_guards())
 
     def _release_contents(self, ids: list[int]) -> None:
         database = self.storage.database

@@ -6,7 +6,7 @@ closes. Everything here belongs to the event loop's thread.
 
 Invariants: a batch is built and committed without a checkpoint in between; memory changes after the
 commit; what close() acknowledged has its record. A predecessor's bytes are released only when its
-successor is sealed (``guard``), a removed content only when its removal is durable.
+successor is sealed (``guards``), a removed content only when its removal is durable.
 """
 
 from __future__ import annotations
@@ -294,14 +294,12 @@ class Writer:
         """The inode's content needs no sealing any more; it may have no name left."""
         self.unsealed.pop(inode.ino, None)
         since = self.unsealed_since.pop(inode.ino, None)
-        guard = inode.guard
-        while guard is not None and guard.is_gone:
-            guard = guard.guard
-        if not inode.is_gone or since is None or guard is None:
+        if not inode.is_gone or since is None:
             return
-        if guard.ino in self.unsealed_since:
-            # Recovery may give the name back to this one, and then from it to the one before.
-            self.unsealed_since[guard.ino] = min(since, self.unsealed_since[guard.ino])
+        for guard in inode.living_guards():
+            if guard.ino in self.unsealed_since:
+                # Recovery may give the name back to this one, then from it to the one before.
+                self.unsealed_since[guard.ino] = min(since, self.unsealed_since[guard.ino])
 
     def mark_changed(self, inode: TreeInode) -> None:
         """The directories that name this inode differ from the last root."""
