@@ -17,8 +17,8 @@ import trio
 from unifs.errors import UnifsError
 from unifs.ipfs.cid import Cid
 from unifs.ipfs.embedded.marks import Root
-from unifs.journal.content import SmallContent, small_content
-from unifs.journal.log import Op, unpack_pair
+from unifs.journal.content import SMALL, SmallContent, small_content
+from unifs.journal.log import Op, pack_pair, unpack_pair
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class Keeper:
         for table in ("inode", "inode_past", "remote"):
             for (blob,) in database.rows(f"select content from {table} where {_IS_SMALL}"):
                 yield blob
-        for record in self.storage.log.records(self.storage.flusher.sealed_seq):
+        # Recovery may go back to what these records replaced.
+        for record in self.storage.log.records(self.writer.needed_since()):
             if record.op is Op.CONTENT:
                 for blob in unpack_pair(record.data):
                     if blob and blob[0] == 1:
@@ -99,6 +100,7 @@ class Keeper:
                 if after is not None:
                     statement = f"update {table} set content=? where {where}"
                     batch.append((statement, (after.blob, *keys)))
+        batch += self._moved_records(to)
         self.writer.tree.commit(batch)
         for inode in self.writer.inodes.hot.values():
             content = getattr(inode, "content", None)
@@ -112,6 +114,19 @@ class Keeper:
                 after = _at(small_content(inode.stored), to)  # type: ignore[attr-defined]
                 if after is not None:
                     inode.stored = after.blob  # type: ignore[attr-defined]
+
+    def _moved_records(self, to: dict[tuple[int, int], Place]) -> Batch:
+        """Statements for journal records that recovery may still go by."""
+        batch: Batch = []
+        for record in self.storage.log.records(self.writer.needed_since()):
+            if record.op is not Op.CONTENT:
+                continue
+            pair = unpack_pair(record.data)
+            moved = [_moved_blob(blob, to) for blob in pair]
+            if tuple(moved) != pair:
+                statement = "update journal set data=? where seq=?"
+                batch.append((statement, (pack_pair(*moved), record.seq)))
+        return batch
 
     def dead_containers(self) -> list[int]:
         """Containers that no content names any more."""
@@ -171,6 +186,13 @@ def tree_roots(database: Path) -> list[Root]:
     finally:
         connection.close()
     return [Root(Cid.decode(bytes(column))) for column in dict.fromkeys(columns)]
+
+
+def _moved_blob(blob: bytes, to: dict[tuple[int, int], Place]) -> bytes:
+    if not blob or blob[0] != SMALL:
+        return blob
+    after = _at(small_content(blob), to)
+    return blob if after is None else after.blob
 
 
 def _at(content: SmallContent, to: dict[tuple[int, int], Place]) -> SmallContent | None:

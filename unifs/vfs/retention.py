@@ -98,7 +98,7 @@ class Retention:
 
         Those of a large content stay until it is sealed: ``sealed_seq`` speaks of small ones.
         """
-        last = min(seq, self.storage.flusher.sealed_seq, *self.writer.unsealed_since.values())
+        last = min(seq, self.writer.needed_since())
         query = "select min(seq) from journal where state is null"
         first = self.storage.database.one(query)[0]
         if first is None or first >= last:

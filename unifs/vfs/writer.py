@@ -301,6 +301,10 @@ class Writer:
                 # Recovery may give the name back to this one, then from it to the one before.
                 self.unsealed_since[guard.ino] = min(since, self.unsealed_since[guard.ino])
 
+    def needed_since(self) -> int:
+        """Recovery after a power cut may need every record with a higher seq."""
+        return min([self.storage.flusher.sealed_seq, *self.unsealed_since.values()])
+
     def mark_changed(self, inode: TreeInode) -> None:
         """The directories that name this inode differ from the last root."""
         mount = inode.volume.mount_id  # type: ignore[attr-defined]
