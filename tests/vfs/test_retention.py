@@ -62,6 +62,7 @@ async def test_then_it_goes_with_its_bytes(fs: FileSystem, monkeypatch: pytest.M
     # Sealed, so that recovery needs none of it: these contents are large.
     fs.writer.unsealed_since.clear()
     fs.tick()
+    end_epoch(fs)
     retention = Retention(fs.writer, keep_s=0.0)
     monkeypatch.setattr(retention, "is_low", lambda: False)
     await trio.sleep(0.001)
