@@ -72,6 +72,13 @@ class BlockPlace:
     length: int
 
 
+#: multihash -> its places.
+Pending = dict[bytes, dict[BlockPlace, None]]
+
+#: A reader that finds so many copies of a block damaged gives up.
+PLACES_MAX = 64
+
+
 def section_holder(store: int, segment: int) -> int:
     return store << 32 | segment
 
@@ -93,7 +100,11 @@ class BlockIndex:
         self.was_rebuilt = not path.exists()
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
-        self._pending: dict[bytes, list[BlockPlace]] = {}
+        #: Places that no commit has, and those that a commit is taking now. A content may have
+        #: thousands of copies, so a block's places are a dict and not a list.
+        self._pending: Pending = {}
+        self._flushing: Pending = {}
+        self._pending_lock = threading.Lock()
         self._upto: dict[int, int] = {}
         self._dirty_upto: set[int] = set()
         self._pending_containers: set[int] = set()
@@ -133,12 +144,21 @@ class BlockIndex:
 
     def places(self, multihash: bytes) -> list[BlockPlace]:
         """All places of a block, the preferred one first; empty if it is not here."""
-        pending = self._pending.get(multihash)
-        found = [place for _, place in self._select("multihash=?", (multihash,))]
-        return found + [place for place in pending if place not in found] if pending else found
+        return self._places(multihash, "multihash=?")
+
+    def some_places(self, multihash: bytes) -> list[BlockPlace]:
+        """As ``places``, but no more than a reader will ever try."""
+        where = f"multihash=? ORDER BY kind,holder,offset LIMIT {PLACES_MAX}"
+        return self._places(multihash, where)
+
+    def _places(self, multihash: bytes, where: str) -> list[BlockPlace]:
+        # Before the commit's rows: what leaves these meanwhile is among those.
+        waiting = [*self._pending.get(multihash, ()), *self._flushing.get(multihash, ())]
+        found = [place for _, place in self._select(where, (multihash,))]
+        return list(dict.fromkeys([*found, *waiting])) if waiting else found
 
     def has(self, multihash: bytes) -> bool:
-        if multihash in self._pending:
+        if multihash in self._pending or multihash in self._flushing:
             return True
         with _mapped(), self._read_lock:
             sql = "SELECT 1 FROM blocks WHERE multihash=? LIMIT 1"
@@ -186,11 +206,12 @@ class BlockIndex:
 
     def add(self, multihash: bytes, place: BlockPlace) -> None:
         """Note a place, in memory; ``flush`` commits. ``advance`` moves its segment's ``upto``."""
-        places = self._pending.get(multihash)
-        if places is None:
-            self._pending[multihash] = [place]
-        elif place not in places:
-            self._pending[multihash] = [*places, place]
+        with self._pending_lock:
+            places = self._pending.get(multihash)
+            if places is None:
+                self._pending[multihash] = {place: None}
+            else:
+                places[place] = None
 
     def advance(self, holder: int, upto: int) -> None:
         """All sections of a segment that begin before ``upto`` have been added."""
@@ -215,7 +236,9 @@ class BlockIndex:
             # In this order: what upto or a container stands for is in the copy of pending.
             upto = {holder: self._upto[holder] for holder in tuple(self._dirty_upto)}
             containers = tuple(self._pending_containers)
-            pending = dict(self._pending)
+            with self._pending_lock:
+                pending = self._flushing = self._pending
+                self._pending = {}
             if not (pending or upto or containers):
                 return
             rows = (
@@ -223,18 +246,28 @@ class BlockIndex:
                 for multihash, places in pending.items()
                 for place in places
             )
-            with _mapped(), self._writer:
-                self._writer.executemany("INSERT OR IGNORE INTO blocks VALUES (?,?,?,?,?)", rows)
-                self._writer.executemany("REPLACE INTO segments VALUES (?,?)", upto.items())
-                sql = "INSERT OR IGNORE INTO containers VALUES (?)"
-                self._writer.executemany(sql, ((container,) for container in containers))
-            for multihash, places in pending.items():
-                if self._pending.get(multihash) is places:
-                    del self._pending[multihash]
+            try:
+                with _mapped(), self._writer:
+                    sql = "INSERT OR IGNORE INTO blocks VALUES (?,?,?,?,?)"
+                    self._writer.executemany(sql, rows)
+                    self._writer.executemany("REPLACE INTO segments VALUES (?,?)", upto.items())
+                    sql = "INSERT OR IGNORE INTO containers VALUES (?)"
+                    self._writer.executemany(sql, ((container,) for container in containers))
+            except BaseException:
+                self._take_back(pending)
+                raise
+            self._flushing = {}
             for holder, value in upto.items():
                 if self._upto.get(holder) == value:
                     self._dirty_upto.discard(holder)
             self._pending_containers.difference_update(containers)
+
+    def _take_back(self, pending: Pending) -> None:
+        """A commit failed: its places wait again."""
+        with self._pending_lock:
+            for multihash, places in pending.items():
+                self._pending.setdefault(multihash, {}).update(places)
+            self._flushing = {}
 
     def remove(self, entries: Iterable[tuple[bytes, BlockPlace]]) -> None:
         """Drop places. What is pending is committed first, so that nothing dropped comes back."""
@@ -296,7 +329,8 @@ class BlockIndex:
         with self._write_lock, self._read_lock, _mapped():
             self._reader.close()
             self._discard()
-            self._pending.clear()
+            with self._pending_lock:
+                self._pending, self._flushing = {}, {}
             self._dirty_upto.clear()
             self._pending_containers.clear()
             self._open()

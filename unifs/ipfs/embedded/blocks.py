@@ -122,7 +122,7 @@ class Blocks:
             return
         multihash = cid.multihash
         self.writers.before_put(multihash, self.own.position())
-        if any(self._is_kept(place) for place in self.index.places(multihash)):
+        if any(self._is_kept(place) for place in self.index.some_places(multihash)):
             return
         with self._put_lock:
             place = self.own.append(cid.to_v1().binary, data)
@@ -262,9 +262,9 @@ class Blocks:
 
     def _places(self, cid: Cid) -> list[BlockPlace]:
         """All places; before saying that there is none, look at what the stores got just now."""
-        places = self.index.places(cid.multihash)
+        places = self.index.some_places(cid.multihash)
         if not places and self.catch_up():
-            places = self.index.places(cid.multihash)
+            places = self.index.some_places(cid.multihash)
         return places
 
     def _read_verified(self, cid: Cid, place: BlockPlace) -> bytes:
@@ -302,7 +302,7 @@ class Blocks:
         By the index as it is: ``get`` finds what the stores got just now too. Not for identity
         CIDs, which lie nowhere.
         """
-        places = self.index.places(cid.multihash)
+        places = self.index.some_places(cid.multihash)
         if not places:
             raise _absent(cid)
         place = places[0]

@@ -74,7 +74,7 @@ class EmbeddedFile:
 
     def _is_leaf(self, cid: Cid) -> bool:
         """Whether a dag-pb block is known to be a leaf: its chunk lies in a container."""
-        places = self._blocks.index.places(cid.multihash)
+        places = self._blocks.index.some_places(cid.multihash)
         return bool(places) and places[0].kind is PlaceKind.WRAPPED
 
     def read_nowait(self, offset: int, size: int) -> bytes | bytearray:
