@@ -115,6 +115,8 @@ def test_ipfs_shows_what_mfs_holds(daemon: Daemon, mfs: Path) -> None:
     assert (shown / "link").read_bytes() == (mfs / "deep" / "large").read_bytes()
     assert (shown / os.fsdecode(b"bad\xff\nname")).read_bytes() == b"odd"
     assert cid_of(shown / "deep") == cid_of(mfs / "deep")
+    modes = {name: (shown / name).lstat().st_mode & 0o777 for name in ("deep", "link")}
+    assert modes == {"deep": 0o555, "link": 0o777}
     with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
         (shown / "new").write_bytes(b"")
 

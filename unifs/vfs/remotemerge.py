@@ -250,6 +250,8 @@ class Merge:
             permissions = 0o755 if is_directory else 0o644
             if volume.is_read_only():
                 permissions &= 0o555
+        if stat.S_ISLNK(node.mode):
+            permissions = 0o777
         attributes.st_mode = stat.S_IFMT(node.mode) | permissions
         moment = node.mtime_ns or 0
         attributes.st_mtime_ns = attributes.st_ctime_ns = attributes.st_atime_ns = moment
