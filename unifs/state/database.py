@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: RESTART checkpoint above this; between, PASSIVE ones keep the file near ``PASSIVE_BYTES``.
+#: RESTART checkpoint above this; a PASSIVE one each time it has grown by ``PASSIVE_BYTES``.
 WAL_LIMIT_BYTES = 64 << 20
 PASSIVE_BYTES = 16 << 20
 FRAME_BYTES = schema.PAGE_BYTES + 24
@@ -61,6 +61,7 @@ class Database:
         self._waiting: trio.Event | None = None
         self._checkpoints: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._passive_asked = False
+        self._passive_at = PASSIVE_BYTES
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread: threading.Thread | None = None
         try:
@@ -161,8 +162,14 @@ class Database:
     # --- checkpoints ------------------------------------------------------------------------------
 
     def _committed(self, _connection: object, _name: str, pages: int) -> int:
-        self.wal_bytes = pages * FRAME_BYTES
-        if self.wal_bytes > PASSIVE_BYTES and not self._passive_asked and self._thread is not None:
+        before, self.wal_bytes = self.wal_bytes, pages * FRAME_BYTES
+        if self.wal_bytes < before:
+            # The WAL started over.
+            self._passive_at = PASSIVE_BYTES
+        is_due = self.wal_bytes > self._passive_at and not self._passive_asked
+        if is_due and self._thread is not None:
+            # Each one syncs the database and writes every changed page: not more often than this.
+            self._passive_at = self.wal_bytes + PASSIVE_BYTES
             self._passive_asked = True
             self._checkpoints.put("passive")
         return 0
