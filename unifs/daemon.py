@@ -17,7 +17,7 @@ import pyfuse3
 import trio
 import trio_parallel
 
-from unifs.answers.explain import Explainer, status_report
+from unifs.answers.explain import Explainer
 from unifs.answers.files import FilesAnswer
 from unifs.answers.gauges import watch
 from unifs.answers.journal import JournalAnswer
@@ -166,7 +166,7 @@ class Daemon:
 
     async def status(self) -> StatusReport:
         """The daemon in a few lines."""
-        return await status_report(self.settings, self.mount_point, self.node, self._explainer)
+        return await self._explainer.status(self.settings, self.mount_point, self.node)
 
     def _tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """What runs behind the tree as long as it is mounted."""

@@ -97,6 +97,33 @@ class Explainer:
             notes=_notes(inode),
         )
 
+    async def status(self, settings: Settings, mount_point: str, node: Node) -> StatusReport:
+        """The daemon in a few lines."""
+        repo = await node.repo_stat()
+        changes = await self._journal.status(None)
+        unsynced = changes.open + changes.closed + changes.sealed
+        warnings = []
+        if self._writer.storage.database.failed is not None:
+            warnings.append(str(self._writer.storage.database.failed))
+        if not self._writer.storage.state.has_reserve:
+            warnings.append("the disk is full: the reserve for deletes is in use")
+        return StatusReport(
+            version=unifs.__version__,
+            mount_point=mount_point,
+            state_directory=str(settings.state_directory),
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._started,
+            profile=settings.profile,
+            is_read_only=settings.read_only,
+            resident_bytes=resident_bytes(),
+            stored_bytes=repo.own_bytes + repo.content_bytes,
+            storage_limit_bytes=repo.limit_bytes,
+            unsynced=unsynced,
+            unsynced_bytes=changes.unsynced_bytes,
+            mounts=await self._mounts.list(),
+            warnings=warnings,
+        )
+
     def _bytes_from(self, inode: Inode) -> str:
         if not isinstance(inode, TreeInode):
             return "this machine"
@@ -123,36 +150,6 @@ def _notes(inode: Inode) -> list[str]:
     if inode.volume.name == "mfs":
         notes.append("owner, mode, times, xattrs and hard links are kept here, not in the CID")
     return notes
-
-
-async def status_report(
-    settings: Settings, mount_point: str, node: Node, explainer: Explainer
-) -> StatusReport:
-    """The daemon in a few lines."""
-    repo = await node.repo_stat()
-    changes = await explainer._journal.status(None)
-    unsynced = changes.open + changes.closed + changes.sealed
-    warnings = []
-    if explainer._writer.storage.database.failed is not None:
-        warnings.append(str(explainer._writer.storage.database.failed))
-    if not explainer._writer.storage.state.has_reserve:
-        warnings.append("the disk is full: the reserve for deletes is in use")
-    return StatusReport(
-        version=unifs.__version__,
-        mount_point=mount_point,
-        state_directory=str(settings.state_directory),
-        pid=os.getpid(),
-        uptime_s=time.monotonic() - explainer._started,
-        profile=settings.profile,
-        is_read_only=settings.read_only,
-        resident_bytes=resident_bytes(),
-        stored_bytes=repo.own_bytes + repo.content_bytes,
-        storage_limit_bytes=repo.limit_bytes,
-        unsynced=unsynced,
-        unsynced_bytes=changes.unsynced_bytes,
-        mounts=await explainer._mounts.list(),
-        warnings=warnings,
-    )
 
 
 def resident_bytes() -> int:

@@ -62,12 +62,12 @@ class JournalAnswer:
             **writer.open,
             **{held.ino: held for held in writer.pending.values()},
         }.values():
-            if inode.is_dirty() and self._is_below(inode.ino, below):
+            if inode.is_dirty() and self._writer.tree.is_below(inode.ino, below):
                 counts.open += 1
                 counts.unsynced_bytes += inode.attributes.st_size
         sealed_seq, built = writer.storage.flusher.sealed_seq, self._roots.built_seq()
         for record in writer.log.records(min(sealed_seq, built)):
-            if record.op in (Op.SEAL, Op.SYNC) or not self._is_below(record.ino, below):
+            if record.op in (Op.SEAL, Op.SYNC) or not self._writer.tree.is_below(record.ino, below):
                 continue
             state = self._state(record, sealed_seq, built)
             setattr(counts, state, getattr(counts, state) + 1)
@@ -85,17 +85,6 @@ class JournalAnswer:
                 return "closed"
         return "sealed" if record.seq <= sealed_seq else "closed"
 
-    def _is_below(self, ino: int, top: int | None) -> bool:
-        """Whether an inode is, or lies below, ``top`` (None: anything)."""
-        if top is None:
-            return True
-        while ino:
-            if ino == top:
-                return True
-            row = self._writer.tree.inode_row(ino)
-            ino = row[1] if row is not None else 0
-        return False
-
     async def list(
         self, path: str | None, state: ChangeState | None, limit: int
     ) -> AsyncIterator[JournalRecord]:
@@ -105,7 +94,9 @@ class JournalAnswer:
         sent = 0
         for record in self._writer.log.newest():
             found = self._state(record, sealed_seq, built)
-            if (state is not None and found != state) or not self._is_below(record.ino, below):
+            if (state is not None and found != state) or not self._writer.tree.is_below(
+                record.ino, below
+            ):
                 continue
             yield JournalRecord(
                 sequence=record.seq,

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from unifs.control.client import Reply
     from unifs.control.registry import Operation, Parameter
 
-_TARGET = "target"
-
 
 class ControlGroup(click.Group):
     """The nouns and verbs below ``unifs ctl``; a module is imported when its word is used."""

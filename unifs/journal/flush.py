@@ -77,8 +77,6 @@ class Flusher:
         self._started_ns = 0
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
-        #: Called in the loop after every good round.
-        self.on_flushed: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Start the syncing thread; from inside the event loop."""
@@ -176,8 +174,6 @@ class Flusher:
         for ended in turn.ended:
             ended(turn.errors)
         turn.done.set()
-        if turn.failure is None:
-            self.on_flushed()
         if self._next is not None:
             self._begin()
 

@@ -50,16 +50,6 @@ class Keeper:
 
     # --- ContentOwner -----------------------------------------------------------------------------
 
-    def live_bytes(self, store: int, segment: int) -> int:
-        """The size of a segment's contents that rows still refer to."""
-        del store
-        found = {}
-        for blob in self._small_blobs():
-            content = small_content(blob)
-            if content.segment == segment:
-                found[content.offset] = content.length
-        return sum(found.values())
-
     def live_offsets(self, store: int, segment: int) -> set[int]:
         """The data offsets in a segment that rows, the past or unsealed records refer to."""
         del store

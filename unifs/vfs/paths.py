@@ -108,7 +108,8 @@ class Paths:
             self.vfs.inodes.add(inode)
         return inode
 
-    async def _parent(self, path: str) -> tuple[Inode, bytes]:
+    async def parent_of(self, path: str) -> tuple[Inode, bytes]:
+        """(directory, name) of a path that need not exist yet."""
         names = self.split(path)
         if not names:
             raise InvalidArgument("the root itself cannot be changed")
@@ -152,7 +153,7 @@ class Paths:
         for depth in range(1 if parents else len(names), len(names) + 1):
             part = "/" + "/".join(os.fsdecode(name) for name in names[:depth])
             try:
-                above, name = await self._parent(part)
+                above, name = await self.parent_of(part)
                 self.vfs.check_name(name)
                 await complete(above.volume.mkdir, above, name, 0o755, self.caller)
                 self._invalidator.entry(above.ino, name)
@@ -163,7 +164,7 @@ class Paths:
 
     async def remove(self, path: str, recursive: bool = False) -> int:
         """Remove a file or directory; how many names went."""
-        above, name = await self._parent(path)
+        above, name = await self.parent_of(path)
         inode = await self.find(path)
         removed = 0
         if not stat.S_ISDIR(inode.attributes.st_mode):
@@ -189,8 +190,8 @@ class Paths:
     async def move(self, source: str, target: str) -> None:
         """Rename; into ``target`` if that is a directory. CrossMount between mounts."""
         target = await self.into(source, target)
-        above, name = await self._parent(source)
-        below, new_name = await self._parent(target)
+        above, name = await self.parent_of(source)
+        below, new_name = await self.parent_of(target)
         if above.volume is not below.volume:
             raise CrossMount(f"{source} and {target} lie in different mounts")
         self.vfs.check_name(new_name)
@@ -214,7 +215,7 @@ class Paths:
         inode = await self.find(source)
         if stat.S_ISDIR(inode.attributes.st_mode):
             raise IsADirectory(f"{source} is a directory")
-        below, name = await self._parent(target)
+        below, name = await self.parent_of(target)
         vfs = self.vfs
         reader = await complete(vfs.open, inode.ino, os.O_RDONLY, self.caller)
         try:
@@ -236,7 +237,7 @@ class Paths:
         """Make a symlink with the same target as another."""
         inode = await self.find(source)
         text = await complete(inode.volume.readlink, inode)
-        below, name = await self._parent(target)
+        below, name = await self.parent_of(target)
         await complete(below.volume.symlink, below, name, text, self.caller)
         self.invalidate(below, name)
 
@@ -247,10 +248,6 @@ class Paths:
 
     def _invalidate(self, inode: Inode) -> None:
         self._invalidator.inode(inode.ino, attributes_only=True)
-
-    async def parent_of(self, path: str) -> tuple[Inode, bytes]:
-        """(directory, name) of a path that need not exist yet."""
-        return await self._parent(path)
 
 
 def _entry(name: bytes, inode: Inode) -> PathEntry:

@@ -65,15 +65,7 @@ class RemoteStatus:
     def _dues(self, top: int | None) -> list[Due]:
         writeback = self._volume.writeback
         writeback.collect()
-        return [due for due in writeback.dues.values() if self._is_below(due.ino, top)]
-
-    def _is_below(self, ino: int, top: int | None) -> bool:
-        while top is not None and ino != top:
-            row = self._volume.tree.inode_row(ino)
-            if row is None or not row[1]:
-                return False
-            ino = row[1]
-        return True
+        return [due for due in writeback.dues.values() if self._volume.tree.is_below(due.ino, top)]
 
     def _waiting(self, due: Due) -> Waiting:
         volume = self._volume

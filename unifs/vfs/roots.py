@@ -300,16 +300,8 @@ class MfsRoots:
             if not self.changed():
                 break
         row = self.writer.storage.database.one("select cid from inode where ino=?", (ino,))
-        if row is None or row[0] is None or self._is_changed_below(ino):
+        is_below = self.writer.tree.is_below
+        is_changed = any(is_below(directory, ino) for directory in self.changed())
+        if row is None or row[0] is None or is_changed:
             return None
         return unpack_link(row[0]).cid
-
-    def _is_changed_below(self, ino: int) -> bool:
-        for directory in self.changed():
-            above: int = directory
-            while above:
-                if above == ino:
-                    return True
-                row = self.writer.tree.inode_row(above)
-                above = row[1] if row is not None else 0
-        return False

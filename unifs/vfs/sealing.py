@@ -26,7 +26,7 @@ import trio
 
 from unifs.errors import Corrupt, TryAgain, UnifsError
 from unifs.ipfs.unixfs.builder import FileBuilder, hash_leaf
-from unifs.journal.content import CLOSED, SEALED, LargeContent, large_blob
+from unifs.journal.content import SEALED, LargeContent, large_blob
 from unifs.journal.extents import HOLE, ExtentMap
 from unifs.journal.log import Op
 from unifs.waiting import complete
@@ -327,9 +327,3 @@ class Sealer:
             by_container.setdefault(holder, []).append((digest, start, end - start))
         for container, leaves in by_container.items():
             self.blocks.add_container(container, leaves, is_wrapped=not self.profile.has_raw_leaves)
-
-
-def is_closed(inode: TreeInode) -> bool:
-    """Whether the inode's content is large and not sealed yet."""
-    content = inode.content
-    return isinstance(content, LargeContent) and content.state == CLOSED

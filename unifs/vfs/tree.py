@@ -230,6 +230,15 @@ class Tree:
             ino = known[0]
         return None
 
+    def is_below(self, ino: int, top: int | None) -> bool:
+        """Whether an inode is, or lies below, ``top`` (None: anything)."""
+        while top is not None and ino != top:
+            row = self.inode_row(ino)
+            if row is None or not row[1]:
+                return False
+            ino = row[1]
+        return True
+
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         row = self.database.one("select value from xattr where ino=? and name=?", (ino, name))
         return None if row is None else bytes(row[0])

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from unifs.vfs.volume import Inode
     from unifs.vfs.writer import Writer
 
-XATTR_NAME_BYTES_MAX = 255
 XATTR_BYTES_MAX = 64 << 10
 
 CID_XATTR = b"ipfs.cid"
@@ -127,12 +126,6 @@ class TreeVolume(TreeRename):
         # Its record may be any up to now: it counts as sealed when all of these are.
         inode.seq = self.log.seq
         return inode
-
-    def load(self, ino: int) -> TreeInode:
-        row = self.tree.inode_row(ino)
-        if row is None:
-            raise Stale
-        return self.load_row(ino, row)
 
     def setattr(
         self, inode: Inode, changes: SetAttributes, handle: Handle | None, caller: Caller
