@@ -25,14 +25,15 @@ from unifs.answers.mounts import MountsAnswer
 from unifs.cache.disk import DiskLimits, DiskTier
 from unifs.cache.reads import ReadCache, ReadLimits
 from unifs.config import IpfsMount as IpfsSettings
-from unifs.config import LocalMount, state_socket_path
+from unifs.config import JournalSettings, LocalMount, StorageSettings, state_socket_path
+from unifs.config import MfsMount as MfsSettings
 from unifs.control.locate import source_of
 from unifs.control.ops import operations
 from unifs.control.server import serve
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
-from unifs.errors import UnifsError
+from unifs.errors import UnifsError, Unsupported
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
 from unifs.mounts.ipfs import IpfsMount
@@ -69,6 +70,26 @@ TASK_PAUSE_S = 1.0
 log = logging.getLogger(__name__)
 
 
+def refuse_unsupported(settings: Settings) -> None:
+    """Unsupported, naming the setting, where one asks for what this version does not do.
+
+    A setting that is accepted and ignored, read_only above all, would be a promise not kept.
+    """
+    mfs, local = settings.mounts.get("mfs"), settings.mounts.get("local")
+    asked = {
+        "mounts.mfs.enabled": mfs is not None and not mfs.enabled,
+        "mounts.mfs.read_only": mfs is not None and mfs.read_only,
+        "mounts.mfs.durability": isinstance(mfs, MfsSettings) and mfs.durability != "local",
+        "mounts.local.read_only": local is not None and local.read_only,
+        "journal": settings.journal != JournalSettings(),
+        "storage.watermark_percent": settings.storage.watermark_percent
+        != StorageSettings().watermark_percent,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise Unsupported(f"the setting {name} cannot be changed in this version; remove it")
+
+
 class Part(Protocol):
     """What has connections or tasks of its own."""
 
@@ -79,6 +100,7 @@ class Daemon:
     """Everything that one mounted tree consists of."""
 
     def __init__(self, settings: Settings, mount_point: str) -> None:
+        refuse_unsupported(settings)
         self.settings = settings
         self.mount_point = mount_point
         self.metrics = Metrics()
@@ -136,6 +158,9 @@ class Daemon:
         assert isinstance(mfs, MfsVolume)
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
+        mfs_settings = self.settings.mounts.get("mfs")
+        if isinstance(mfs_settings, MfsSettings):
+            mfs.timeout_s = mfs_settings.attribute_timeout_s
         self.table.add_fixed(TableEntry("mfs", "mfs", "", True, False), mfs.root)
         ipfs = self.settings.mounts.get("ipfs")
         if isinstance(ipfs, IpfsSettings) and ipfs.enabled:
