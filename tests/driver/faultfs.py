@@ -146,17 +146,25 @@ PRETENCES = ("version", "before", "after")
 
 
 def pretend(what: str) -> None:
-    """Change pyfuse3: its version, or where its wait for a request suspends."""
+    """Change pyfuse3: its version, or where its wait for a request suspends.
+
+    After the wait it suspends only once, which is when the loop tries it out. pyfuse3 reads from a
+    blocking descriptor as soon as the wait ends: a second reader let in between would find nothing
+    left to read and stop the whole process.
+    """
     if what == "version":
         pyfuse3.__version__ = "3.99"
         return
     wait = pyfuse3._wait_fuse_readable
+    has_suspended = False
 
     async def changed() -> bool:
+        nonlocal has_suspended
         if what == "before":
             await trio.lowlevel.checkpoint()
         answer = await wait()
-        if what == "after":
+        if what == "after" and not has_suspended:
+            has_suspended = True
             await trio.lowlevel.checkpoint()
         return answer
 
