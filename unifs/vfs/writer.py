@@ -225,7 +225,7 @@ class Writer:
             statement = "delete from holding where content=? and container=?"
             batch.append((statement, (large.id, container)))
         after = LargeContent(large.id, size, extents)
-        after.base = large.base
+        after.base, after.own = large.base, overlay.container
         return after
 
     def _proof(self, overlay: Overlay) -> bytes | None:
