@@ -65,7 +65,7 @@ class Database:
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread: threading.Thread | None = None
         try:
-            self._connection = apsw.Connection(str(path), statementcachesize=200)
+            self._connection = apsw.Connection(str(path), statementcachesize=200, vfs="unix-excl")
             self._cursor = self._connection.cursor()
             self.execute: Callable[..., apsw.Cursor] = self._cursor.execute
             self._prepare()
@@ -190,7 +190,7 @@ class Database:
         self._thread.start()
 
     def _checkpoint_loop(self) -> None:
-        connection = apsw.Connection(str(self.path))
+        connection = apsw.Connection(str(self.path), vfs="unix-excl")
         connection.set_busy_timeout(2000)
         connection.execute("pragma synchronous=normal")
         while (mode := self._checkpoints.get()) is not None:
