@@ -70,10 +70,10 @@ class Owner:
         except FileNotFoundError as error:
             raise NotFound(str(error)) from error
 
-    def live_offsets(self, store: int, segment: int) -> set[int]:
+    async def live_offsets(self, store: int, segment: int) -> set[int]:
         return self.live.get((store, segment), set())
 
-    def moved(self, store: int, moves: Sequence[tuple[Place, Place]]) -> None:
+    async def moved(self, store: int, moves: Sequence[tuple[Place, Place]]) -> None:
         for old, new in moves:
             self.moves.append((store, old, new))
             self.live[store, old.segment].discard(old.offset)

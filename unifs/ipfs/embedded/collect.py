@@ -62,15 +62,15 @@ class ContentOwner(Protocol):
     All methods are called on the event loop.
     """
 
-    def live_offsets(self, store: int, segment: int) -> AbstractSet[int]:
+    async def live_offsets(self, store: int, segment: int) -> AbstractSet[int]:
         """The data offsets of a segment's sections that rows still refer to.
 
         No row may come to refer to another one of them before ``moved``.
         """
         ...
 
-    def moved(self, store: int, moves: Sequence[tuple[Place, Place]]) -> None:
-        """Contents have new places, which are durable. Commit that before returning."""
+    async def moved(self, store: int, moves: Sequence[tuple[Place, Place]]) -> None:
+        """Contents have new places, which are durable. So is who refers to them, at the end."""
         ...
 
     def dead_containers(self) -> Iterable[int]:
@@ -251,7 +251,7 @@ class Collector:
             for segment, end in segments.segments().items():
                 if segment == segments.open_segment():
                     continue
-                live = self.owner.live_offsets(store, segment)
+                live = await self.owner.live_offsets(store, segment)
                 sweep = partial(self._sweep_contents, store, segment, live, marks)
                 if await _in_thread(sweep) < end * ALIVE_MIN:
                     fate = partial(self._content_fate, store, live)
@@ -301,7 +301,7 @@ class Collector:
             report.damages.append(str(error))
             return
         if store and self.owner is not None and moves.places:
-            self.owner.moved(store, moves.places)
+            await self.owner.moved(store, moves.places)
         await _in_thread(partial(commit_moves, self.blocks, moves))
         report.segments_removed += 1
         report.freed_bytes += end - sum(new.length for _, _, new in moves.entries)
