@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import resource
+import threading
 from typing import TYPE_CHECKING
 
 from unifs.errors import NotFound
@@ -15,8 +16,10 @@ from unifs.ipfs.embedded.blocks import Blocks
 from unifs.ipfs.embedded.segments import Descriptor, Place, Segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
+
+    from unifs.ipfs.embedded.marks import Root
 
 
 def digest(data: bytes) -> bytes:
@@ -49,6 +52,18 @@ def file_size_limit(limit: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class Kept:
+    """Roots that a test keeps in its own way."""
+
+    def __init__(self, roots: Callable[[], Iterable[Root]]) -> None:
+        self.lock = threading.Lock()
+        self.roots = self.all_roots = roots
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        yield
 
 
 class Owner:
