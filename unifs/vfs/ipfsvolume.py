@@ -55,11 +55,12 @@ class IpfsDirectory(RemoteDirectory):
 
     volume: IpfsVolume
 
-    def __init__(self, inode: RemoteInode, volume: IpfsVolume) -> None:
+    def __init__(self, inode: TreeInode, volume: TreeVolume) -> None:
         super().__init__(inode, volume)
+        assert isinstance(inode, RemoteInode)
         self.held = inode.version
         if self.held:
-            volume.mount.hold(self.held)
+            self.volume.mount.hold(self.held)
 
     def release(self) -> None:
         super().release()
