@@ -80,7 +80,7 @@ class Writer:
         #: (journal record that must be durable first, content without a row that names it).
         self.released: list[tuple[int, int]] = []
         #: Containers that no content names any more; ``vfs.keeper`` deletes them.
-        self.dead_containers: set[int] = set()
+        self.dead_containers = storage.dead_containers
         #: What changed since the last root: mount number -> directory -> names (None: any).
         self.changed: dict[int, dict[int, set[bytes] | None]] = {}
 
