@@ -78,7 +78,9 @@ def _control_group() -> click.Group:
 @click.option("--node", help="Who speaks IPFS: embedded.")
 @click.option("--read-only", is_flag=True, default=None, help="Refuse every change.")
 @click.option("--allow-other", is_flag=True, default=None, help="Let other users see the tree.")
-@click.option("--offline", is_flag=True, default=None, help="Never use the network.")
+@click.option(
+    "--offline", is_flag=True, default=None, help="No network for the IPFS node; it uses none yet."
+)
 def mount(
     directory: Path, foreground: bool, state: Path | None, file: Path | None, **overrides: Any
 ) -> int:

@@ -67,6 +67,8 @@ class TreeHandle(Handle):
 
     def _touch_atime(self, inode: TreeInode) -> None:
         self.has_read = True
+        if self.volume.refuses_changes:
+            return
         attributes = inode.attributes
         now = time.time_ns()
         last = attributes.st_atime_ns
