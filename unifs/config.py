@@ -109,7 +109,11 @@ class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Changes on their way to a backend."""
 
     dirty_bytes_max: Annotated[
-        Bytes, Meta(description="unsynced bytes at which writers wait, then get ENOSPC")
+        Bytes,
+        Meta(
+            description="bytes of one mount not yet sealed, or not yet at its backend, at which its"
+            " writers wait, then get ENOSPC"
+        ),
     ] = 10 * GIB
     writeback_delay_s: Annotated[
         Seconds, Meta(description="quiet time after the last close before a file is written back")

@@ -171,12 +171,16 @@ class Daemon:
                 local.directories, local.attribute_timeout_s, is_writable
             ):
                 log.warning("not shown: %s", problem)
+        for each in self.trees.volumes.values():
+            each.unsynced.max_bytes = self.settings.journal.dirty_bytes_max
 
     def _answer(self) -> None:
         """What control operations see of this daemon."""
         paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
         self.files = FilesAnswer(paths, self.node)
-        self.journal = JournalAnswer(self.writer, self.sealer, self.roots, paths)
+        self.journal = JournalAnswer(
+            self.writer, self.sealer, self.roots, paths, self.trees.volumes
+        )
         self.mounts = MountsAnswer(self.table, self.journal)
         self._explainer = Explainer(paths, self.writer, self.journal, self.mounts)
 

@@ -124,3 +124,24 @@ def test_a_volume_that_is_switched_off_comes_back_with_its_files(tmp_path: Path)
         assert "mfs" not in [each["name"] for each in daemon.program("status")["mounts"]]
     with mounted(tmp_path) as daemon:
         assert (daemon.root / "file").read_bytes() == b"bytes"
+
+
+def test_writers_wait_until_their_bytes_are_stored(tmp_path: Path) -> None:
+    """Four times the limit passes, slowed down; what is not stored never exceeds the limit."""
+    limit = 8 << 20
+    most = 0
+    with mounted(tmp_path, f"[journal]\ndirty_bytes_max = {limit}\n") as daemon:
+        piece = os.urandom(1 << 20)
+        with (daemon.root / "large").open("wb", buffering=0) as file:
+            for number in range(32):
+                file.write(piece)
+                if number % 8 == 7:
+                    most = max(most, daemon.program("status")["unsynced_bytes"])
+        for number in range(200):
+            (daemon.root / f"small-{number}").write_bytes(piece[:60_000])
+        status = daemon.program("status")
+        assert 0 < max(most, status["unsynced_bytes"]) <= limit
+        sizes = {each["name"]: each["unsynced_bytes"] for each in status["mounts"]}
+        assert sizes["mfs"] == status["unsynced_bytes"]
+        assert daemon.ctl("journal", "sync")["unsynced_bytes"] == 0
+        assert (daemon.root / "large").read_bytes() == piece * 32

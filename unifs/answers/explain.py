@@ -98,6 +98,7 @@ class Explainer:
             warnings.append(str(self._writer.storage.database.failed))
         if not self._writer.storage.state.has_reserve:
             warnings.append("the disk is full: the reserve for deletes is in use")
+        warnings += self._journal.warnings()
         return StatusReport(
             version=unifs.__version__,
             mount_point=mount_point,
