@@ -231,7 +231,10 @@ class Upkeep:
             files.update(held for (held,) in database.all(query, (content, content)))
             batch.append(("delete from content where id=?", (content,)))
             batch.append(("delete from holding where content=?", (content,)))
+        files -= {held.overlay.container for held in self.writer.open.values() if held.overlay}
+        carried = self.writer.durability.carried
+        marks = carried.marks(files)
         if batch:
-            self.writer.tree.commit(batch, frees=True)
-        in_use = {held.overlay.container for held in self.writer.open.values() if held.overlay}
-        self.writer.dead_containers.update(files - in_use)
+            self.writer.tree.commit(batch + carried.drop(marks), frees=True)
+        carried.dropped(marks)
+        self.writer.dead_containers.update(files)
