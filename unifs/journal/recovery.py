@@ -8,7 +8,8 @@ After a crash of the daemon alone (same boot id) the page cache is intact: close
 trusted. Their bytes are synced before anything that they replaced is removed: the power may fail
 next. Files that no content names any more are removed by who opens the storage, which knows what
 pins may still need of them. After a crash of the machine (other boot id) a record may be durable
-while its bytes are not. Then every content with a record after ``sealed_seq`` and every large one
+while its bytes are not. What fsyncs carried in their transactions is written to its containers
+first (``journal.redo``). Then every content with a record after ``sealed_seq`` and every large one
 that is not sealed is looked at: a small one must hash to its digest; of a large one the proof must
 hold, else it goes back to the form that its last fsync made durable. What fails both is lost, and
 its inode walks back through its records: the content before, and where it took a name from another
@@ -30,6 +31,7 @@ Crash windows, each tested by its number (tests/journal/test_recovery.py):
 11. killed, started, then the power fails: what the first recovery removed was replaced by synced
     bytes
 12. stopped cleanly, then the power fails before closed contents were written out: as 5
+13. fsync returned, the bytes that its transaction carried lost from their container: written again
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from unifs.journal.containers import is_container_name
 from unifs.journal.content import CLOSED, large_blob
 from unifs.journal.extents import ExtentMap
 from unifs.journal.log import Log, Op, unpack_rename
+from unifs.journal.redo import apply
 from unifs.journal.returning import Returning
 from unifs.journal.trust import Trust
 
@@ -80,6 +83,8 @@ class Receipt:
     reverted: list[str] = field(default_factory=list)
     returned: list[str] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
+    #: Bytes that fsyncs had carried and that were written to their containers.
+    carried_bytes: int = 0
     #: Files of contents that are removed, but for what pins need of them.
     removed_files: int = 0
     removed_rows: int = 0
@@ -145,9 +150,12 @@ class Recovery:
 
     def _recover(self) -> None:
         if self._receipt.is_other_boot:
+            self._receipt.carried_bytes = apply(self._database, self._state.data)
             self._check_bytes()
         self._directory_times()
         if not self._receipt.kept:
+            # The containers have it now; ``_sync_closed`` synced them where the boot is the same.
+            self._database.execute("delete from redo")
             self._remove_nameless()
             self._count_references()
             if not self._receipt.is_other_boot:
@@ -160,7 +168,7 @@ class Recovery:
     # --- bytes ------------------------------------------------------------------------------------
 
     def _check_bytes(self) -> None:
-        """Windows 4, 5, 6 and 12."""
+        """Windows 4, 5, 6, 12 and 13."""
         receipt = self._receipt
         database = self._database
         query = "select distinct ino from journal where seq>? and op in (?,?)"

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import Corrupt, TryAgain, UnifsError
+from unifs.errors import Corrupt, DiskFailed, TryAgain, UnifsError
 from unifs.ipfs.unixfs.builder import FileBuilder, hash_leaf
 from unifs.journal.content import SEALED, LargeContent, large_blob
 from unifs.journal.extents import HOLE, ExtentMap
@@ -74,6 +74,8 @@ class SealJob:
     #: The CID column: Tsize, 8 bytes little-endian, then the binary CID.
     cid: bytes = b""
     leaves: bytearray = field(default_factory=bytearray)
+    #: Containers whose data the disk refused.
+    failed: set[int] = field(default_factory=set)
     _buffer: bytearray = field(default_factory=bytearray)
     _zero_digests: dict[int, bytes] = field(default_factory=dict)
 
@@ -95,13 +97,20 @@ class SealJob:
                 builder.leaf_digest(digest, end - start)
             link = builder.finish()
             self.cid = link.tsize.to_bytes(8, "little") + link.cid.binary
-            for container in set(self.extents.containers):
-                os.fdatasync(self.descriptors[container])
+            self._sync_data()
             self.blocks.sync()
         finally:
             for descriptor in self.descriptors.values():
                 os.close(descriptor)
         return self
+
+    def _sync_data(self) -> None:
+        for container in set(self.extents.containers):
+            try:
+                os.fdatasync(self.descriptors[container])
+            except OSError as error:
+                self.failed.add(container)
+                raise DiskFailed(f"container {container}: {error.strerror}") from error
 
     def _merge(self) -> None:
         while len(containers := set(self.extents.containers) - {self.own}) >= CONTAINERS_MAX:
@@ -263,7 +272,7 @@ class Sealer:
     async def _try(self, inode: TreeInode) -> None:
         try:
             await self.seal(inode)
-        except Corrupt as error:
+        except (Corrupt, DiskFailed) as error:
             log.error("content is damaged and stays unsealed: ino=%d error=%s", inode.ino, error)
             inode.volume.sealed(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
             self._done(inode)
@@ -322,10 +331,14 @@ class Sealer:
                 base=content.base,
                 is_stopping=lambda: self.is_stopping,
             )
-            with self.blocks.importing():
-                await trio.to_thread.run_sync(job.run, limiter=self._thread)
-                await complete(self._record, inode, content, job)
-            inode.volume.sealed(inode, written_bytes)  # type: ignore[attr-defined]
+            try:
+                with self.blocks.importing():
+                    await trio.to_thread.run_sync(job.run, limiter=self._thread)
+                    await complete(self._record, inode, content, job)
+                inode.volume.sealed(inode, written_bytes)  # type: ignore[attr-defined]
+            finally:
+                # The kernel forgets what it could not write: another try would seem to succeed.
+                containers.failed |= job.failed
         finally:
             for name in held:
                 containers.release(name)
@@ -343,7 +356,10 @@ class Sealer:
         batch.extend(("insert into holding values(?,?)", (content.id, name)) for name in names)
         data = content.id.to_bytes(8, "little")
         batch.append(self.writer.log.row(Op.SEAL, inode.ino, inode.parent, data))
-        self.writer.tree.commit(batch)
+        carried = self.writer.durability.carried
+        marks = carried.marks(names)
+        self.writer.tree.commit(batch + carried.drop(marks))
+        carried.dropped(marks)
         content.extents, content.cid, content.leaves = job.extents, job.cid, bytes(job.leaves)
         content.verified = bytearray(b"\1" * (len(job.leaves) // 32))
         content.state, content.base = SEALED, None

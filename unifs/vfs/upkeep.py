@@ -239,7 +239,11 @@ class Upkeep:
             self.writer.tree.commit(batch, frees=True)
         self._released.update(container for (container,) in held)
         in_use = {held.overlay.container for held in self.writer.open.values() if held.overlay}
-        for container in self._released - in_use:
-            if database.one(IS_HELD, (container,)) is None:
-                self.writer.dead_containers.add(container)
+        idle = self._released - in_use
+        dead = {container for container in idle if database.one(IS_HELD, (container,)) is None}
         self._released &= in_use
+        carried = self.writer.durability.carried
+        if marks := carried.marks(dead):
+            self.writer.tree.commit(carried.drop(marks), frees=True)
+            carried.dropped(marks)
+        self.writer.dead_containers |= dead

@@ -180,7 +180,9 @@ class Writer:
         if inode.overlay is not None:
             inode.overlay.is_dirty = False
 
-    def prepare(self, inode: TreeInode, batch: Batch) -> tuple[Content | None, bytes]:
+    def prepare(
+        self, inode: TreeInode, batch: Batch, needs_proof: bool = True
+    ) -> tuple[Content | None, bytes]:
         """Bring a dirty overlay's bytes to where a row can name them; (content, its column)."""
         overlay = inode.overlay
         if overlay is None or not overlay.is_dirty:
@@ -192,7 +194,8 @@ class Writer:
                 small = self._append(overlay.buffer)
                 return small, small.blob
             self.overlays.spill(overlay)
-        large = self._large_rows(inode, overlay, batch)
+        proof = self._proof(overlay) if needs_proof else None
+        large = self._large_rows(inode, overlay, proof, batch)
         return large, large.blob
 
     def _append(self, buffer: bytearray) -> SmallContent:
@@ -202,11 +205,12 @@ class Writer:
         small.is_verified = True
         return small
 
-    def _large_rows(self, inode: TreeInode, overlay: Overlay, batch: Batch) -> LargeContent:
+    def _large_rows(
+        self, inode: TreeInode, overlay: Overlay, proof: bytes | None, batch: Batch
+    ) -> LargeContent:
         """Statements for the overlay's content row, new at its first commit, updated later."""
         size = inode.attributes.st_size
         extents = overlay.extents.copy()
-        proof = self._proof(overlay)
         large = overlay.content
         if large is None:
             self.contents.last_id += 1
@@ -233,8 +237,7 @@ class Writer:
     def _proof(self, overlay: Overlay) -> bytes | None:
         if overlay.unsynced is None:
             return None
-        size = overlay.extents.ends[-1] if overlay.extents.ends else 0
-        ranges = [(start, min(end, size)) for start, end in overlay.unsynced if 0 <= start < size]
+        ranges = overlay.unsynced_ranges()
         if sum(end - start for start, end in ranges) > PROOF_BYTES:
             # fsync asks the overlay, not the row, whether there is a proof.
             overlay.give_up_proof()
