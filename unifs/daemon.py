@@ -25,7 +25,7 @@ from unifs.answers.mounts import MountsAnswer
 from unifs.cache.disk import DiskLimits, DiskTier
 from unifs.cache.reads import ReadCache, ReadLimits
 from unifs.config import IpfsMount as IpfsSettings
-from unifs.config import JournalSettings, LocalMount, StorageSettings, state_socket_path
+from unifs.config import JournalSettings, LocalMount, state_socket_path
 from unifs.config import MfsMount as MfsSettings
 from unifs.control.locate import source_of
 from unifs.control.ops import operations
@@ -75,19 +75,9 @@ def refuse_unsupported(settings: Settings) -> None:
 
     A setting that is accepted and ignored, read_only above all, would be a promise not kept.
     """
-    mfs, local = settings.mounts.get("mfs"), settings.mounts.get("local")
-    asked = {
-        "mounts.mfs.enabled": mfs is not None and not mfs.enabled,
-        "mounts.mfs.read_only": mfs is not None and mfs.read_only,
-        "mounts.mfs.durability": isinstance(mfs, MfsSettings) and mfs.durability != "local",
-        "mounts.local.read_only": local is not None and local.read_only,
-        "journal": settings.journal != JournalSettings(),
-        "storage.watermark_percent": settings.storage.watermark_percent
-        != StorageSettings().watermark_percent,
-    }
-    for name, is_asked in asked.items():
-        if is_asked:
-            raise Unsupported(f"the setting {name} cannot be changed in this version; remove it")
+    for name in ("writeback_delay_s", "writeback_age_max_s"):
+        if getattr(settings.journal, name) != getattr(JournalSettings(), name):
+            raise Unsupported(f"the setting journal.{name} has no mount to be used for; remove it")
 
 
 class Part(Protocol):
@@ -125,6 +115,7 @@ class Daemon:
             owner=self.keeper,
             tree_roots=self.keeper.roots,
         )
+        self.node.collector.watermark_percent = settings.storage.watermark_percent
         cache = settings.cache
         self.cache = ReadCache(
             DiskTier(
@@ -158,10 +149,13 @@ class Daemon:
         assert isinstance(mfs, MfsVolume)
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
-        mfs_settings = self.settings.mounts.get("mfs")
-        if isinstance(mfs_settings, MfsSettings):
-            mfs.timeout_s = mfs_settings.attribute_timeout_s
-        self.table.add_fixed(TableEntry("mfs", "mfs", "", True, False), mfs.root)
+        mfs_settings = self.settings.mounts["mfs"]
+        assert isinstance(mfs_settings, MfsSettings)
+        mfs.timeout_s = mfs_settings.attribute_timeout_s
+        mfs.refuses_changes = self.settings.read_only or mfs_settings.read_only
+        if mfs_settings.enabled:
+            entry = TableEntry("mfs", "mfs", "", not mfs.refuses_changes, False)
+            self.table.add_fixed(entry, mfs.root)
         ipfs = self.settings.mounts.get("ipfs")
         if isinstance(ipfs, IpfsSettings) and ipfs.enabled:
             volume = self.trees.add("ipfs", "ipfs", IpfsVolume)
@@ -172,14 +166,21 @@ class Daemon:
             self.table.add_fixed(TableEntry("ipfs", "ipfs", "", False, False), volume.root)
         local = self.settings.mounts.get("local")
         if isinstance(local, LocalMount) and local.enabled:
-            for problem in self.table.add_local(local.directories, local.attribute_timeout_s):
+            is_writable = not (self.settings.read_only or local.read_only)
+            for problem in self.table.add_local(
+                local.directories, local.attribute_timeout_s, is_writable
+            ):
                 log.warning("not shown: %s", problem)
+        for each in self.trees.volumes.values():
+            each.unsynced.max_bytes = self.settings.journal.dirty_bytes_max
 
     def _answer(self) -> None:
         """What control operations see of this daemon."""
         paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
         self.files = FilesAnswer(paths, self.node)
-        self.journal = JournalAnswer(self.writer, self.sealer, self.roots, paths)
+        self.journal = JournalAnswer(
+            self.writer, self.sealer, self.roots, paths, self.trees.volumes
+        )
         self.mounts = MountsAnswer(self.table, self.journal)
         self._explainer = Explainer(paths, self.writer, self.journal, self.mounts)
 

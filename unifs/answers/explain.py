@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unifs.config import Settings
     from unifs.ipfs.node import Node
     from unifs.vfs.paths import Paths
-    from unifs.vfs.volume import Inode
+    from unifs.vfs.volume import Inode, Volume
     from unifs.vfs.writer import Writer
 
 FSYNC_MFS = (
@@ -30,6 +30,7 @@ FSYNC_MFS = (
 )
 FSYNC_LOCAL = "is the host file system's fsync"
 FSYNC_NONE = "has nothing to do: this cannot be changed"
+REFUSES_CHANGES = "read-only by its settings: every change is refused (EROFS)"
 
 
 class Explainer:
@@ -62,17 +63,7 @@ class Explainer:
                 fsync=FSYNC_NONE,
             )
         if isinstance(volume, HostVolume):
-            return Explanation(
-                path=path,
-                mount=volume.name,
-                kind="local",
-                version=_host_version(inode),
-                cid=None,
-                state=None,
-                bytes_from="the host file itself",
-                fsync=FSYNC_LOCAL,
-                notes=["changes made outside are seen within the configured time"],
-            )
+            return _explain_host(path, inode)
         status = await self._journal.status(path)
         unsynced = [
             f"{count} changes are {state}"
@@ -94,7 +85,7 @@ class Explainer:
             bytes_from=self._bytes_from(inode),
             fsync=FSYNC_MFS if is_mfs else FSYNC_NONE,
             unsynced=unsynced if is_mfs else [],
-            notes=_notes(inode),
+            notes=[*_notes(inode), *_refusal(volume)],
         )
 
     async def status(self, settings: Settings, mount_point: str, node: Node) -> StatusReport:
@@ -107,6 +98,7 @@ class Explainer:
             warnings.append(str(self._writer.storage.database.failed))
         if not self._writer.storage.state.has_reserve:
             warnings.append("the disk is full: the reserve for deletes is in use")
+        warnings += self._journal.warnings()
         return StatusReport(
             version=unifs.__version__,
             mount_point=mount_point,
@@ -140,9 +132,20 @@ class Explainer:
         return "the tree"
 
 
-def _host_version(inode: Inode) -> str:
+def _explain_host(path: str, inode: Inode) -> Explanation:
     attributes = inode.attributes
-    return f"{attributes.st_ino}:{attributes.st_ctime_ns}:{attributes.st_size}"
+    late = "changes made outside are seen within the configured time"
+    return Explanation(
+        path=path,
+        mount=inode.volume.name,
+        kind="local",
+        version=f"{attributes.st_ino}:{attributes.st_ctime_ns}:{attributes.st_size}",
+        cid=None,
+        state=None,
+        bytes_from="the host file itself",
+        fsync=FSYNC_LOCAL,
+        notes=[late, *_refusal(inode.volume)],
+    )
 
 
 def _notes(inode: Inode) -> list[str]:
@@ -150,6 +153,10 @@ def _notes(inode: Inode) -> list[str]:
     if inode.volume.name == "mfs":
         notes.append("owner, mode, times, xattrs and hard links are kept here, not in the CID")
     return notes
+
+
+def _refusal(volume: Volume) -> list[str]:
+    return [REFUSES_CHANGES] if volume.refuses_changes else []
 
 
 def resident_bytes() -> int:

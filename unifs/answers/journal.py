@@ -16,13 +16,14 @@ from unifs.journal.log import Op
 from unifs.vfs.treeinode import TreeInode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from unifs.control.daemon_protocol import ChangeState
     from unifs.journal.log import Record
     from unifs.vfs.paths import Paths
     from unifs.vfs.roots import MfsRoots
     from unifs.vfs.sealing import Sealer
+    from unifs.vfs.treevolume import TreeVolume
     from unifs.vfs.writer import Writer
 
 
@@ -37,18 +38,48 @@ class Waiting:
 class JournalAnswer:
     """The journal, for control operations."""
 
-    def __init__(self, writer: Writer, sealer: Sealer, roots: MfsRoots, paths: Paths) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        sealer: Sealer,
+        roots: MfsRoots,
+        paths: Paths,
+        volumes: Mapping[int, TreeVolume],
+    ) -> None:
         self._writer = writer
+        self._volumes = volumes
         self._sealer = sealer
         self._roots = roots
         self._paths = paths
 
     def waiting(self, mount: str) -> Waiting:
         """What the backend of a mount does not have. Of /mfs that is what no root contains."""
+        size = self.unsynced_bytes().get(mount, 0)
         if mount != "mfs":
-            return Waiting(0, 0)
+            return Waiting(0, size)
         seq, built = self._writer.log.seq, self._roots.built_seq()
-        return Waiting(max(0, seq - built) if self._roots.changed() else 0, 0)
+        return Waiting(max(0, seq - built) if self._roots.changed() else 0, size)
+
+    def unsynced_bytes(self) -> dict[str, int]:
+        """For each mount of the tree, the bytes that exist only in overlays and page cache, or
+        only here where it has a backend."""
+        sealed_seq = self._writer.storage.flusher.sealed_seq
+        for each in self._volumes.values():
+            each.unsynced.flushed(sealed_seq)
+        return {each.name: each.unsynced.size_bytes for each in self._volumes.values()}
+
+    def unsynced_bytes_max(self) -> dict[str, int]:
+        """For each mount of the tree, how many of these make its writers wait."""
+        return {each.name: each.unsynced.max_bytes for each in self._volumes.values()}
+
+    def warnings(self) -> list[str]:
+        """A sentence for each mount whose writers wait, or soon will."""
+        return [
+            f"{each.name}: {each.unsynced.size_bytes} bytes are not stored yet; at"
+            f" {each.unsynced.max_bytes} its writers wait (journal.dirty_bytes_max)"
+            for each in self._volumes.values()
+            if each.unsynced.is_pressed()
+        ]
 
     async def status(self, path: str | None) -> JournalStatus:
         """Count changes by how far they are."""
@@ -58,13 +89,13 @@ class JournalAnswer:
         """Count changes by how far they are; at and below one inode, or all."""
         counts = JournalStatus()
         writer = self._writer
-        for inode in {
-            **writer.open,
-            **{held.ino: held for held in writer.pending.values()},
-        }.values():
-            if inode.is_dirty() and self._writer.tree.is_below(inode.ino, below):
-                counts.open += 1
-                counts.unsynced_bytes += inode.attributes.st_size
+        pending = {held.ino: held for held in writer.pending.values()}
+        for inode in {**writer.unsealed, **writer.open, **pending}.values():
+            if self._writer.tree.is_below(inode.ino, below):
+                counts.open += inode.is_dirty()
+                counts.unsynced_bytes += inode.unsynced_bytes
+        if below is None:
+            counts.unsynced_bytes = sum(self.unsynced_bytes().values())
         sealed_seq, built = writer.storage.flusher.sealed_seq, self._roots.built_seq()
         for record in writer.log.records(min(sealed_seq, built)):
             if record.op in (Op.SEAL, Op.SYNC) or not self._writer.tree.is_below(record.ino, below):

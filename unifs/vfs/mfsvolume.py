@@ -63,6 +63,7 @@ class MfsVolume(TreeVolume):
     def connect(self, sealer: Sealer, roots: MfsRoots, node: Node) -> None:
         """Tell the volume who seals its contents, builds its roots and keeps linked blocks."""
         self.sealer = sealer
+        sealer.connect(self.unsynced)
         self.roots = roots
         self.node = node
 
@@ -240,6 +241,7 @@ class MfsVolume(TreeVolume):
         overlay.is_dirty = False
         if inode.overlay is None and inode.stored and inode.stored[0] == LINKED:
             self.writer.attach(inode, overlay)
+            self.unsynced.wrote(inode, offset)
         else:
             self.overlays.discard(overlay)
         return RETRY

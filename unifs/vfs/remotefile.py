@@ -85,10 +85,7 @@ class RemoteHandle(TreeHandle):
             raise BadHandle
         if not self._follows(inode) and self.pinned != inode.version:
             raise Stale("the file changed at its backend since it was opened")
-        self.volume.unsynced.admit(len(data))
-        written = super().write(offset, data)
-        self.volume.unsynced.wrote(inode, written)
-        return written
+        return super().write(offset, data)
 
     def _close(self, inode: TreeInode) -> None:
         had_writers = self.can_write

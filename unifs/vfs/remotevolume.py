@@ -42,7 +42,6 @@ from unifs.vfs.remotemerge import Merge
 from unifs.vfs.remoterows import COMPLETE, RemoteInode, Remotes
 from unifs.vfs.remotestatus import RemoteStatus, trim
 from unifs.vfs.remotesync import RemoteSync
-from unifs.vfs.remoteunsynced import Unsynced
 from unifs.vfs.treevolume import TreeVolume
 from unifs.waiting import WouldBlock
 
@@ -94,7 +93,6 @@ class RemoteVolume(TreeVolume):
         self.invalidator: Invalidator | None = None
         #: How long what the backend said is believed.
         self.fresh_s = 30.0
-        self.unsynced = Unsynced(self)
         self.rows = 0
         self.rows_max = ROWS_MAX
         #: Wall-clock time: what is remembered over a restart.
@@ -118,6 +116,7 @@ class RemoteVolume(TreeVolume):
         self.cache = cache
         self.fresh_s = self.timeout_s = fresh_s
         self.sync = RemoteSync(self, conflicts)
+        self.unsynced.hurry = self.sync.hurry_all
         self.merge = Merge(self)
         self.epoch = Epoch(self)
         self.bases = Bases(self)
@@ -327,14 +326,18 @@ class RemoteVolume(TreeVolume):
         assert isinstance(inode, RemoteInode)
         self.bases.need(inode)
 
+    def sealed(self, inode: TreeInode, size_bytes: int) -> None:
+        """Bytes count until the backend has them."""
+
+    def closed_small(self, inode: TreeInode, seq: int) -> None:
+        """Bytes count until the backend has them."""
+
+    def found_unsealed(self, inode: TreeInode) -> None:
+        """Writeback's records tell what the backend does not have."""
+
     def closed(self, ino: int) -> None:
         """The last writer of a file is gone."""
         self.writeback.closed(ino)
-
-    def _lost_name(self, inode: TreeInode, now: int) -> None:
-        assert isinstance(inode, RemoteInode)
-        self.unsynced.reached(inode, inode.unsynced_bytes)
-        super()._lost_name(inode, now)
 
     def lost_name(self, inode: RemoteInode) -> None:
         """Its last name went to somebody else's object."""

@@ -14,10 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import apsw
-
 from unifs.journal.content import SMALL
 from unifs.journal.log import Op
+from unifs.state.database import reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +68,7 @@ def rows_naming(database: Path, table: Table, segment: int, after: int) -> Itera
         f" where {table.key}>? and {table.key}<=?{table.where} and {names}"
     )
     first = f"select min({table.key}) from {table.name} where {table.key}>?"
-    connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
+    connection = reader(database)
     try:
         while True:
             least: Any = connection.execute(first, (after,)).fetchall()[0][0]

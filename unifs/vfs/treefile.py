@@ -67,6 +67,8 @@ class TreeHandle(Handle):
 
     def _touch_atime(self, inode: TreeInode) -> None:
         self.has_read = True
+        if self.volume.refuses_changes:
+            return
         attributes = inode.attributes
         now = time.time_ns()
         last = attributes.st_atime_ns
@@ -85,6 +87,8 @@ class TreeHandle(Handle):
         if end > FILE_BYTES_MAX:
             raise TooLarge(f"a file may have up to {FILE_BYTES_MAX} bytes")
         volume = self.volume
+        unsynced = volume.unsynced
+        unsynced.admit(size)
         overlay = inode.overlay
         if overlay is None:
             overlay = volume.writer.overlay_of(inode)
@@ -93,6 +97,7 @@ class TreeHandle(Handle):
         if end > attributes.st_size:
             attributes.st_size = end
         attributes.st_mtime_ns = attributes.st_ctime_ns = time.time_ns()
+        unsynced.wrote(inode, size)
         return size
 
     def flush(self) -> None:

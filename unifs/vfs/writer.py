@@ -154,6 +154,8 @@ class Writer:
         if overlay.container:
             if overlay.content is None:
                 self.overlays.discard(overlay)
+                volume = inode.volume
+                volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
             else:
                 self.contents.containers.release(overlay.container)
 
@@ -225,7 +227,7 @@ class Writer:
             statement = "delete from holding where content=? and container=?"
             batch.append((statement, (large.id, container)))
         after = LargeContent(large.id, size, extents)
-        after.base = large.base
+        after.base, after.own = large.base, overlay.container
         return after
 
     def _proof(self, overlay: Overlay) -> bytes | None:
@@ -288,6 +290,8 @@ class Writer:
                 self.unsealed[inode.ino] = inode
                 # Behind the content's own record there may be one that an fsync covers it.
                 self.unsealed_since.setdefault(inode.ino, self.log.seq - 1)
+            elif inode.unsynced_bytes:
+                inode.volume.closed_small(inode, inode.seq)  # type: ignore[attr-defined]
         self.mark_changed(inode)
 
     def rested(self, inode: TreeInode) -> None:

@@ -256,6 +256,10 @@ def test_collection_is_due_near_the_limit(store: Store) -> None:
     for number in range(90):
         put_raw(store.blocks, b"%d" % number * 40)
     assert collection.is_due()
+    full = Collector(store.blocks, Kept(list), limit_bytes=store.own.statistics().size_bytes)
+    assert full.is_due()
+    full.watermark_percent = 100
+    assert not full.is_due()
     assert not Collector(store.blocks, Kept(list)).is_due()
 
 

@@ -52,7 +52,7 @@ _PAUSE_MAX_S: Final = 0.1
 #: Smaller open segments are not worth closing for the sake of what is dead in them.
 _ROLL_MIN_BYTES: Final = 1 << 20
 #: Collection begins at this part of the limit, so that it ends before the limit.
-WATERMARK: Final = 0.9
+WATERMARK_PERCENT: Final = 90
 
 
 class Kept(Protocol):
@@ -129,6 +129,7 @@ class Collector:
         self.blocks = blocks
         self.kept = kept
         self.limit_bytes = limit_bytes
+        self.watermark_percent = WATERMARK_PERCENT
         self.owner = owner
         self._running = trio.Lock()
 
@@ -136,7 +137,8 @@ class Collector:
         """Whether the node's own segments have come near the limit."""
         if self.limit_bytes is None:
             return False
-        return self.blocks.own.statistics().size_bytes > self.limit_bytes * WATERMARK
+        own = self.blocks.own.statistics().size_bytes
+        return own * 100 > self.limit_bytes * self.watermark_percent
 
     async def collect(self, grace_s: float | None = None) -> Collection:
         """Collect once; ``grace_s`` 0 also takes what was written a moment ago and never linked.

@@ -135,8 +135,9 @@ class EmbeddedNode:
                 failing = ""
 
     def _index(self) -> None:
-        self.blocks.catch_up()
-        self.blocks.flush()
+        """Commit when nothing new comes: until then the segments say the same after a crash."""
+        if not self.blocks.catch_up():
+            self.blocks.flush()
 
     async def _keep_below_limit(self) -> None:
         while True:
