@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from contextlib import aclosing
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.vfs.nodeworld import NodeSystem
 from unifs.errors import NotAvailableOffline
 from unifs.ipfs.cid import Cid
 from unifs.ipfs.embedded.links import links, walk
+from unifs.ipfs.node import AddOptions, HostSource
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -127,6 +129,21 @@ async def test_a_hole_below_a_link_is_named_when_it_is_read(fs: NodeSystem) -> N
         assert await file.read(0, 100) == DATA[:100]
         with pytest.raises(NotAvailableOffline, match=str(leaf)):
             await file.read(1 << 20, 100)
+
+
+async def test_a_directory_with_a_hole_is_listed_and_the_rest_of_it_read(fs: NodeSystem) -> None:
+    (fs.path / "many").mkdir()
+    for name in ("here", "gone"):
+        (fs.path / "many" / name).write_bytes(name.encode() * 100)
+    added = await fs.node.add(HostSource(fs.path / "many"), AddOptions(pin=False))
+    gone = Cid.raw(sha256(b"gone" * 100).digest())
+    fs.storage.blocks.delete(gone.multihash)
+    await fs.link(added.cid, "linked")
+    assert sorted(await fs.listdir("linked")) == [b"gone", b"here"]
+    assert (await fs.stat("linked/gone")).size == 400
+    assert await fs.read("linked/here") == b"here" * 100
+    with pytest.raises(NotAvailableOffline, match=str(gone)):
+        await fs.read("linked/gone")
 
 
 async def test_what_is_linked_while_a_collection_runs_stays(

@@ -31,7 +31,7 @@ from unifs.errors import (
     Stale,
     UnifsError,
 )
-from unifs.journal.log import Op, Renamed, WaitingLog, pack_rename
+from unifs.journal.log import Op, WaitingLog
 from unifs.journal.writeback import Writeback
 from unifs.journal.writeback_calls import Calls
 from unifs.types import NAME_MAX_BYTES
@@ -285,16 +285,8 @@ class RemoteVolume(TreeVolume):
                     raise CrossMount
         super().rename(parent, name, new_parent, new_name, flags)
 
-    def note_displaced(
-        self, target: TreeInode, renamed: Renamed, old_parent: int, batch: Batch
-    ) -> None:
-        name = renamed.new_name
-        if not renamed.is_exchange:
-            batch.append(self.log.row(Op.UNLINK, target.ino, renamed.new_parent, name))
-            return
-        back = Renamed(old_parent, 0, True, name, renamed.name)
-        data = pack_rename(back)
-        batch.append(self.log.row(Op.RENAME, target.ino, renamed.new_parent, data))
+    def note_displaced(self, target: TreeInode, parent: int, name: bytes, batch: Batch) -> None:
+        batch.append(self.log.row(Op.UNLINK, target.ino, parent, name))
 
     def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
         self._check_xattr(name)

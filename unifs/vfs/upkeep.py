@@ -179,7 +179,7 @@ class Upkeep:
         if writer.replaced:
             waiting = []
             for inode, content in writer.replaced:
-                if self.is_sealed(inode):
+                if self.is_sealed(inode) and not self._is_guarded(inode):
                     writer.released.append((self.storage.log.seq, content))
                 else:
                     waiting.append((inode, content))
