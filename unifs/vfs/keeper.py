@@ -19,6 +19,7 @@ from unifs.ipfs.cid import Cid
 from unifs.ipfs.embedded.marks import Root
 from unifs.journal.content import SMALL, SmallContent, small_content
 from unifs.journal.log import Op, pack_pair, unpack_pair
+from unifs.state.database import open_reader
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -163,9 +164,7 @@ class Keeper:
 
 def tree_roots(database: Path) -> list[Root]:
     """What ``Keeper.roots`` answers."""
-    import apsw
-
-    connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
+    connection = open_reader(database)
     try:
         execute = connection.execute
         columns = [row[0] for row in execute("select root from epoch")]
