@@ -23,7 +23,7 @@ from unifs.ipfs.cid import Cid
 from unifs.ipfs.embedded.marks import Root
 from unifs.journal.content import SMALL, SmallContent, small_content
 from unifs.journal.log import Op, pack_pair, unpack_pair
-from unifs.state.database import reader
+from unifs.state.database import open_reader
 from unifs.vfs.smallrows import INODE, JOURNAL, KEYS, TABLES, rows_naming
 from unifs.waiting import complete
 
@@ -177,7 +177,7 @@ _ROOTS = (
 
 def tree_roots(database: Path) -> Iterator[Root]:
     """What ``Keeper.roots`` answers; no read transaction sees more than ``KEYS`` rows."""
-    connection = reader(database)
+    connection = open_reader(database)
     try:
         for table, key, column, where in _ROOTS:
             first = f"select min({key}) from {table} where {key}>?"

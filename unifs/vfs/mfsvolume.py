@@ -163,7 +163,9 @@ class MfsVolume(TreeVolume):
         return inode
 
     def find(self, parent: Inode, name: bytes) -> TreeInode | None:
-        self.expand(parent)
+        stored: bytes = parent.stored  # type: ignore[attr-defined]
+        if stored and stored[0] == LINKED:
+            self.expand(parent)
         return super().find(parent, name)
 
     def is_empty(self, inode: TreeInode) -> bool:

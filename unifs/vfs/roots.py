@@ -34,7 +34,7 @@ from unifs.journal.content import (
     large_id,
     small_content,
 )
-from unifs.state.database import reader
+from unifs.state.database import open_reader
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class RowView:
         self._storage = storage
         self._changed = changed
         self._profile = storage.profile
-        self._connection = reader(storage.state.database)
+        self._connection = open_reader(storage.state.database)
 
     def close(self) -> None:
         self._connection.close()

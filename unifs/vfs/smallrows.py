@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from unifs.journal.content import SMALL
 from unifs.journal.log import Op
-from unifs.state.database import reader
+from unifs.state.database import open_reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,7 @@ def rows_naming(database: Path, table: Table, segment: int, after: int) -> Itera
         f" where {table.key}>? and {table.key}<=?{table.where} and {names}"
     )
     first = f"select min({table.key}) from {table.name} where {table.key}>?"
-    connection = reader(database)
+    connection = open_reader(database)
     try:
         while True:
             least: Any = connection.execute(first, (after,)).fetchall()[0][0]

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from unifs.errors import BadHandle, TooLarge, UnifsError
-from unifs.journal.content import SmallContent
+from unifs.journal.content import SMALL_BYTES, SmallContent
 from unifs.journal.overlay import is_full
 from unifs.vfs.tree import fill_attributes
 from unifs.vfs.volume import DirectoryHandle, Handle
@@ -32,7 +32,8 @@ class TreeHandle(Handle):
     def __init__(
         self, inode: TreeInode, volume: TreeVolume, can_read: bool, can_write: bool
     ) -> None:
-        super().__init__(inode)
+        self.inode = inode
+        self.fh = 0
         self.volume = volume
         self.can_read = can_read
         self.can_write = can_write
@@ -92,7 +93,13 @@ class TreeHandle(Handle):
         overlay = inode.overlay
         if overlay is None:
             overlay = volume.writer.overlay_of(inode)
-        volume.overlays.write(overlay, offset, data)
+        buffer = overlay.buffer
+        if buffer is not None and offset == len(buffer) and end <= SMALL_BYTES:
+            # What nearly every write to a small file does.
+            buffer += data
+            overlay.is_dirty = True
+        else:
+            volume.overlays.write(overlay, offset, data)
         attributes = inode.attributes
         if end > attributes.st_size:
             attributes.st_size = end
