@@ -3,8 +3,8 @@
 An upload is known by what it holds. Part 10,000, never part of the object, is 64 bytes made of the
 change's token: so ListParts tells after a crash, without anything kept here, which upload was this
 change's, and the other parts are compared by their MD5 with what is to be stored. An upload that
-fails for good is aborted at once; one that was cut off waits for the same change to come again. Those
-that nobody comes for are aborted when they are a day old (``sweep``).
+fails for good is aborted at once; one that was cut off waits for the same change to come again.
+Those that nobody comes for are aborted when they are a day old (``sweep``).
 """
 
 from __future__ import annotations

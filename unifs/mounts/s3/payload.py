@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Final
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from unifs.mounts.base import ContentReader
     from unifs.mounts.blocking import Blocking
 
@@ -33,8 +31,8 @@ class BytesPayload:
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        yield self._data
+    async def piece(self, offset: int) -> bytes:
+        return self._data[offset:]
 
 
 class ContentPayload:
@@ -55,31 +53,29 @@ class ContentPayload:
             sha256.update(piece)
             md5.update(piece)
 
-        async for piece in self._read():
+        offset = 0
+        while offset < self.size_bytes:
+            piece = await self._read(offset)
             if len(piece) <= INLINE_BYTES:
                 update(piece)
             else:
                 await blocking.change(update, piece)
             if self.size_bytes <= PIECE_BYTES:
                 self._whole = piece
+            offset += len(piece)
         self.sha256, self.md5 = sha256.hexdigest(), md5.hexdigest()
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def piece(self, offset: int) -> bytes:
         if self._whole is not None:
-            yield self._whole
-            return
-        async for piece in self._read():
-            yield piece
+            return self._whole[offset:]
+        return await self._read(offset)
 
-    async def _read(self) -> AsyncIterator[bytes]:
-        at, end = self._offset, self._offset + self.size_bytes
-        while at < end:
-            size = min(PIECE_BYTES, end - at)
-            piece = await self._content.read(at, size)
-            if len(piece) != size:
-                raise Corrupt("the content ended before its size")
-            yield piece
-            at += size
+    async def _read(self, offset: int) -> bytes:
+        size = min(PIECE_BYTES, self.size_bytes - offset)
+        piece = await self._content.read(self._offset + offset, size)
+        if len(piece) != size:
+            raise Corrupt("the content ended before its size")
+        return piece
 
 
 async def hashed(

@@ -28,7 +28,9 @@ from unifs.mounts.s3.attributes import (
     MTIME,
     TOKEN,
     ContentTypes,
+    marker_headers,
     mtime_text,
+    token_in,
     version_in,
     was,
     write_headers,
@@ -155,7 +157,7 @@ class Writing:
             if base is None:
                 return None
             raise Conflict(f"{place[1]!r} was removed by somebody")
-        if headers.get(TOKEN) == token:
+        if token_in(headers) == token:
             return await self.reading.node_of(place, headers)
         version = version_in(headers)
         if base is not None and (base == version or base in was(headers)):
@@ -173,7 +175,7 @@ class Writing:
         await self.directories.need_above(path)
         if await self.objects.head(bucket, prefix[:-1]) is not None:
             raise Exists(f"{path!r} is a file")
-        metadata = {TOKEN: token}
+        metadata = marker_headers(token)
         if self.options.keeps_attributes:
             metadata[MODE] = str(node.mode)
         keys = await self.objects.first_keys(bucket, prefix, 1)
@@ -183,12 +185,10 @@ class Writing:
             await self.directories.mark(bucket, prefix, metadata)
         except Conflict as error:
             headers = await self.objects.head(bucket, prefix)
-            if headers is None or headers.get(TOKEN) != token:
+            if headers is None or token_in(headers) != token:
                 raise Exists(f"{path!r} is there") from error
         self.directories.seen(path, is_marked=True)
-        if self.options.keeps_attributes:
-            return Node(node.mode, has_permissions=True)
-        return DIRECTORY
+        return await self.reading.stat(path) if self.options.keeps_attributes else DIRECTORY
 
     async def make_special(self, path: str, node: Node, token: str) -> Node:
         """Make a symlink, FIFO or socket as s3fs does: an object whose metadata says so."""
