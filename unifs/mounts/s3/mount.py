@@ -9,6 +9,7 @@ A version is the object's ETag, which names bytes and not moments: listings tell
 
 from __future__ import annotations
 
+import logging
 import stat
 import time
 from contextlib import asynccontextmanager
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from unifs.mounts.s3.options import CredentialSource, S3Options
     from unifs.types import Node, Page, SetAttributes, Version
 
+log = logging.getLogger(__name__)
+
 #: Threads for hashing and for boto3.
 THREADS_MAX: Final = 8
 
@@ -59,7 +62,7 @@ class S3Mount(Mount):
         self._blocking = Blocking(THREADS_MAX)
         self.control = Control(options, credentials, self._blocking)
         self._reading = Reading(Objects(self.service), self.places)
-        self._conditions = Conditions(self.service, self.places.prefix)
+        self._conditions = Conditions(self.service, self.places.prefix, self._found)
         self._writing = Writing(self._reading, self._conditions, self._blocking)
         self._multipart = Multipart(self._writing)
         self._moving = Moving(self._writing, self._multipart)
@@ -122,6 +125,10 @@ class S3Mount(Mount):
 
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         await self._moving.set_attributes(path, changes, token)
+
+    def _found(self, bucket: str, honoured: Honoured) -> None:
+        self.is_conditional = self.is_conditional and honoured.is_all
+        log.info("conditions: mount=%s bucket=%s honoured=%s", self.name, bucket, honoured)
 
     # --- for control operations -------------------------------------------------------------------
 

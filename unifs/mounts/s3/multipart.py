@@ -204,6 +204,9 @@ class Multipart:
 
     async def _mark(self, upload: Upload) -> tuple[str, int] | None:
         found = await self._parts_after(upload, MARK_PART - 1)
+        if MARK_PART not in found:
+            # Some services count parts where others compare numbers.
+            found = await self._parts(upload)
         return found.get(MARK_PART)
 
     async def _parts(self, upload: Upload) -> dict[int, tuple[str, int]]:

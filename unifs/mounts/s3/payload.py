@@ -11,6 +11,8 @@ import base64
 import hashlib
 from typing import TYPE_CHECKING, Final
 
+import google_crc32c
+
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class BytesPayload:
         self.size_bytes = len(data)
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        self.crc32c: int = google_crc32c.value(data)
 
     async def piece(self, offset: int) -> bytes:
         return self._data[offset:]
@@ -44,6 +47,7 @@ class ContentPayload:
         self.size_bytes = size_bytes
         self._whole: bytes | None = None
         self.sha256 = self.md5 = ""
+        self.crc32c = 0
 
     async def hash(self, blocking: Blocking) -> None:
         """Read it and compute what it is signed with."""
@@ -52,6 +56,7 @@ class ContentPayload:
         def update(piece: bytes) -> None:
             sha256.update(piece)
             md5.update(piece)
+            self.crc32c = google_crc32c.extend(self.crc32c, piece)
 
         offset = 0
         while offset < self.size_bytes:
@@ -92,4 +97,7 @@ def checksum_headers(kind: str, payload: BytesPayload | ContentPayload) -> dict[
     if kind == "sha256":
         digest = base64.b64encode(bytes.fromhex(payload.sha256)).decode()
         return {"x-amz-checksum-sha256": digest}
+    if kind == "crc32c":
+        digest = base64.b64encode(payload.crc32c.to_bytes(4, "big")).decode()
+        return {"x-amz-checksum-crc32c": digest}
     return {}
