@@ -59,6 +59,9 @@ class Mount:
     #: that, as the class says or as one mount finds out, this is False and ``explain`` shows the
     #: remaining window.
     is_conditional: bool = True
+    #: The verbs that an overridden ``commit`` wants many of at once (None: all); the others come
+    #: one in a call, and several calls at a time.
+    batched: ClassVar[frozenset[str] | None] = None
 
     # --- reading --------------------------------------------------------------------------------
 
