@@ -44,6 +44,7 @@ from unifs.types import Version
 if TYPE_CHECKING:
     from unifs.mounts.s3.listing import Listed
     from unifs.mounts.s3.multipart import Multipart
+    from unifs.mounts.s3.removing import Removing
     from unifs.mounts.s3.writing import Place, Writing
     from unifs.types import SetAttributes
 
@@ -58,8 +59,8 @@ ROUNDS_MAX: Final = 10
 class Moving:
     """rename and set_attributes for one mount."""
 
-    def __init__(self, writing: Writing, multipart: Multipart) -> None:
-        self._writing = writing
+    def __init__(self, writing: Writing, removing: Removing, multipart: Multipart) -> None:
+        self._removing = removing
         self._multipart = multipart
         self._reading = writing.reading
         self._objects = writing.objects
@@ -187,7 +188,7 @@ class Moving:
             raise IsADirectory(f"{new_path!r} is a directory")
         await self.copy(source, headers, target, {TOKEN: token})
         try:
-            await self._writing.remove(path, version_in(headers), token)
+            await self._removing.remove(path, version_in(headers), token)
         except Conflict:
             # Somebody stored another object at the old place; it is theirs and stays.
             return
@@ -259,4 +260,4 @@ class Moving:
             except NotFound:
                 return
             self._objects.remember(new, version, made)
-        await self._writing.delete_version(old, version)
+        await self._removing.delete_version(old, version)
