@@ -22,8 +22,8 @@ from unifs.errors import (
     NoSpace,
     PermissionDenied,
     RateLimited,
-    Unreachable,
     UnifsError,
+    Unreachable,
 )
 from unifs.mounts.base import Mount
 

@@ -94,6 +94,11 @@ class RemoteVolume(TreeVolume):
         self.invalidator: Invalidator | None = None
         #: How long what the backend said is believed.
         self.fresh_s = 30.0
+        #: The mount is read-only by the settings; what was written before still goes out.
+        self.refuses_changes = False
+        #: fsync waits for the backend too; ``moved_bytes`` tells whether anything moves there.
+        self.waits_for_backend = False
+        self.moved_bytes: Callable[[], int] = lambda: 0
         self.unsynced = Unsynced(self)
         self.rows = 0
         self.rows_max = ROWS_MAX
@@ -253,7 +258,7 @@ class RemoteVolume(TreeVolume):
     # --- changing ---------------------------------------------------------------------------------
 
     def _check_writable(self) -> None:
-        if self.is_read_only():
+        if self.refuses_changes or self.is_read_only():
             raise ReadOnly
 
     def setattr(

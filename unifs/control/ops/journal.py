@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from unifs.control.daemon_protocol import ChangeState, Daemon, JournalRecord, JournalStatus
+from unifs.control.daemon_protocol import Answer, ChangeState, Daemon, JournalRecord, JournalStatus
 from unifs.control.registry import Emit, Param, operation
+from unifs.errors import InvalidArgument
 
 MaybePath = Annotated[
     str | None, Param("only at and below this path of the tree", place="tree", argument=True)
@@ -28,6 +29,35 @@ async def list_(
 ) -> None:
     """List changes, the newest first."""
     async for record in daemon.journal.list(path, only, limit):
+        await emit(record)
+
+
+class Retried(Answer):
+    """Changes that are tried again."""
+
+    retried: int
+
+
+@operation("journal.retry", mutates=True)
+async def retry(daemon: Daemon, path: MaybePath = None) -> Retried:
+    """Try changes that were given up once more."""
+    return Retried(retried=await daemon.journal.retry(path))
+
+
+@operation("journal.drop", mutates=True)
+async def drop(
+    daemon: Daemon,
+    emit: Emit[JournalRecord],
+    path: MaybePath = None,
+    yes: Annotated[bool, Param("lose them; without it nothing is done")] = False,
+) -> None:
+    """Let go of changes that were given up: what the backend has takes their place.
+
+    Lists what was lost. Changes that are still tried are not touched.
+    """
+    if not yes:
+        raise InvalidArgument("that loses changes for good: say --yes", field="yes")
+    for record in await daemon.journal.drop(path):
         await emit(record)
 
 
