@@ -143,19 +143,7 @@ class Daemon:
         self.table = MountTable(self.vfs, self.storage, self.notifications, mount_point)
         self._volumes: list[RemoteVolume] = []
         self._add_volumes()
-        self.credential_store = CredentialStore(settings.state_directory)
-        self.remotes = Remotes(
-            Parts(
-                self.trees,
-                self.table,
-                self.cache,
-                self.notifications,
-                settings.journal,
-                make or partial(backends.make, store=self.credential_store),
-                settings.read_only,
-            )
-        )
-        self.remotes.add_configured(settings.mounts)
+        self._add_remotes(make)
         self._answer()
         self.session = Session(
             self.vfs, self._options(), self.metrics, self.access_log, self.notifications
@@ -195,6 +183,22 @@ class Daemon:
         if isinstance(local, LocalMount) and local.enabled:
             for problem in self.table.add_local(local.directories, local.attribute_timeout_s):
                 log.warning("not shown: %s", problem)
+
+    def _add_remotes(self, make: Make | None) -> None:
+        settings = self.settings
+        self.credential_store = CredentialStore(settings.state_directory)
+        self.remotes = Remotes(
+            Parts(
+                self.trees,
+                self.table,
+                self.cache,
+                self.notifications,
+                settings.journal,
+                make or partial(backends.make, store=self.credential_store),
+                settings.read_only,
+            )
+        )
+        self.remotes.add_configured(settings.mounts)
 
     def _answer(self) -> None:
         """What control operations see of this daemon."""

@@ -150,9 +150,10 @@ class MemoryJournal:
     async def retry(self, path: str | None) -> int:
         return 0
 
-    async def drop(self, path: str | None) -> list[JournalRecord]:
+    async def drop(self, path: str | None, is_meant: bool) -> list[JournalRecord]:
         dropped = [each for each in self.records if each.state == "quarantined"]
-        self.records = [each for each in self.records if each.state != "quarantined"]
+        if is_meant:
+            self.records = [each for each in self.records if each.state != "quarantined"]
         return dropped
 
 

@@ -111,6 +111,12 @@ class DaemonSystem(FileSystem):
         await self.listdir()
         self.remote(self.at).freeze()
 
+    async def until_given_up(self, count: int) -> None:
+        """So many changes of the mount are quarantined."""
+        with trio.fail_after(10):
+            while (await self.daemon.journal.status(f"/{self.at}")).quarantined < count:
+                await trio.sleep(0.01)
+
     async def sync(self, path: str | None = None) -> Any:
         with trio.fail_after(20):
             return await self.daemon.journal.sync(path, "synced", None)

@@ -103,15 +103,15 @@ async def test_what_is_refused_for_good_is_retried_or_dropped_by_hand(
     remote.fail("put", refusal, refusal)
     await system.write("old", b"mine")
     await system.write("new", b"mine too")
-    with trio.fail_after(5):
-        while (await journal.status("/s3")).quarantined < 2:
-            await trio.sleep(0.01)
+    await system.until_given_up(2)
     given_up = [each async for each in journal.list(None, "quarantined", 10)]
     assert sorted(each.path for each in given_up) == ["/s3/new", "/s3/old"]
     assert {each.reason for each in given_up} == {"the key may not write here"}
     with pytest.raises(PermissionDenied):
         await journal.sync("/s3/old", "synced", None)
-    dropped = await journal.drop("/s3/old")
+    assert len(await journal.drop("/s3/old", False)) == 1
+    assert (await journal.status("/s3")).quarantined == 2
+    dropped = await journal.drop("/s3/old", True)
     assert [each.path for each in dropped] == ["/s3/old"]
     assert await system.read("old") == b"theirs"
     assert await journal.retry("/s3") == 1
@@ -127,11 +127,9 @@ async def test_a_removal_that_is_dropped_brings_the_object_back(system: DaemonSy
     assert await system.listdir() == [b"a"]
     remote.fail("remove", PermissionDenied("no deletes"))
     await system.unlink("a")
-    with trio.fail_after(5):
-        while (await journal.status("/s3")).quarantined < 1:
-            await trio.sleep(0.01)
+    await system.until_given_up(1)
     assert not await system.exists("a")
-    await journal.drop("/s3")
+    await journal.drop("/s3", True)
     assert await system.read("a") == b"kept"
     assert (await journal.status(None)).quarantined == 0
 
@@ -140,10 +138,8 @@ async def test_a_new_object_that_is_dropped_is_gone(system: DaemonSystem) -> Non
     remote, journal = system.remote(), system.daemon.journal
     remote.fail("put", PermissionDenied("no"))
     await system.write("a", b"lost " * 50_000)
-    with trio.fail_after(5):
-        while (await journal.status("/s3")).quarantined < 1:
-            await trio.sleep(0.01)
-    await journal.drop("/s3/a")
+    await system.until_given_up(1)
+    await journal.drop("/s3/a", True)
     assert not await system.exists("a")
     assert system.volume.unsynced.size_bytes == 0
     await system.remount()
@@ -244,7 +240,7 @@ async def test_a_mount_that_cannot_begin_stops_no_other(tmp_path: Path) -> None:
         with pytest.raises(Unreachable, match="s3 is not served: the service is not there"):
             await system.stat("a")
         with trio.fail_after(10):
-            while system.daemon.remotes.get("s3").problem:
+            while system.daemon.remotes.get("s3").problem:  # noqa: ASYNC110
                 await trio.sleep(0.05)
         with pytest.raises(NotFound):
             await system.stat("a")

@@ -71,28 +71,9 @@ class Explainer:
             assert isinstance(inode, RemoteInode)
             return explain_remote(path, inode, remote, self._journal.remotes, cid)
         if isinstance(volume, Namespace):
-            return Explanation(
-                path=path,
-                mount="",
-                kind="namespace",
-                version=None,
-                cid=None,
-                state=None,
-                bytes_from="the mount table; nothing can be stored here",
-                fsync=FSYNC_NONE,
-            )
+            return _table_itself(path)
         if isinstance(volume, HostVolume):
-            return Explanation(
-                path=path,
-                mount=volume.name,
-                kind="local",
-                version=_host_version(inode),
-                cid=None,
-                state=None,
-                bytes_from="the host file itself",
-                fsync=FSYNC_LOCAL,
-                notes=["changes made outside are seen within the configured time"],
-            )
+            return _on_host(path, inode)
         status = await self._journal.status(path)
         unsynced = [
             f"{count} changes are {state}"
@@ -119,17 +100,18 @@ class Explainer:
 
     async def _found(self, path: str) -> Inode | Explanation:
         """What is at a path; the reason where its backend does not answer."""
+        remote = self._remote_at(path)
         try:
-            with trio.fail_after(ANSWER_S):
+            with trio.move_on_after(float("inf") if remote is None else ANSWER_S):
                 inode = await self._paths.find(path)
                 await complete(inode.volume.getattr, inode)
                 return inode
-        except (trio.TooSlowError, *FAULTS) as error:
-            remote = self._remote_at(path)
+        except FAULTS as error:
             if remote is None:
                 raise
-            reason = str(error) or f"no answer within {ANSWER_S:g} s"
-            return _unanswered(path, reason, remote)
+            return _unanswered(path, str(error), remote)
+        assert remote is not None
+        return _unanswered(path, f"no answer within {ANSWER_S:g} s", remote)
 
     def _remote_at(self, path: str) -> Remote | None:
         name = path.strip("/").partition("/")[0]
@@ -188,6 +170,33 @@ class Explainer:
         if inode.stored and inode.stored[0] == LINKED:
             return "blocks of the embedded node, by the CID that it was linked from"
         return "the tree"
+
+
+def _table_itself(path: str) -> Explanation:
+    return Explanation(
+        path=path,
+        mount="",
+        kind="namespace",
+        version=None,
+        cid=None,
+        state=None,
+        bytes_from="the mount table; nothing can be stored here",
+        fsync=FSYNC_NONE,
+    )
+
+
+def _on_host(path: str, inode: Inode) -> Explanation:
+    return Explanation(
+        path=path,
+        mount=inode.volume.name,
+        kind="local",
+        version=_host_version(inode),
+        cid=None,
+        state=None,
+        bytes_from="the host file itself",
+        fsync=FSYNC_LOCAL,
+        notes=["changes made outside are seen within the configured time"],
+    )
 
 
 def _unanswered(path: str, reason: str, remote: Remote) -> Explanation:

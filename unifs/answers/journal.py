@@ -210,9 +210,10 @@ class JournalAnswer:
         """Try what was given up again, at and below a path; how many changes."""
         return self._remotes.retry(await self._top(path))
 
-    async def drop(self, path: str | None) -> Sequence[JournalRecord]:
-        """Let go of what was given up, at and below a path; which changes."""
-        return await self._remotes.drop(await self._top(path))
+    async def drop(self, path: str | None, is_meant: bool) -> Sequence[JournalRecord]:
+        """Let go of what was given up, at and below a path, if that ``is_meant``; which changes."""
+        top = await self._top(path)
+        return await self._remotes.drop(top) if is_meant else [*self._remotes.quarantined(top)]
 
 
 def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:

@@ -256,8 +256,10 @@ class Journal(Protocol):
         """Try quarantined changes again; how many."""
         ...
 
-    async def drop(self, path: str | None) -> Sequence[JournalRecord]:
-        """Give quarantined changes up: what the backend has takes their place. Which they were."""
+    async def drop(self, path: str | None, is_meant: bool) -> Sequence[JournalRecord]:
+        """Give quarantined changes up: what the backend has takes their place. Which they are;
+        nothing happens unless ``is_meant``.
+        """
         ...
 
 

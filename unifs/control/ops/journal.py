@@ -6,7 +6,6 @@ from msgspec import Meta
 
 from unifs.control.daemon_protocol import Answer, ChangeState, Daemon, JournalRecord, JournalStatus
 from unifs.control.registry import Emit, Param, operation
-from unifs.errors import InvalidArgument
 
 MaybePath = Annotated[
     str | None, Param("only at and below this path of the tree", place="tree", argument=True)
@@ -49,15 +48,13 @@ async def drop(
     daemon: Daemon,
     emit: Emit[JournalRecord],
     path: MaybePath = None,
-    yes: Annotated[bool, Param("lose them; without it nothing is done")] = False,
+    yes: Annotated[bool, Param("lose them; without it they are only listed")] = False,
 ) -> None:
     """Let go of changes that were given up: what the backend has takes their place.
 
-    Lists what was lost. Changes that are still tried are not touched.
+    Lists what is lost, without `--yes` what would be. Changes that are still tried are not touched.
     """
-    if not yes:
-        raise InvalidArgument("that loses changes for good: say --yes", field="yes")
-    for record in await daemon.journal.drop(path):
+    for record in await daemon.journal.drop(path, yes):
         await emit(record)
 
 
