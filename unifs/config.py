@@ -61,7 +61,7 @@ class LocalMount(MountBase, frozen=True, kw_only=True, tag="local"):
     ] = 1.0
     directories: Annotated[
         dict[str, str], Meta(description="NAME = absolute path of a host directory")
-    ] = {}
+    ] = msgspec.field(default_factory=dict)
 
 
 MountSettings = IpfsMount | MfsMount | LocalMount | S3Settings
@@ -222,6 +222,14 @@ def config_file(environment: Mapping[str, str] = os.environ) -> Path:
 
 def _home(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("HOME") or os.path.expanduser("~"))
+
+
+def variable(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The environment variable in which somebody keeps a secret. ConfigInvalid if it is not set."""
+    value = environment.get(name)
+    if not value:
+        raise ConfigInvalid(f"the environment variable {name} is not set")
+    return value
 
 
 # --- reading ------------------------------------------------------------------------------------

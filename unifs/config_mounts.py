@@ -53,6 +53,10 @@ class RemoteBase(MountBase, frozen=True, kw_only=True):
         """What is shown, in the words of the settings; the same words are the same objects."""
         raise NotImplementedError
 
+    def place(self, path: str) -> str:
+        """Where the backend has a path of the mount, for people."""
+        raise NotImplementedError
+
     def check(self, where: str) -> None:
         """MistakeError where keys do not fit each other."""
 
@@ -102,6 +106,14 @@ class S3Settings(RemoteBase, frozen=True, kw_only=True, tag="s3"):
     def source(self) -> str:
         place = self.endpoint.rstrip("/") or "s3://"
         return "/".join(part for part in (place, self.bucket, self.prefix.strip("/")) if part)
+
+    def place(self, path: str) -> str:
+        bucket, key = self.bucket, self.prefix + path
+        if not bucket:
+            bucket, _, key = path.partition("/")
+        if not bucket:
+            return f"the buckets of {self.source()}"
+        return f"bucket {bucket}, key {key}" if key else f"bucket {bucket}"
 
     def check(self, where: str) -> None:
         if self.endpoint:

@@ -93,6 +93,9 @@ class RemoteVolume(TreeVolume):
         self.invalidator: Invalidator | None = None
         #: How long what the backend said is believed.
         self.fresh_s = 30.0
+        #: fsync waits for the backend too; ``moved_bytes`` tells whether anything moves there.
+        self.waits_for_backend = False
+        self.moved_bytes: Callable[[], int] = lambda: 0
         self.rows = 0
         self.rows_max = ROWS_MAX
         #: Wall-clock time: what is remembered over a restart.
@@ -252,7 +255,7 @@ class RemoteVolume(TreeVolume):
     # --- changing ---------------------------------------------------------------------------------
 
     def _check_writable(self) -> None:
-        if self.is_read_only():
+        if self.refuses_changes or self.is_read_only():
             raise ReadOnly
 
     def setattr(
