@@ -2,7 +2,9 @@
 
 What unifs itself leaves in an object's metadata, always:
 
-    unifs-token    the journal record that stored the object: how a repeated put knows itself
+    unifs-token    the journal record that stored the object: how a repeated put knows itself. Of a
+                   directory's marker also a parameter of its content type, which is the only thing
+                   that SeaweedFS keeps of a marker
     unifs-was      versions it had before unifs copied it (a copy may have another ETag), last first
 
 With ``keeps_attributes`` also the convention of s3fs, whose ``mtime`` rclone reads too: ``mode``
@@ -17,6 +19,7 @@ import stat
 from decimal import Decimal
 from mimetypes import MimeTypes
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote
 
 from unifs.errors import Corrupt
 from unifs.mounts.s3.errors import date_s
@@ -48,11 +51,26 @@ KEPT_HEADERS: Final = (
 #: Copies in a row that somebody who knows the first version still understands.
 WAS_MAX: Final = 8
 DIRECTORY: Final = Node(stat.S_IFDIR | 0o755)
-#: What the marker of a directory says it is; s3fs and weed know it.
+#: What the marker of a directory says it is; s3fs knows it, with parameters too.
 DIRECTORY_TYPE: Final = "application/x-directory"
+_MARKED = re.compile(r'application/x-directory; *unifs-token="([^"]*)"')
 _MODE = re.compile(r"[0-9]{1,9}")
 _MTIME = re.compile(r"[0-9]{1,11}(\.[0-9]{1,9})?")
 _TYPES: Final = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK)
+
+
+def token_in(headers: Mapping[str, str]) -> str:
+    """The token of the change that stored an object or a marker; "" where it was not unifs."""
+    found = _MARKED.fullmatch(headers.get("content-type", ""))
+    return headers.get(TOKEN, "") or (unquote(found[1]) if found else "")
+
+
+def marker_headers(token: str) -> dict[str, str]:
+    """What a directory's marker says of itself; without a token it is nobody's change."""
+    if not token:
+        return {"content-type": DIRECTORY_TYPE}
+    kind = f'{DIRECTORY_TYPE}; unifs-token="{quote(token, safe="")}"'
+    return {"content-type": kind, TOKEN: token}
 
 
 def version_in(headers: Mapping[str, str]) -> Version:

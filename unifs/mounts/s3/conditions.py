@@ -20,6 +20,8 @@ from unifs.mounts.s3.encryption import key_headers
 from unifs.mounts.s3.service import Request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unifs.mounts.s3.service import Service
 
 log = logging.getLogger(__name__)
@@ -49,9 +51,13 @@ class Honoured:
 class Conditions:
     """What was found out so far. Belongs to the event loop's thread."""
 
-    def __init__(self, service: Service, prefix: str) -> None:
+    def __init__(
+        self, service: Service, prefix: str, found: Callable[[str, Honoured], None]
+    ) -> None:
+        """``found`` hears of each bucket once."""
         self._service = service
         self._prefix = prefix
+        self._found = found
         self._known: dict[str, Honoured] = {}
         self._looking = trio.Lock()
 
@@ -71,8 +77,7 @@ class Conditions:
                 if len(self._known) >= BUCKETS_MAX:
                     self._known.clear()
                 self._known[bucket] = found
-                if not found.is_all:
-                    log.warning("conditions are not kept: bucket=%s honoured=%s", bucket, found)
+                self._found(bucket, found)
         return found
 
     async def _look(self, bucket: str) -> Honoured:

@@ -45,9 +45,9 @@ class Control:
     ) -> dict[str, Any]:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        if self._client is None or identity != self._identity:
-            self._client, self._identity = self._made(identity), identity
         try:
+            if self._client is None or identity != self._identity:
+                self._client, self._identity = self._made(identity), identity
             answer: dict[str, Any] = getattr(self._client, operation)(**parameters)
         except ClientError as error:
             raise _named(operation, error.response) from error
@@ -72,6 +72,8 @@ class Control:
             "read_timeout": ANSWER_S,
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
+            # The data path knows no proxy either: both must reach the same service.
+            "proxies": {"http": None, "https": None},
         }
         if identity is None:
             settings["signature_version"] = UNSIGNED

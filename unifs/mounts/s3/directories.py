@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from unifs.errors import Conflict, NotADirectory, NotFound, PermissionDenied
-from unifs.mounts.s3.attributes import DIRECTORY_TYPE, write_headers
+from unifs.mounts.s3.attributes import marker_headers, write_headers
 from unifs.mounts.s3.encryption import key_headers
 from unifs.mounts.s3.service import Request
 
@@ -93,21 +93,19 @@ class Directories:
         if not prefix.endswith("/"):
             return
         try:
-            await self.mark(bucket, prefix, {})
+            await self.mark(bucket, prefix, marker_headers(""))
         except Conflict:
             pass
         except PermissionDenied:
             return
         self.seen(above, is_marked=True)
 
-    async def mark(self, bucket: str, prefix: str, metadata: dict[str, str]) -> None:
-        """Put a directory's marker. Conflict where there is one."""
+    async def mark(
+        self, bucket: str, prefix: str, headers: dict[str, str], is_new: bool = True
+    ) -> None:
+        """Put a directory's marker. Conflict where there is one and it is to be new."""
         options = self._objects.service.options
-        headers = {
-            "if-none-match": "*",
-            "content-type": DIRECTORY_TYPE,
-            **write_headers(options),
-            **key_headers(options),
-            **metadata,
-        }
-        await self._objects.service.call(Request("PUT", bucket, prefix, headers=headers))
+        said = {**write_headers(options), **key_headers(options), **headers}
+        if is_new:
+            said["if-none-match"] = "*"
+        await self._objects.service.call(Request("PUT", bucket, prefix, headers=said))

@@ -9,12 +9,14 @@ A version is the object's ETag, which names bytes and not moments: listings tell
 
 from __future__ import annotations
 
+import logging
 import stat
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from itertools import groupby
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from unifs.errors import Exists, InvalidArgument, NotFound, Unsupported
+from unifs.errors import Exists, InvalidArgument, NotFound, UnifsError, Unsupported
 from unifs.mounts.base import Mount
 from unifs.mounts.blocking import Blocking
 from unifs.mounts.s3.attributes import DIRECTORY
@@ -25,16 +27,19 @@ from unifs.mounts.s3.multipart import Multipart
 from unifs.mounts.s3.names import Places
 from unifs.mounts.s3.objects import Objects
 from unifs.mounts.s3.reading import Reading
+from unifs.mounts.s3.removing import Removing
 from unifs.mounts.s3.service import Service
 from unifs.mounts.s3.writing import SINGLE_BYTES, Writing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from unifs.mounts.base import ContentReader
     from unifs.mounts.s3.conditions import Honoured
     from unifs.mounts.s3.options import CredentialSource, S3Options
-    from unifs.types import Node, Page, SetAttributes, Version
+    from unifs.types import Change, Node, Page, SetAttributes, Version
+
+log = logging.getLogger(__name__)
 
 #: Threads for hashing and for boto3.
 THREADS_MAX: Final = 8
@@ -44,6 +49,7 @@ class S3Mount(Mount):
     """One S3 service as one identity sees it."""
 
     kind = "s3"
+    batched: ClassVar[frozenset[str] | None] = frozenset({"remove"})
 
     def __init__(
         self,
@@ -59,10 +65,11 @@ class S3Mount(Mount):
         self._blocking = Blocking(THREADS_MAX)
         self.control = Control(options, credentials, self._blocking)
         self._reading = Reading(Objects(self.service), self.places)
-        self._conditions = Conditions(self.service, self.places.prefix)
+        self._conditions = Conditions(self.service, self.places.prefix, self._found)
         self._writing = Writing(self._reading, self._conditions, self._blocking)
         self._multipart = Multipart(self._writing)
-        self._moving = Moving(self._writing, self._multipart)
+        self._removing = Removing(self._reading, self._conditions)
+        self._moving = Moving(self._writing, self._removing, self._multipart)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -108,7 +115,7 @@ class S3Mount(Mount):
 
     async def remove(self, path: str, base: Version | None, token: str) -> None:
         if not self.places.is_top(path):
-            await self._writing.remove(path, base, token)
+            await self._removing.remove(path, base, token)
             return
         if not path or not self.places.has_buckets:
             raise Unsupported("the root stays where it is")
@@ -122,6 +129,37 @@ class S3Mount(Mount):
 
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         await self._moving.set_attributes(path, changes, token)
+
+    async def commit(
+        self, changes: Sequence[tuple[Change, ContentReader | None]]
+    ) -> list[Node | UnifsError | None]:
+        outcomes: list[Node | UnifsError | None] = []
+        for is_removal, group in groupby(changes, lambda pair: pair[0].verb == "remove"):
+            if is_removal:
+                removals = [(change.path, change.base, change.token) for change, _ in group]
+                outcomes += await self._remove_many(removals)
+            else:
+                outcomes += await super().commit(list(group))
+        return outcomes
+
+    async def _remove_many(
+        self, removals: list[tuple[str, Version | None, str]]
+    ) -> list[UnifsError | None]:
+        tops = any(self.places.is_top(path) for path, _, _ in removals)
+        if not tops and len(removals) > 1:
+            return await self._removing.remove_many(removals)
+        outcomes: list[UnifsError | None] = []
+        for removal in removals:
+            try:
+                await self.remove(*removal)
+                outcomes.append(None)
+            except UnifsError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _found(self, bucket: str, honoured: Honoured) -> None:
+        self.is_conditional = self.is_conditional and honoured.is_all
+        log.info("conditions: mount=%s bucket=%s honoured=%s", self.name, bucket, honoured)
 
     # --- for control operations -------------------------------------------------------------------
 

@@ -26,7 +26,9 @@ from unifs.errors import (
 from unifs.mounts.s3.attributes import (
     TOKEN,
     copied,
+    marker_headers,
     size_in,
+    token_in,
     told,
     version_in,
     write_headers,
@@ -42,6 +44,7 @@ from unifs.types import Version
 if TYPE_CHECKING:
     from unifs.mounts.s3.listing import Listed
     from unifs.mounts.s3.multipart import Multipart
+    from unifs.mounts.s3.removing import Removing
     from unifs.mounts.s3.writing import Place, Writing
     from unifs.types import SetAttributes
 
@@ -56,8 +59,8 @@ ROUNDS_MAX: Final = 10
 class Moving:
     """rename and set_attributes for one mount."""
 
-    def __init__(self, writing: Writing, multipart: Multipart) -> None:
-        self._writing = writing
+    def __init__(self, writing: Writing, removing: Removing, multipart: Multipart) -> None:
+        self._removing = removing
         self._multipart = multipart
         self._reading = writing.reading
         self._objects = writing.objects
@@ -139,10 +142,10 @@ class Moving:
             raise NotFound(f"there is no {path!r}")
         metadata = told(changes, stat.S_IFDIR)
         headers = await self._objects.head(bucket, prefix)
-        if headers is None:
-            await self._directories.mark(bucket, prefix, metadata)
-        elif any(headers.get(name) != value for name, value in metadata.items()):
-            await self.copy((bucket, prefix), headers, (bucket, prefix), metadata)
+        if headers is not None and all(headers.get(n) == value for n, value in metadata.items()):
+            return
+        said = {**marker_headers(""), **({} if headers is None else copied(headers)), **metadata}
+        await self._directories.mark(bucket, prefix, said, is_new=False)
 
     # --- rename -----------------------------------------------------------------------------------
 
@@ -156,7 +159,12 @@ class Moving:
         source = places.object_at(path)
         headers = await self._objects.head(*source)
         if headers is not None and not (source[1].endswith("/") and size_in(headers) == 0):
-            await self._rename_object(path, headers, new_path, token)
+            try:
+                await self._rename_object(path, headers, new_path, token)
+            except NotFound:
+                # An earlier try, of which we heard nothing, may have ended only now.
+                if not await self._is_done(new_path, token):
+                    raise
         elif await self._directories.is_there(path):
             await self._rename_directory(path, new_path, token)
         elif not await self._is_done(new_path, token):
@@ -166,7 +174,7 @@ class Moving:
         bucket, key = self._reading.places.object_at(new_path)
         for one in (key, self._reading.places.prefix_at(new_path)[1]):
             headers = await self._objects.head(bucket, one)
-            if headers is not None and headers.get(TOKEN) == token:
+            if headers is not None and token_in(headers) == token:
                 return True
         return False
 
@@ -180,7 +188,7 @@ class Moving:
             raise IsADirectory(f"{new_path!r} is a directory")
         await self.copy(source, headers, target, {TOKEN: token})
         try:
-            await self._writing.remove(path, version_in(headers), token)
+            await self._removing.remove(path, version_in(headers), token)
         except Conflict:
             # Somebody stored another object at the old place; it is theirs and stays.
             return
@@ -209,18 +217,14 @@ class Moving:
         if await self._objects.head(target[0], target[1][:-1]) is not None:
             raise NotADirectory(f"{new_path!r} is a file")
         there = await self._objects.head(*target)
-        if there is not None and there.get(TOKEN) == token:
+        if there is not None and token_in(there) == token:
             return
         keys = await self._objects.first_keys(*target, 2)
         if any(key != target[1] for key in keys):
             raise NotEmpty(f"{new_path!r} is not empty")
         headers = await self._objects.head(*source)
-        metadata = {} if headers is None else copied(headers)
-        metadata[TOKEN] = token
-        if there is not None:
-            await self.copy(target, there, target, metadata)
-        else:
-            await self._directories.mark(*target, metadata)
+        said = {**({} if headers is None else copied(headers)), **marker_headers(token)}
+        await self._directories.mark(*target, said, is_new=there is None)
 
     async def _move_below(self, source: Place, target: Place) -> bool:
         """Copy and delete everything below but the marker; whether there was anything."""
@@ -256,4 +260,4 @@ class Moving:
             except NotFound:
                 return
             self._objects.remember(new, version, made)
-        await self._writing.delete_version(old, version)
+        await self._removing.delete_version(old, version)

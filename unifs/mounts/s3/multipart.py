@@ -3,8 +3,8 @@
 An upload is known by what it holds. Part 10,000, never part of the object, is 64 bytes made of the
 change's token: so ListParts tells after a crash, without anything kept here, which upload was this
 change's, and the other parts are compared by their MD5 with what is to be stored. An upload that
-fails for good is aborted at once; one that was cut off waits for the same change to come again. Those
-that nobody comes for are aborted when they are a day old (``sweep``).
+fails for good is aborted at once; one that was cut off waits for the same change to come again.
+Those that nobody comes for are aborted when they are a day old (``sweep``).
 """
 
 from __future__ import annotations
@@ -204,6 +204,9 @@ class Multipart:
 
     async def _mark(self, upload: Upload) -> tuple[str, int] | None:
         found = await self._parts_after(upload, MARK_PART - 1)
+        if MARK_PART not in found:
+            # Some services count parts where others compare numbers.
+            found = await self._parts(upload)
         return found.get(MARK_PART)
 
     async def _parts(self, upload: Upload) -> dict[int, tuple[str, int]]:

@@ -16,10 +16,14 @@ from unifs.mounts.s3.listing import KeyPage, quoted_etag
 from unifs.mounts.s3.service import Request
 
 if TYPE_CHECKING:
-    from unifs.mounts.s3.service import Service
+    from unifs.mounts.s3.service import Answer, Service
     from unifs.mounts.s3.sigv4 import Pairs
     from unifs.types import Version
 
+#: Ranges up to this size are received into buffers that are used again: a fresh one costs its page
+#: faults, about 100 µs per MiB.
+SCRATCH_BYTES: Final = 1 << 20
+SCRATCH_MAX: Final = 16
 #: Objects whose version unifs's own copying changed, remembered until their readers know.
 ALIASES_MAX: Final = 4096
 
@@ -32,6 +36,7 @@ class Objects:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.key_headers = key_headers(service.options)
+        self._scratch: list[bytearray] = []
         self._aliases: OrderedDict[tuple[str, str, str], Version] = OrderedDict()
 
     async def head(self, bucket: str, key: str) -> dict[str, str] | None:
@@ -62,28 +67,30 @@ class Objects:
     async def _ranged(
         self, place: tuple[str, str], version: Version, offset: int, size: int
     ) -> bytes:
-        buffer = bytearray(size)
         headers = {
             "range": f"bytes={offset}-{offset + size - 1}",
             "if-match": if_match(version),
             **self.key_headers,
         }
-        request = Request("GET", *place, headers=headers, into=memoryview(buffer))
+        buffer = self._buffer(size)
+        request = Request("GET", *place, headers=headers, into=memoryview(buffer)[:size])
         try:
             answer = await self.service.call(request)
+            _check_range(request, answer, version, offset)
+            assert request.into is not None
+            return bytes(request.into[: answer.size_bytes])
         except InvalidArgument as error:
             if error.context.get("s3_code") in ("InvalidRange", "416"):
                 return b""
             raise
-        if version_in(answer.headers) not in ("", version):
-            raise Conflict(f"{place[1]!r} is another version")
-        if answer.status == 206:
-            found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
-            if found is None or int(found[1]) != offset:
-                raise Corrupt(f"{request}: the answer is of another range")
-        elif offset:
-            raise Corrupt(f"{request}: the service ignores ranges")
-        return bytes(buffer) if answer.size_bytes == size else bytes(buffer[: answer.size_bytes])
+        finally:
+            if len(buffer) == SCRATCH_BYTES and len(self._scratch) < SCRATCH_MAX:
+                self._scratch.append(buffer)
+
+    def _buffer(self, size: int) -> bytearray:
+        if size > SCRATCH_BYTES:
+            return bytearray(size)
+        return self._scratch.pop() if self._scratch else bytearray(SCRATCH_BYTES)
 
     async def alias(self, place: tuple[str, str], version: Version) -> Version | None:
         """The version that unifs's own copying made of ``version``; None if it was not that."""
@@ -112,6 +119,18 @@ class Objects:
         """The first keys below a prefix."""
         page = await self.page(bucket, {"prefix": prefix, "max-keys": str(count)})
         return [found.key for found in page.objects]
+
+
+def _check_range(request: Request, answer: Answer, version: Version, offset: int) -> None:
+    """The answer is of that version and begins there, whatever was asked for."""
+    if version_in(answer.headers) not in ("", version):
+        raise Conflict(f"{request}: the answer is of another version")
+    if answer.status == 206:
+        found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
+        if found is None or int(found[1]) != offset:
+            raise Corrupt(f"{request}: the answer is of another range")
+    elif offset:
+        raise Corrupt(f"{request}: the service ignores ranges")
 
 
 def if_match(version: Version) -> str:

@@ -11,11 +11,11 @@ import base64
 import hashlib
 from typing import TYPE_CHECKING, Final
 
+import google_crc32c
+
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from unifs.mounts.base import ContentReader
     from unifs.mounts.blocking import Blocking
 
@@ -32,9 +32,10 @@ class BytesPayload:
         self.size_bytes = len(data)
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        self.crc32c: int = google_crc32c.value(data)
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        yield self._data
+    async def piece(self, offset: int) -> bytes:
+        return self._data[offset:]
 
 
 class ContentPayload:
@@ -46,6 +47,7 @@ class ContentPayload:
         self.size_bytes = size_bytes
         self._whole: bytes | None = None
         self.sha256 = self.md5 = ""
+        self.crc32c = 0
 
     async def hash(self, blocking: Blocking) -> None:
         """Read it and compute what it is signed with."""
@@ -54,32 +56,31 @@ class ContentPayload:
         def update(piece: bytes) -> None:
             sha256.update(piece)
             md5.update(piece)
+            self.crc32c = google_crc32c.extend(self.crc32c, piece)
 
-        async for piece in self._read():
+        offset = 0
+        while offset < self.size_bytes:
+            piece = await self._read(offset)
             if len(piece) <= INLINE_BYTES:
                 update(piece)
             else:
                 await blocking.change(update, piece)
             if self.size_bytes <= PIECE_BYTES:
                 self._whole = piece
+            offset += len(piece)
         self.sha256, self.md5 = sha256.hexdigest(), md5.hexdigest()
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def piece(self, offset: int) -> bytes:
         if self._whole is not None:
-            yield self._whole
-            return
-        async for piece in self._read():
-            yield piece
+            return self._whole[offset:]
+        return await self._read(offset)
 
-    async def _read(self) -> AsyncIterator[bytes]:
-        at, end = self._offset, self._offset + self.size_bytes
-        while at < end:
-            size = min(PIECE_BYTES, end - at)
-            piece = await self._content.read(at, size)
-            if len(piece) != size:
-                raise Corrupt("the content ended before its size")
-            yield piece
-            at += size
+    async def _read(self, offset: int) -> bytes:
+        size = min(PIECE_BYTES, self.size_bytes - offset)
+        piece = await self._content.read(self._offset + offset, size)
+        if len(piece) != size:
+            raise Corrupt("the content ended before its size")
+        return piece
 
 
 async def hashed(
@@ -96,4 +97,7 @@ def checksum_headers(kind: str, payload: BytesPayload | ContentPayload) -> dict[
     if kind == "sha256":
         digest = base64.b64encode(bytes.fromhex(payload.sha256)).decode()
         return {"x-amz-checksum-sha256": digest}
+    if kind == "crc32c":
+        digest = base64.b64encode(payload.crc32c.to_bytes(4, "big")).decode()
+        return {"x-amz-checksum-crc32c": digest}
     return {}

@@ -1,4 +1,4 @@
-"""Storing and removing single objects, so that nobody's change is overwritten.
+"""Storing single objects, so that nobody's change is overwritten.
 
 ``put`` is one PUT with ``If-None-Match: *`` or ``If-Match``. A service that refuses it is asked
 what stands there: our own token means that an earlier attempt arrived, a version that unifs's own
@@ -17,7 +17,6 @@ from unifs.errors import (
     Exists,
     InvalidArgument,
     IsADirectory,
-    NotEmpty,
     NotFound,
     TryAgain,
     Unsupported,
@@ -28,7 +27,9 @@ from unifs.mounts.s3.attributes import (
     MTIME,
     TOKEN,
     ContentTypes,
+    marker_headers,
     mtime_text,
+    token_in,
     version_in,
     was,
     write_headers,
@@ -56,7 +57,7 @@ SPECIAL: Final = (stat.S_IFIFO, stat.S_IFSOCK)
 
 
 class Writing:
-    """put, make and remove of single objects for one mount."""
+    """put and make of single objects for one mount."""
 
     def __init__(
         self,
@@ -74,6 +75,8 @@ class Writing:
         self.now_ns = now_ns
         self.options = self.service.options
         self._types = ContentTypes()
+        #: Whether this service's ETags are MD5s, as far as is known.
+        self._has_md5 = not self.options.encryption
 
     # --- put --------------------------------------------------------------------------------------
 
@@ -104,7 +107,18 @@ class Writing:
         version = await self.stored(place, base, token, send)
         if isinstance(version, Node):
             return version
+        if version != payload.md5 and self._has_md5:
+            version = await self._confirmed(place, version, token)
         return self.new_node(payload.size_bytes, version, headers)
+
+    async def _confirmed(self, place: Place, version: Version, token: str) -> Version:
+        """An ETag that is not the body's MD5: the service's way, or an answer gone wrong."""
+        headers = await self.objects.head(*place)
+        if headers is None or token_in(headers) != token:
+            return version
+        current = version_in(headers)
+        self._has_md5 = current != version
+        return current
 
     def new_headers(self, key: str, token: str) -> dict[str, str]:
         """What a new object says of itself."""
@@ -155,7 +169,7 @@ class Writing:
             if base is None:
                 return None
             raise Conflict(f"{place[1]!r} was removed by somebody")
-        if headers.get(TOKEN) == token:
+        if token_in(headers) == token:
             return await self.reading.node_of(place, headers)
         version = version_in(headers)
         if base is not None and (base == version or base in was(headers)):
@@ -173,7 +187,7 @@ class Writing:
         await self.directories.need_above(path)
         if await self.objects.head(bucket, prefix[:-1]) is not None:
             raise Exists(f"{path!r} is a file")
-        metadata = {TOKEN: token}
+        metadata = marker_headers(token)
         if self.options.keeps_attributes:
             metadata[MODE] = str(node.mode)
         keys = await self.objects.first_keys(bucket, prefix, 1)
@@ -183,12 +197,10 @@ class Writing:
             await self.directories.mark(bucket, prefix, metadata)
         except Conflict as error:
             headers = await self.objects.head(bucket, prefix)
-            if headers is None or headers.get(TOKEN) != token:
+            if headers is None or token_in(headers) != token:
                 raise Exists(f"{path!r} is there") from error
         self.directories.seen(path, is_marked=True)
-        if self.options.keeps_attributes:
-            return Node(node.mode, has_permissions=True)
-        return DIRECTORY
+        return await self.reading.stat(path) if self.options.keeps_attributes else DIRECTORY
 
     async def make_special(self, path: str, node: Node, token: str) -> Node:
         """Make a symlink, FIFO or socket as s3fs does: an object whose metadata says so."""
@@ -216,70 +228,6 @@ class Writing:
         made = self.new_node(len(target), version, headers)
         link = target if kind == stat.S_IFLNK else None
         return Node(node.mode, made.size_bytes, version, made.mtime_ns, True, link)
-
-    # --- remove -----------------------------------------------------------------------------------
-
-    async def remove(self, path: str, base: Version | None, token: str) -> None:
-        """Remove a file of that version, or (``base`` None) an empty directory."""
-        try:
-            place = self.reading.places.object_at(path)
-        except InvalidArgument:
-            place = None
-        if base is not None:
-            if place is not None:
-                await self._remove_file(path, place, base)
-            return
-        if place is not None:
-            headers = await self.objects.head(*place)
-            is_marker = place[1].endswith("/") and headers is not None
-            if headers is not None and not (is_marker and headers["content-length"] == "0"):
-                raise Conflict(f"{path!r} is a file")
-        await self._remove_directory(path)
-
-    async def _remove_file(self, path: str, place: Place, base: Version) -> None:
-        await self.directories.keep_above(path)
-        honoured = await self.conditions.of(place[0])
-        try:
-            if honoured.removing:
-                await self._delete(place, base)
-                return
-        except NotFound:
-            return
-        except Conflict:
-            pass
-        headers = await self.objects.head(*place)
-        if headers is None:
-            return
-        version = version_in(headers)
-        if base != version and base not in was(headers):
-            raise Conflict(f"{path!r} was changed by somebody")
-        try:
-            await self._delete(place, version if honoured.removing else None)
-        except NotFound:
-            return
-
-    async def delete_version(self, place: Place, version: Version) -> None:
-        """Delete an object if it is still that version; what somebody changed stays."""
-        try:
-            honoured = await self.conditions.of(place[0])
-            await self._delete(place, version if honoured.removing else None)
-        except (Conflict, NotFound):
-            return
-
-    async def _delete(self, place: Place, base: Version | None) -> None:
-        headers = {} if base is None else {"if-match": if_match(base)}
-        await self.service.call(Request("DELETE", *place, headers=headers))
-
-    async def _remove_directory(self, path: str) -> None:
-        bucket, prefix = self.reading.places.prefix_at(path)
-        keys = await self.objects.first_keys(bucket, prefix, 2)
-        if any(key != prefix for key in keys):
-            raise NotEmpty(f"{path!r} is not empty")
-        if not keys:
-            return
-        await self.directories.keep_above(path)
-        await self._delete((bucket, prefix), None)
-        self.directories.gone(path)
 
 
 def _condition(base: Version | None) -> dict[str, str]:
