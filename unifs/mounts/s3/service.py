@@ -4,9 +4,9 @@ The other modules say what they want as a ``Request``; here it gets its host, re
 signature, a place under the service's limit, a connection, and its answer read to the end. What is
 no success is raised as an error of unifs (``errors``).
 
-A request is made once. It is made again at once, and only twice more for each reason, where the
-first did not count: the idle connection it went out on was closed already, the clocks differ, or
-the bucket lives in another region. Everything else is its caller's to retry.
+A request is made once. It is made again at once, and only once more for each reason (twice for
+the clock), where the first did not count: the idle connection it went out on was closed already,
+the clocks differ, or the bucket lives in another region. Everything else is its caller's to retry.
 """
 
 from __future__ import annotations
@@ -120,13 +120,16 @@ class Service:
         """The service's answer; an error of unifs where it is no success."""
         reasons: list[str] = []
         while True:
+            skew_s = self._skew_s
             answer = await self._answered(request)
             if isinstance(answer, Answer):
                 return answer
-            reason = self._learn(request, answer)
-            if not reason or reasons.count(reason) == LEARN_MAX:
+            reason = self._learn(request, answer, skew_s)
+            if not reason or (reason != "clock" and reason in reasons):
                 error = answer.error(str(request))
                 raise error
+            if reasons.count(reason) == LEARN_MAX:
+                raise Unreachable(f"{request}: the service and we cannot agree on the time")
             reasons.append(reason)
 
     async def _answered(self, request: Request) -> Answer | Refusal:
@@ -277,8 +280,12 @@ class Service:
 
     # --- what a refusal teaches -------------------------------------------------------------------
 
-    def _learn(self, request: Request, refusal: Refusal) -> str:
-        """What makes the same request worth making again; "" where nothing does."""
+    def _learn(self, request: Request, refusal: Refusal, skew_s: float) -> str:
+        """What makes the same request worth making again; "" where nothing does.
+
+        ``skew_s`` is what the clock was corrected by when the request was made: of many that were
+        made together, the first answer corrects it and the others are worth making again, too.
+        """
         if refusal.status not in (301, 307, 400, 403):
             return ""
         region = refusal.headers.get("x-amz-bucket-region", "")
@@ -290,7 +297,7 @@ class Service:
         if refusal.code == "RequestTimeTooSkewed" or (request.method == "HEAD" and not region):
             theirs = date_s(refusal.headers.get("date", ""))
             skew = 0.0 if theirs is None else theirs - self._now_s()
-            if abs(skew - self._skew_s) > SKEW_S:
+            if abs(skew - skew_s) > SKEW_S:
                 self._skew_s = skew
                 return "clock"
         return ""
