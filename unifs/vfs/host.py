@@ -256,7 +256,8 @@ class HostVolume(Volume):
         fd = self._nodes.open(node, flags & _OPEN_FLAGS)
         try:
             if flags & os.O_TRUNC:
-                os.ftruncate(fd, 0)
+                # By path: with O_RDONLY the descriptor cannot be cut.
+                os.truncate(f"/proc/self/fd/{fd}", 0)
                 clear_set_id(fd, caller)
             status = os.fstat(fd)
         except BaseException:
