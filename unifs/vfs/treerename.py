@@ -59,6 +59,8 @@ class TreeRename(TreeNames):
         if target is not None:
             tree.drop_name(batch, new_parent.ino, new_name)
             if flags & RENAME_EXCHANGE:
+                undo = (target.attributes.st_nlink, target.attributes.st_ctime_ns)
+                target.attributes.st_ctime_ns = now
                 batch.append(tree.add_name(parent.ino, name, target.ino))
                 self._move(target, (new_parent.ino, new_name), (parent.ino, name), batch)
             else:
