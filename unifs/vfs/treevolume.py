@@ -194,15 +194,27 @@ class TreeVolume(TreeRename):
             raise IsADirectory
         access = flags & os.O_ACCMODE
         can_write = access != os.O_RDONLY
-        if flags & os.O_TRUNC and inode.attributes.st_size:
-            self._resize(inode, 0)
-            mode = inode.attributes.st_mode
-            if caller.uid and mode & (stat.S_ISUID | stat.S_ISGID):
-                # The kernel clears these on write and truncate, not on open(O_TRUNC).
-                cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
-                inode.attributes.st_mode = mode & ~cleared
-            inode.attributes.st_ctime_ns = inode.attributes.st_mtime_ns
+        if flags & os.O_TRUNC:
+            self._truncate(inode, caller)
         return self.handle_type(inode, self, access != os.O_WRONLY, can_write)
+
+    def _truncate(self, inode: TreeInode, caller: Caller) -> None:
+        """What opening with O_TRUNC does; times and set-ID bits move for an empty file as well."""
+        attributes = inode.attributes
+        mode = attributes.st_mode
+        is_privileged = bool(caller.uid and mode & (stat.S_ISUID | stat.S_ISGID))
+        if attributes.st_size:
+            self._resize(inode, 0)
+        else:
+            attributes.st_mtime_ns = time.time_ns()
+            if inode.pending is None and not inode.is_gone:
+                inode.is_touched = True
+                self.writer.touched[inode.ino] = inode
+        attributes.st_ctime_ns = attributes.st_mtime_ns
+        if is_privileged:
+            # The kernel clears these on write and truncate, not on open(O_TRUNC).
+            cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+            attributes.st_mode = mode & ~cleared
 
     def create(
         self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller
