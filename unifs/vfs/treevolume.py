@@ -44,8 +44,16 @@ if TYPE_CHECKING:
 XATTR_BYTES_MAX = 64 << 10
 
 CID_XATTR = b"ipfs.cid"
+USER_PREFIX = b"user."
 STATE_XATTR = b"user.unifs.state"
 VIRTUAL_PREFIX = b"user.unifs."
+
+
+def _check_namespace(name: bytes) -> None:
+    if not name.startswith(USER_PREFIX):
+        raise AttributeNamespace
+    if name == USER_PREFIX:
+        raise InvalidArgument("an extended attribute has a name behind its namespace")
 
 
 class TreeLoader(Volume):
@@ -252,8 +260,7 @@ class TreeVolume(TreeRename):
             return self.cid_of(inode).encode()
         if name == STATE_XATTR:
             return self.state_of(inode).encode()
-        if not name.startswith(b"user."):
-            raise AttributeNamespace
+        _check_namespace(name)
         value = self.tree.xattr(inode.ino, name)
         if value is None:
             raise NoAttribute
@@ -276,8 +283,7 @@ class TreeVolume(TreeRename):
     def _check_xattr(self, name: bytes) -> None:
         if name == CID_XATTR or name.startswith(VIRTUAL_PREFIX):
             raise NotPermitted
-        if not name.startswith(b"user."):
-            raise AttributeNamespace
+        _check_namespace(name)
 
     def _change_xattr(
         self, inode: Inode, name: bytes, statement: tuple[str, tuple[object, ...]]
