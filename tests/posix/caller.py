@@ -1,8 +1,9 @@
-"""A process that makes system calls as somebody: ``python -m tests.posix.caller DIRECTORY UID GIDS``.
+"""A process that makes system calls as somebody.
 
-It starts as root, goes to DIRECTORY and becomes that user; from then on each request on standard
-input, a pickled ``(call, arguments)``, is answered on standard output by ``(errno, value)``. Paths
-are relative, because an ordinary user may not search what lies above DIRECTORY.
+``python -m tests.posix.caller DIRECTORY UID GROUPS`` starts as root, goes to DIRECTORY and becomes
+that user; from then on each request on standard input, a pickled ``(call, arguments)``, is answered
+on standard output by ``(errno, value)``. Paths are relative, because an ordinary user may not
+search what lies above DIRECTORY.
 """
 
 from __future__ import annotations

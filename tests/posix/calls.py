@@ -8,15 +8,18 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 import socket
 import stat
 from typing import TYPE_CHECKING, Any
+
+from tests.posix.locking import Locks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-AT_FDCWD = -100
+AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 #: 2001-09-09, long before any test.
 OLD_NS = 10**18
@@ -38,6 +41,11 @@ def checked(result: int) -> int:
 def rename2(old: str, new: str, flags: int) -> None:
     """renameat2(2)."""
     checked(_LIBC.renameat2(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags))
+
+
+def linkat(old: str, new: str, flags: int) -> None:
+    """linkat(2)."""
+    checked(_LIBC.linkat(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags))
 
 
 def utimens(path: str, atime: tuple[int, int], mtime: tuple[int, int], flags: int = 0) -> None:
@@ -150,6 +158,31 @@ def access(path: str, how: int) -> None:
     checked(_LIBC.access(os.fsencode(path), how))
 
 
+def get_raw(path: str, name: str, size: int) -> int:
+    """getxattr(2) into a buffer of that size; what it returns."""
+    buffer = ctypes.create_string_buffer(max(1, size))
+    return checked(_LIBC.getxattr(os.fsencode(path), os.fsencode(name), buffer, size))
+
+
+def list_raw(path: str, size: int) -> int:
+    """listxattr(2) into a buffer of that size; what it returns."""
+    buffer = ctypes.create_string_buffer(max(1, size))
+    return checked(_LIBC.listxattr(os.fsencode(path), buffer, size))
+
+
+def write_limited(path: str, limit: int, offset: int, size: int) -> int:
+    """pwrite(2) under RLIMIT_FSIZE (Python ignores SIGXFSZ)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    descriptor = os.open(path, os.O_WRONLY)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        return os.pwrite(descriptor, bytes(size), offset)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        os.close(descriptor)
+
+
+_LOCKS = Locks()
 _CREATE = os.O_CREAT | os.O_WRONLY
 _NOW = (0, UTIME_NOW)
 _OMIT = (0, UTIME_OMIT)
@@ -215,9 +248,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "symlink": lambda path: os.symlink("target", path),
     "link": os.link,
     "link to new": lambda path: os.link(path, f"{path}.new", follow_symlinks=False),
-    "link following": lambda path: checked(
-        _LIBC.linkat(AT_FDCWD, os.fsencode(path), AT_FDCWD, os.fsencode(f"{path}.new"), 0x400)
-    ),
+    "link following": lambda path: linkat(path, f"{path}.new", AT_SYMLINK_FOLLOW),
     "rename": os.rename,
     "rename2": rename2,
     "rename to new": lambda path: os.rename(path, f"{path}.new"),
@@ -245,4 +276,15 @@ CALLS: dict[str, Callable[..., Any]] = {
     "lsetxattr": lambda path: os.setxattr(path, "user.new", b"v", follow_symlinks=False),
     "lgetxattr": lambda path: os.getxattr(path, "user.there", follow_symlinks=False),
     "umask": with_umask,
+    "read it": read,
+    "truncate to": os.truncate,
+    "xattr get": get_raw,
+    "xattr list": list_raw,
+    "xattr set": os.setxattr,
+    "xattr remove": os.removexattr,
+    "write limited": write_limited,
+    "lock": _LOCKS.take,
+    "locked by": _LOCKS.holder,
+    "unlock all": _LOCKS.drop,
+    "pid": os.getpid,
 }

@@ -1,4 +1,4 @@
-"""Where unifs answers otherwise than ext4 by design, each with its reason; docs/posix.md tells them.
+"""Where unifs answers otherwise than ext4 by design, each with its reason; see docs/posix.md.
 
 A cell that is named here is expected to have ``instead``, and nothing else: a difference that is
 gone fails as well.
@@ -28,6 +28,7 @@ TMPFILE = "pyfuse3 has no O_TMPFILE: programs fall back to a named temporary fil
 AT_THE_END = "atime moves at reads that reach unifs; the kernel answers a read at the end by itself"
 NODIRATIME = "directories and symlinks keep their atime, as under the mount option nodiratime"
 NO_GROUP_EXECUTION = "the kernel keeps S_ISGID without S_IXGRP on FUSE; it gives no privilege"
+USER_XATTRS = "only user.* is kept: no ACLs, capabilities, labels; programs are told EOPNOTSUPP"
 GIVEN = "a new host file is given to its caller by a chown, which moves its ctime"
 
 _NEW = ("open O_CREAT", "open O_CREAT|O_EXCL", "mkdir", "mkfifo", "mknod file", "symlink", "bind")
@@ -52,6 +53,25 @@ DIFFERENCES = (
     ),
     Difference(("local",), "new", _NEW, ("ctime",), "later", GIVEN),
     Difference(UNIFS, "set-id", ("2767 write some other",), ("after",), "2767", NO_GROUP_EXECUTION),
+    Difference(
+        UNIFS,
+        "xattr namespaces",
+        ("get security.absent", "get system.posix_acl_access"),
+        ("root", "owner", "other"),
+        "EOPNOTSUPP",
+        USER_XATTRS,
+    ),
+    Difference(
+        UNIFS,
+        "xattr namespaces",
+        (
+            *("set security.new", "remove security.absent"),
+            *("get trusted.absent", "set trusted.new", "remove trusted.absent"),
+        ),
+        ("root",),
+        "EOPNOTSUPP",
+        USER_XATTRS,
+    ),
 )
 
 

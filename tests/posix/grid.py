@@ -1,7 +1,7 @@
 """Tables of expectations as text, and how a mismatch is told.
 
-The first line of a table names the columns of cells; each further one begins with its call; columns are separated by two
-or more spaces. A cell is the errno, or ``-`` for success.
+The first line of a table names the columns of cells; each further one begins with its call.
+Columns are separated by two or more spaces. A cell is the errno, or ``-`` for success.
 """
 
 from __future__ import annotations

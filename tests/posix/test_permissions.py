@@ -2,8 +2,8 @@
 
 Each row is tried as the owner, as a member of the group (by a supplementary group) and as somebody
 else; the bits named by the column are put into the class that has to count, and their opposite into
-the other two, so a wrong class shows. A call is made on the object x, on the name behind @, or with a bare @ on the
-directory itself. Root is refused nothing but executing what nobody may.
+the other two, so a wrong class shows. A call is made on the object x, on the name behind @, or with
+a bare @ on the directory itself. Root is refused nothing but executing what nobody may.
 """
 
 from __future__ import annotations

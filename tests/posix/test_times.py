@@ -112,8 +112,7 @@ def held(*paths: Path) -> Iterator[list[int]]:
     """O_PATH descriptors, which follow their objects whatever becomes of the names."""
     descriptors: list[int] = []
     try:
-        for path in paths:
-            descriptors.append(os.open(path, os.O_PATH | os.O_NOFOLLOW))
+        descriptors.extend(os.open(path, os.O_PATH | os.O_NOFOLLOW) for path in paths)
         yield descriptors
     finally:
         for descriptor in descriptors:

@@ -51,23 +51,22 @@ class TreeRename(TreeNames):
         tree = self.tree
         undo = None
         displaced = 0
-        is_in_place = target is None and parent is new_parent
-        if is_in_place:
+        if target is None and parent is new_parent:
             tree.change_name(batch, parent.ino, name, new_name)
-        else:
+        elif target is None:
             tree.drop_name(batch, parent.ino, name)
-        if target is not None:
-            tree.drop_name(batch, new_parent.ino, new_name)
+            batch.append(tree.add_name(new_parent.ino, new_name, inode.ino))
+        else:
+            tree.change_target(batch, new_parent.ino, new_name, inode.ino)
             if flags & RENAME_EXCHANGE:
                 undo = (target.attributes.st_nlink, target.attributes.st_ctime_ns)
                 target.attributes.st_ctime_ns = now
-                batch.append(tree.add_name(parent.ino, name, target.ino))
+                tree.change_target(batch, parent.ino, name, target.ino)
                 self._move(target, (new_parent.ino, new_name), (parent.ino, name), batch)
             else:
                 displaced = target.ino
+                tree.drop_name(batch, parent.ino, name)
                 undo = self._drop_link(target, new_parent.ino, new_name, now, batch)
-        if not is_in_place:
-            batch.append(tree.add_name(new_parent.ino, new_name, inode.ino))
         ctime, inode.attributes.st_ctime_ns = inode.attributes.st_ctime_ns, now
         self._move(inode, (parent.ino, name), (new_parent.ino, new_name), batch)
         renamed = Renamed(new_parent.ino, displaced, bool(flags & RENAME_EXCHANGE), name, new_name)
