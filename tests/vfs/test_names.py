@@ -372,7 +372,8 @@ async def test_a_stream_under_changes(fs: FileSystem) -> None:
         seen += page
     gone = {b"010", b"011", b"300", b"599"}
     wanted = [b"%03d" % index for index in range(600) if b"%03d" % index not in gone]
-    assert [*wanted, b"later"] == seen
+    # What comes after the stream's start is for the next one: so every listing ends.
+    assert wanted == seen
     stream.offset = DOT_DOT
     assert stream.next(3) == [b"000", b"001", b"002"]
     stream.close()
