@@ -345,7 +345,8 @@ class Stream:
                 return False
             names.append(name)
             self.fs.vfs.forget([(attributes.st_ino, 0)])  # type: ignore[attr-defined]
-            seen.append((attributes.st_ino, 1))  # type: ignore[attr-defined]
+            if name not in (b".", b".."):
+                seen.append((attributes.st_ino, 1))  # type: ignore[attr-defined]
             self.offset = offset
             return True
 
@@ -376,6 +377,34 @@ async def test_a_stream_under_changes(fs: FileSystem) -> None:
     stream.offset = DOT_DOT
     assert stream.next(3) == [b"000", b"001", b"002"]
     stream.close()
+
+
+async def test_a_listing_starts_with_dots_and_goes_on_in_the_same_reply(fs: FileSystem) -> None:
+    await fs.write("a", b"")
+    open_file = await fs.open_file("b", os.O_CREAT | os.O_RDWR)
+    stream = Stream(fs)
+    stream.offset = 0
+    assert stream.next(9) == [b".", b"..", b"a", b"b"]
+    assert stream.next(9) == []
+    await fs.write("c", b"")
+    assert stream.next(9) == [b"c"]
+    stream.offset = 0
+    assert [stream.next(1) for _ in range(6)] == [[b"."], [b".."], [b"a"], [b"b"], [b"c"], []]
+    stream.close()
+    await open_file.close()
+
+
+async def test_a_name_is_looked_for_again_after_every_change(fs: FileSystem) -> None:
+    assert not await fs.exists("a")
+    await fs.write("a", b"1")
+    assert await fs.read("a") == b"1"
+    await fs.rename("a", "b")
+    assert not await fs.exists("a")
+    await fs.write("a", b"2")
+    await fs.rename("a", "b")
+    assert await fs.read("b") == b"2"
+    await fs.unlink("b")
+    assert not await fs.exists("b")
 
 
 async def test_removing_while_listing_finds_everything(fs: FileSystem) -> None:

@@ -144,7 +144,9 @@ class TreeDirectory(DirectoryHandle):
     since: the kernel would keep a name that is gone.
     """
 
-    __slots__ = ("_at", "_commits", "_rows", "volume")
+    __slots__ = ("_at", "_commits", "_is_last", "_rows", "volume")
+
+    is_prompt = True
 
     def __init__(self, inode: TreeInode, volume: TreeVolume) -> None:
         super().__init__(inode)
@@ -152,31 +154,41 @@ class TreeDirectory(DirectoryHandle):
         self._rows: list[tuple[int, bytes, int, bytes]] = []
         self._at = -1
         self._commits = -1
+        #: Nothing follows ``_rows``.
+        self._is_last = False
+
+    def rewind(self) -> None:
+        self._commit_names()
+
+    def _commit_names(self) -> None:
+        try:
+            self.volume.commit_names(self.inode.ino)
+        except (UnifsError, OSError) as error:
+            # On a full disk people list what they may delete; a name that cannot be committed is
+            # not shown.
+            if not is_full(error):
+                raise
 
     def readdir(self, offset: int, emit: Emit) -> None:
         if offset == 0:
-            try:
-                self.volume.commit_names(self.inode.ino)
-            except (UnifsError, OSError) as error:
-                # On a full disk people list what they may delete; a name that cannot be committed
-                # is not shown.
-                if not is_full(error):
-                    raise
+            self._commit_names()
         commits = self.volume.storage.database.commits
         if self._at != offset or self._commits != commits:
             self._rows = []
+            self._is_last = False
             self._at = offset
             self._commits = commits
         volume = self.volume
         hot = volume.inodes.hot
         remember = volume.inodes.remember
         while True:
-            if not self._rows:
-                self._rows = volume.tree.listing(self.inode.ino, self._at, PAGE)
-                if not self._rows:
-                    return
-                self._rows.reverse()
             rows = self._rows
+            if not rows:
+                if self._is_last:
+                    return
+                rows = self._rows = volume.tree.listing(self.inode.ino, self._at, PAGE)
+                self._is_last = len(rows) < PAGE
+                rows.reverse()
             while rows:
                 row_id, name, ino, packed = rows[-1]
                 inode = hot.get(ino)
