@@ -198,11 +198,16 @@ class Vfs:
         return handle.write(offset, data)
 
     def flush(self, fh: int) -> None:
-        self.handle(fh).flush()
+        try:
+            handle = self._handles[fh]
+        except KeyError:
+            raise BadHandle from None
+        handle.flush()
 
     def release(self, fh: int) -> None:
+        handle = self.handle(fh)
         try:
-            self.handle(fh).release()
+            handle.release()
         except WouldBlock:
             raise
         except BaseException:
