@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 #: holes, in its place.
 ATTRIBUTES = struct.Struct("<IIIIQqqqQ")
 _pack = ATTRIBUTES.pack
+_TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1
 
 Statement = tuple[str, tuple[Any, ...]]
 Batch = list[Statement]
@@ -61,7 +62,9 @@ NEW_DIRECTORIES_MAX, NEW_NAMES_MAX = 64, 1_000
 
 def clamp_time(time_ns: int) -> int:
     """A time as the row can hold it: years 1677 to 2262."""
-    return max(-(1 << 63), min(time_ns, (1 << 63) - 1))
+    if _TIME_MIN <= time_ns <= _TIME_MAX:
+        return time_ns
+    return _TIME_MIN if time_ns < 0 else _TIME_MAX
 
 
 def pack_attributes(attributes: Attributes) -> bytes:
