@@ -374,7 +374,7 @@ async def test_a_stream_under_changes(fs: FileSystem) -> None:
         seen += page
     gone = {b"010", b"011", b"300", b"599"}
     wanted = [b"%03d" % index for index in range(600) if b"%03d" % index not in gone]
-    assert [*wanted, b"later"] == seen
+    assert seen == wanted
     stream.offset = DOT_DOT
     assert stream.next(3) == [b"000", b"001", b"002"]
     stream.close()
@@ -388,7 +388,7 @@ async def test_a_listing_starts_with_dots_and_goes_on_in_the_same_reply(fs: File
     assert stream.next(9) == [b".", b"..", b"a", b"b"]
     assert stream.next(9) == []
     await fs.write("c", b"")
-    assert stream.next(9) == [b"c"]
+    assert stream.next(9) == []
     stream.offset = 0
     assert [stream.next(1) for _ in range(6)] == [[b"."], [b".."], [b"a"], [b"b"], [b"c"], []]
     stream.close()

@@ -68,6 +68,8 @@ class TreeHandle(Handle):
 
     def _touch_atime(self, inode: TreeInode) -> None:
         self.has_read = True
+        if self.volume.refuses_changes:
+            return
         attributes = inode.attributes
         now = time.time_ns()
         last = attributes.st_atime_ns
@@ -86,6 +88,8 @@ class TreeHandle(Handle):
         if end > FILE_BYTES_MAX:
             raise TooLarge(f"a file may have up to {FILE_BYTES_MAX} bytes")
         volume = self.volume
+        unsynced = volume.unsynced
+        unsynced.admit(size)
         overlay = inode.overlay
         if overlay is None:
             overlay = volume.writer.overlay_of(inode)
@@ -100,6 +104,7 @@ class TreeHandle(Handle):
         if end > attributes.st_size:
             attributes.st_size = end
         attributes.st_mtime_ns = attributes.st_ctime_ns = time.time_ns()
+        unsynced.wrote(inode, size)
         return size
 
     def flush(self) -> None:
@@ -140,11 +145,12 @@ class TreeDirectory(DirectoryHandle):
     """An open directory: a range query by row id, ``PAGE`` rows at a time.
 
     The row id is the offset, so a stream is stable under concurrent create and unlink and needs no
-    snapshot; rows fetched ahead are dropped when the reader seeks and when anything was committed
-    since: the kernel would keep a name that is gone.
+    snapshot. Names that came after its start are left out: a program that makes one for each that
+    it reads would never end. Rows fetched ahead are dropped when the reader seeks and when anything
+    was committed since: the kernel would keep a name that is gone.
     """
 
-    __slots__ = ("_at", "_commits", "_is_last", "_rows", "volume")
+    __slots__ = ("_at", "_commits", "_has_all", "_last", "_rows", "volume")
 
     is_prompt = True
 
@@ -153,9 +159,10 @@ class TreeDirectory(DirectoryHandle):
         self.volume = volume
         self._rows: list[tuple[int, bytes, int, bytes]] = []
         self._at = -1
+        self._last = 1 << 62
         self._commits = -1
-        #: Nothing follows ``_rows``.
-        self._is_last = False
+        #: No row follows ``_rows``.
+        self._has_all = False
 
     def rewind(self) -> None:
         self._commit_names()
@@ -172,10 +179,11 @@ class TreeDirectory(DirectoryHandle):
     def readdir(self, offset: int, emit: Emit) -> None:
         if offset == 0:
             self._commit_names()
+            self._last = self.volume.tree.last_dentry
         commits = self.volume.storage.database.commits
         if self._at != offset or self._commits != commits:
             self._rows = []
-            self._is_last = False
+            self._has_all = False
             self._at = offset
             self._commits = commits
         volume = self.volume
@@ -184,13 +192,15 @@ class TreeDirectory(DirectoryHandle):
         while True:
             rows = self._rows
             if not rows:
-                if self._is_last:
+                if self._has_all:
                     return
                 rows = self._rows = volume.tree.listing(self.inode.ino, self._at, PAGE)
-                self._is_last = len(rows) < PAGE
+                self._has_all = len(rows) < PAGE
                 rows.reverse()
             while rows:
                 row_id, name, ino, packed = rows[-1]
+                if row_id > self._last:
+                    return
                 inode = hot.get(ino)
                 if inode is not None:
                     attributes = inode.attributes

@@ -31,6 +31,7 @@ class TreeInode(Inode):
         "seq",
         "stored",
         "synced",
+        "unsynced_bytes",
         "writers",
     )
 
@@ -63,6 +64,8 @@ class TreeInode(Inode):
         self.guards: list[TreeInode] = []
         #: Journal record of the present content, or a later one.
         self.seq = 0
+        #: Bytes written that are not yet where they belong (``vfs.unsynced``).
+        self.unsynced_bytes = 0
         #: Attributes differ from the row (times of a directory, atime).
         self.is_touched = False
         #: Monotonic seconds at which it became pending or got its overlay.

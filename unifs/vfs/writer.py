@@ -82,7 +82,7 @@ class Writer:
         #: (journal record that must be durable first, content without a row that names it).
         self.released: list[tuple[int, int]] = []
         #: Containers that no content names any more; ``vfs.keeper`` deletes them.
-        self.dead_containers: set[int] = set()
+        self.dead_containers = storage.dead_containers
         #: What changed since the last root: mount number -> directory -> names (None: any).
         self.changed: dict[int, dict[int, set[bytes] | None]] = {}
 
@@ -156,6 +156,8 @@ class Writer:
         if overlay.container:
             if overlay.content is None:
                 self.overlays.discard(overlay)
+                volume = inode.volume
+                volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
             else:
                 self.contents.containers.release(overlay.container)
 
@@ -180,7 +182,9 @@ class Writer:
         if inode.overlay is not None:
             inode.overlay.is_dirty = False
 
-    def prepare(self, inode: TreeInode, batch: Batch) -> tuple[Content | None, bytes]:
+    def prepare(
+        self, inode: TreeInode, batch: Batch, needs_proof: bool = True
+    ) -> tuple[Content | None, bytes]:
         """Bring a dirty overlay's bytes to where a row can name them; (content, its column)."""
         overlay = inode.overlay
         if overlay is None or not overlay.is_dirty:
@@ -192,7 +196,8 @@ class Writer:
                 small = self._append(overlay.buffer)
                 return small, small.blob
             self.overlays.spill(overlay)
-        large = self._large_rows(inode, overlay, batch)
+        proof = self._proof(overlay) if needs_proof else None
+        large = self._large_rows(inode, overlay, proof, batch)
         return large, large.blob
 
     def _append(self, buffer: bytearray) -> SmallContent:
@@ -202,11 +207,12 @@ class Writer:
         small.is_verified = True
         return small
 
-    def _large_rows(self, inode: TreeInode, overlay: Overlay, batch: Batch) -> LargeContent:
+    def _large_rows(
+        self, inode: TreeInode, overlay: Overlay, proof: bytes | None, batch: Batch
+    ) -> LargeContent:
         """Statements for the overlay's content row, new at its first commit, updated later."""
         size = inode.attributes.st_size
         extents = overlay.extents.copy()
-        proof = self._proof(overlay)
         large = overlay.content
         if large is None:
             self.contents.last_id += 1
@@ -227,14 +233,13 @@ class Writer:
             statement = "delete from holding where content=? and container=?"
             batch.append((statement, (large.id, container)))
         after = LargeContent(large.id, size, extents)
-        after.base = large.base
+        after.base, after.own = large.base, overlay.container
         return after
 
     def _proof(self, overlay: Overlay) -> bytes | None:
         if overlay.unsynced is None:
             return None
-        size = overlay.extents.ends[-1] if overlay.extents.ends else 0
-        ranges = [(start, min(end, size)) for start, end in overlay.unsynced if 0 <= start < size]
+        ranges = overlay.unsynced_ranges()
         if sum(end - start for start, end in ranges) > PROOF_BYTES:
             # fsync asks the overlay, not the row, whether there is a proof.
             overlay.give_up_proof()
@@ -291,6 +296,8 @@ class Writer:
                 self.unsealed[inode.ino] = inode
                 # Behind the content's own record there may be one that an fsync covers it.
                 self.unsealed_since.setdefault(inode.ino, self.log.seq - 1)
+            elif inode.unsynced_bytes:
+                inode.volume.closed_small(inode, inode.seq)  # type: ignore[attr-defined]
         self.mark_changed(inode)
 
     def rested(self, inode: TreeInode) -> None:
