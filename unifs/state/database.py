@@ -147,6 +147,22 @@ class Database:
         self.is_in_transaction = False
         self.commits += 1
 
+    def execute_batch(self, batch: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        """Execute the statements as one transaction, all or none; ``begin`` and ``commit``."""
+        self.begin()
+        execute = self.execute
+        try:
+            for sql, bindings in batch:
+                execute(sql, bindings)
+            execute("commit")
+        except apsw.Error as error:
+            raise self.broken(error) from error
+        except BaseException:
+            self.rollback()
+            raise
+        self.is_in_transaction = False
+        self.commits += 1
+
     def broken(self, error: apsw.Error) -> Exception:
         """Roll back after a statement failed; the failure by its name."""
         if self.is_in_transaction:
