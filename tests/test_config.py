@@ -64,7 +64,7 @@ def test_every_kind_of_setting_is_read(tmp_path: Path) -> None:
         [deadlines]
         lookup_s = 2
         [mounts.mfs]
-        durability = "backend"
+        read_only = true
         [mounts.ipfs]
         enabled = false
         [mounts.local]
@@ -83,7 +83,7 @@ def test_every_kind_of_setting_is_read(tmp_path: Path) -> None:
     assert settings.deadlines.read_s == 30.0
     mfs, local = settings.mounts["mfs"], settings.mounts["local"]
     assert isinstance(mfs, config.MfsMount)
-    assert mfs.durability == "backend"
+    assert mfs.read_only
     assert isinstance(local, config.LocalMount)
     assert local.directories["music"] == "/srv/music"
     assert Path(local.directories["home"]).is_absolute()
@@ -121,7 +121,7 @@ def test_the_command_line_overrides_the_file_where_it_says_something(tmp_path: P
         ("node = 'kubo'", "node: 'kubo' is not one of embedded"),
         ("mounts = 3", "mounts has to be tables"),
         ("[mounts]\nmfs = 3", "mounts.mfs has to be a table"),
-        ("[mounts.s3]\n", "mounts.s3 needs a kind"),
+        ("[mounts.aws]\n", "mounts.aws needs a kind: one of ipfs, mfs, local, s3"),
         (
             "[mounts.x]\nkind = 'lokal'",
             "mounts.x.kind: 'lokal' is no kind of mount; did you mean local?",

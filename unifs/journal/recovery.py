@@ -6,14 +6,15 @@ decides which *bytes* can be trusted (``journal.trust``), and removes what nobod
 
 After a crash of the daemon alone (same boot id) the page cache is intact: closed records are
 trusted. Their bytes are synced before anything that they replaced is removed: the power may fail
-next. After a crash of the machine (other boot id) a record may be durable while its bytes are not.
-What fsyncs carried in their transactions is written to its containers first (``journal.redo``).
-Then every content with a record after ``sealed_seq`` and every large one that is not sealed is
-looked at: a small one must hash to its digest; of a large one the proof must hold, else it goes
-back to the form that its last fsync made durable. What fails both is lost, and its inode walks back
-through its records: the content before, and where it took a name from another inode by a rename
-and no fsync ever covered its bytes, that inode gets the name back. What is left of the bytes goes
-to lost+found; the receipt names each.
+next. Files that no content names any more are removed by who opens the storage, which knows what
+pins may still need of them. After a crash of the machine (other boot id) a record may be durable
+while its bytes are not. What fsyncs carried in their transactions is written to its containers
+first (``journal.redo``). Then every content with a record after ``sealed_seq`` and every large one
+that is not sealed is looked at: a small one must hash to its digest; of a large one the proof must
+hold, else it goes back to the form that its last fsync made durable. What fails both is lost, and
+its inode walks back through its records: the content before, and where it took a name from another
+inode by a rename and no fsync ever covered its bytes, that inode gets the name back. What is left
+of the bytes goes to lost+found; the receipt names each.
 
 Crash windows, each tested by its number (tests/journal/test_recovery.py):
 
@@ -84,6 +85,7 @@ class Receipt:
     saved: list[str] = field(default_factory=list)
     #: Bytes that fsyncs had carried and that were written to their containers.
     carried_bytes: int = 0
+    #: Files of contents that are removed, but for what pins need of them.
     removed_files: int = 0
     removed_rows: int = 0
     #: Why nothing was removed: the disk refused to sync what took the place of it.
@@ -104,8 +106,6 @@ class Recovery:
         self._last_seq: int = Log(database).seq
         is_other_boot = str(database.get_meta("boot", state.boot_id)) != state.boot_id
         self._receipt = Receipt(time.time_ns(), is_other_boot)
-        #: Files to remove once the transaction is durable.
-        self._unnamed: list[Path] = []
 
     def run(self) -> Receipt | None:
         """Make the tree right; the receipt, or None after a clean stop."""
@@ -127,8 +127,6 @@ class Recovery:
         if not is_needed:
             return None
         self._sync_rows()
-        for path in self._unnamed:
-            path.unlink()
         self._tell()
         return self._receipt
 
@@ -164,8 +162,7 @@ class Recovery:
                 self._database.execute(CLOSED_IS_DURABLE, (CLOSED,))
             # Small bytes of every record so far were hashed or synced.
             self._database.set_meta("sealed_seq", max(self._sealed_seq, Log(self._database).seq))
-            self._unnamed = list(self._unnamed_files())
-            self._receipt.removed_files = len(self._unnamed)
+            self._receipt.removed_files = len(list(unnamed_files(self._database, self._state)))
         self._write_receipt()
 
     # --- bytes ------------------------------------------------------------------------------------
@@ -274,15 +271,6 @@ class Recovery:
                 execute("delete from content where id=?", (content_id,))
                 execute("delete from holding where content=?", (content_id,))
 
-    def _unnamed_files(self) -> Iterator[Path]:
-        """Files of data/ that no content names (windows 2 and 10)."""
-        named = {row[0] for row in self._database.all("select distinct container from holding")}
-        for path in self._state.data.iterdir():
-            if not is_container_name(path.name):
-                log.warning("not ours, left alone: path=%s", path)
-            elif int(path.name, 16) not in named:
-                yield path
-
     # --- the receipt ------------------------------------------------------------------------------
 
     def _receipt_path(self) -> Path:
@@ -310,6 +298,16 @@ class Recovery:
             len(receipt.returned),
             self._receipt_path().name,
         )
+
+
+def unnamed_files(database: Database, state: StateDirectory) -> Iterator[Path]:
+    """Files of data/ that no content names (windows 2 and 10)."""
+    named = {row[0] for row in database.all("select distinct container from holding")}
+    for path in state.data.iterdir():
+        if not is_container_name(path.name):
+            log.warning("not ours, left alone: path=%s", path)
+        elif int(path.name, 16) not in named:
+            yield path
 
 
 def _write_durably(path: Path, data: bytes) -> None:

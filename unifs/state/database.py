@@ -10,7 +10,8 @@ Failures: SQLITE_FULL rolls back and becomes NoSpace (a transaction that frees s
 reserve and try again); any I/O error becomes JournalFailed for good: memory and disk may disagree,
 so every later mutation is refused until a restart has checked the database.
 
-Never open a second descriptor of tree.db itself: closing it would drop SQLite's locks.
+Never open a second descriptor of tree.db itself: closing it would drop SQLite's locks. Connections
+of other processes are refused as long as this one is open.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ WAL_LIMIT_BYTES = 64 << 20
 PASSIVE_BYTES = 16 << 20
 FRAME_BYTES = schema.PAGE_BYTES + 24
 
+#: Locks between connections of this process only, and the WAL's index in memory: no system call
+#: per statement (a look-up 4.9 → 3.4 µs, a rename 33 → 29 µs). All connections to tree.db name it.
+VFS = "unix-excl"
+#: One thread at a time uses the loop's connection: its mutex would guard nothing.
+_LOOP_FLAGS = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_NOMUTEX
+
 PRAGMAS = (
     f"page_size={schema.PAGE_BYTES}",
     "journal_mode=wal",
@@ -47,6 +54,11 @@ PRAGMAS = (
     "cache_size=-16384",
     "temp_store=memory",
 )
+
+
+def open_reader(path: Path) -> apsw.Connection:
+    """A connection of its own for a thread that only reads ``path``; whoever opens it closes it."""
+    return apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=VFS)
 
 
 class Database:
@@ -65,7 +77,9 @@ class Database:
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread: threading.Thread | None = None
         try:
-            self._connection = apsw.Connection(str(path), statementcachesize=200)
+            self._connection = apsw.Connection(
+                str(path), flags=_LOOP_FLAGS, vfs=VFS, statementcachesize=200
+            )
             self._cursor = self._connection.cursor()
             self.execute: Callable[..., apsw.Cursor] = self._cursor.execute
             self._prepare()
@@ -190,7 +204,7 @@ class Database:
         self._thread.start()
 
     def _checkpoint_loop(self) -> None:
-        connection = apsw.Connection(str(self.path))
+        connection = apsw.Connection(str(self.path), vfs=VFS)
         connection.set_busy_timeout(2000)
         connection.execute("pragma synchronous=normal")
         while (mode := self._checkpoints.get()) is not None:

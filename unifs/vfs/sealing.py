@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import Corrupt, DiskFailed, TryAgain, UnifsError
+from unifs.errors import Corrupt, DiskFailed, Stale, TryAgain, UnifsError
 from unifs.ipfs.unixfs.builder import FileBuilder, hash_leaf
 from unifs.journal.content import SEALED, LargeContent, large_blob
 from unifs.journal.extents import HOLE, ExtentMap
 from unifs.journal.log import Op
+from unifs.vfs.unsynced import Unsynced
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -205,6 +206,14 @@ class Sealer:
         self._thread = trio.CapacityLimiter(1)
         self._since: dict[int, float] = {}
         self._running: dict[int, trio.Event] = {}
+        self._hurried = trio.Event()
+        #: What the volume counts whose contents are sealed; ``connect`` makes it the volume's own.
+        self.unsynced = Unsynced("")
+
+    def connect(self, unsynced: Unsynced) -> None:
+        """Seal early where much of a volume waits for it."""
+        self.unsynced = unsynced
+        unsynced.hurry = self.hurry
 
     def find_closed(self) -> None:
         """After a start: contents that an earlier daemon closed and did not seal."""
@@ -219,19 +228,44 @@ class Sealer:
                 "select ino from inode where content=? and gone is null", (large_blob(content_id),)
             )
             if row is not None:
-                inode: TreeInode = self.writer.inodes.get(row[0])  # type: ignore[assignment]
+                try:
+                    inode: TreeInode = self.writer.inodes.get(row[0])  # type: ignore[assignment]
+                except Stale:
+                    # Its mount is not shown now; the start that shows it again comes here again.
+                    continue
                 self.writer.content_of(inode)
                 self.writer.unsealed[inode.ino] = inode
                 self.writer.unsealed_since[inode.ino] = 0
+                inode.volume.found_unsealed(inode)  # type: ignore[attr-defined]
 
     async def run(self) -> None:
-        """Look every ``LOOK_S`` until cancelled."""
+        """Look every ``LOOK_S``, or when somebody cannot wait, until cancelled."""
         while True:
-            await trio.sleep(LOOK_S)
+            with trio.move_on_after(LOOK_S):
+                await self._hurried.wait()
+            is_hurried = self._hurried.is_set() or self.unsynced.is_pressed()
+            if is_hurried:
+                self._hurried = trio.Event()
+                await self._hurry_all()
+            self.unsynced.flushed(self.writer.storage.flusher.sealed_seq)
             now = time.monotonic()
             for inode in list(self.writer.unsealed.values()):
-                if self._is_due(inode, now):
+                if is_hurried or self._is_due(inode, now):
                     await self._try(inode)
+
+    def hurry(self) -> None:
+        """Seal everything now, whatever is still being written."""
+        self._hurried.set()
+
+    async def _hurry_all(self) -> None:
+        """Commit what is open, so that it can be sealed, and flush what is small."""
+        for inode in list(self.writer.open.values()):
+            if inode.is_dirty() and not inode.is_gone:
+                await self._try(inode)
+        try:
+            await self.writer.storage.flusher.flush()
+        except UnifsError as error:
+            log.warning("flush failed: error=%s", error)
 
     def _is_due(self, inode: TreeInode, now: float) -> bool:
         since = self._since.setdefault(inode.ino, now)
@@ -244,6 +278,7 @@ class Sealer:
             await self.seal(inode)
         except (Corrupt, DiskFailed) as error:
             log.error("content is damaged and stays unsealed: ino=%d error=%s", inode.ino, error)
+            inode.volume.sealed(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
             self._done(inode)
         except (UnifsError, OSError) as error:
             log.warning("sealing failed: ino=%d error=%s", inode.ino, error)
@@ -279,6 +314,7 @@ class Sealer:
     async def _seal(self, inode: TreeInode, content: LargeContent) -> None:
         containers = self.writer.contents.containers
         held: list[int] = []
+        written_bytes = inode.unsynced_bytes
         try:
             own = content.own
             if not own:
@@ -303,6 +339,7 @@ class Sealer:
                 with self.blocks.importing():
                     await trio.to_thread.run_sync(job.run, limiter=self._thread)
                     await complete(self._record, inode, content, job)
+                inode.volume.sealed(inode, written_bytes)  # type: ignore[attr-defined]
             finally:
                 # The kernel forgets what it could not write: another try would seem to succeed.
                 containers.failed |= job.failed

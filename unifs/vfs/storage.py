@@ -18,7 +18,7 @@ from unifs.journal.content import Contents
 from unifs.journal.flush import Flusher
 from unifs.journal.log import Log
 from unifs.journal.overlay import Overlays
-from unifs.journal.recovery import Recovery
+from unifs.journal.recovery import Recovery, unnamed_files
 from unifs.state.database import Database
 from unifs.state.directory import StateDirectory
 from unifs.vfs.tree import Tree
@@ -61,9 +61,24 @@ class Storage:
             (self.nodes, self.segments),
             open_container=self.contents.containers.shared,
         )
+        #: Files that no content names, but that hold blocks which a pin may need.
+        self.dead_containers: set[int] = set()
+        self._remove_unnamed()
         self.overlays = Overlays(self.contents.containers)
         self.flusher = Flusher(self.database, self.segments, self.log)
         self.tree = Tree(self.database, state)
+
+    def _remove_unnamed(self) -> None:
+        """What an earlier daemon did not come to delete; rows that say so are durable by now."""
+        if self.receipt is not None and self.receipt.kept:
+            return
+        known = set(self.blocks.index.containers())
+        for path in unnamed_files(self.database, self.state):
+            container = int(path.name, 16)
+            if container in known:
+                self.dead_containers.add(container)
+            else:
+                path.unlink()
 
     def _fixed_profile(self, wanted: str) -> Profile:
         """How files become CIDs is fixed at the first start: CIDs would change with it."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 #: mode uid gid nlink size atime mtime ctime (ns), and rdev; of a regular file the blocks that are
 #: holes, in its place.
 ATTRIBUTES = struct.Struct("<IIIIQqqqQ")
+_pack = ATTRIBUTES.pack
 
 Statement = tuple[str, tuple[Any, ...]]
 Batch = list[Statement]
@@ -50,6 +51,11 @@ LISTING = (
     " where d.parent=? and d.id>? order by d.id limit ?"
 )
 NAMES = "select id,name,ino from dentry where parent=? and id>? order by id limit ?"
+FIND = "select ino,epoch from dentry where parent=? and name=?"
+#: Inode and epoch of a name that is not there.
+ABSENT = (0, 0)
+#: Answers kept until the next commit: the kernel looks a name up, then asks to change it.
+FOUND_MAX = 64
 
 
 def clamp_time(time_ns: int) -> int:
@@ -60,17 +66,23 @@ def clamp_time(time_ns: int) -> int:
 def pack_attributes(attributes: Attributes) -> bytes:
     """The attributes column."""
     a = attributes
-    is_regular = a.st_mode & 0o170000 == 0o100000
-    return ATTRIBUTES.pack(
-        a.st_mode,
+    mode, size = a.st_mode, a.st_size
+    if mode & 0o170000 == 0o100000:
+        last = ((size + 511) >> 9) - a.st_blocks
+        if last < 0:
+            last = 0
+    else:
+        last = a.st_rdev
+    return _pack(
+        mode,
         a.st_uid,
         a.st_gid,
         a.st_nlink,
-        a.st_size,
+        size,
         a.st_atime_ns,
         a.st_mtime_ns,
         a.st_ctime_ns,
-        max(0, blocks_of(a.st_size) - a.st_blocks) if is_regular else a.st_rdev,
+        last,
     )
 
 
@@ -119,6 +131,9 @@ class Tree:
             database.one("select coalesce(max(id),2) from dentry")[0],
             database.get_meta("last_dentry", 2),
         )
+        #: What ``find`` was told since the commit of that number, by (directory, name).
+        self._found: dict[tuple[int, bytes], tuple[int, int]] = {}
+        self._found_at = -1
 
     # --- transactions -----------------------------------------------------------------------------
 
@@ -161,15 +176,21 @@ class Tree:
         return INSERT_DENTRY, (parent, self._last_dentry, name, ino, self.epoch)
 
     def drop_name(self, batch: Batch, parent: int, name: bytes) -> None:
-        epoch = self.epoch
-        batch.append((KEEP_DENTRY, (epoch, parent, name, epoch)))
-        batch.append((DELETE_DENTRY, (parent, name)))
+        key = (parent, name)
+        self._keep_name(batch, key)
+        batch.append((DELETE_DENTRY, key))
 
     def change_name(self, batch: Batch, parent: int, name: bytes, new_name: bytes) -> None:
         """A rename within a directory: the row keeps its id, and so its place in a listing."""
+        self._keep_name(batch, (parent, name))
+        batch.append((CHANGE_DENTRY, (new_name, self.epoch, parent, name)))
+
+    def _keep_name(self, batch: Batch, key: tuple[int, bytes]) -> None:
+        """Before a row of an earlier epoch changes; one of this epoch leaves no trace."""
         epoch = self.epoch
-        batch.append((KEEP_DENTRY, (epoch, parent, name, epoch)))
-        batch.append((CHANGE_DENTRY, (new_name, epoch, parent, name)))
+        if self._found_at == self.database.commits and self._found.get(key, ABSENT)[1] == epoch:
+            return
+        batch.append((KEEP_DENTRY, (epoch, *key, epoch)))
 
     def keep_inode(self, batch: Batch, ino: int, stored: bytes) -> None:
         """Before a row of an earlier epoch changes: its present form goes to the past."""
@@ -182,11 +203,19 @@ class Tree:
 
     def find(self, parent: int, name: bytes) -> int:
         """The inode of a name, 0 if there is none."""
-        # All rows are fetched: a statement that is not finished keeps its snapshot, and the WAL
-        # could never start over.
-        query = "select ino from dentry where parent=? and name=?"
-        rows: list[Any] = self.database.execute(query, (parent, name)).fetchall()
-        return int(rows[0][0]) if rows else 0
+        commits = self.database.commits
+        found = self._found
+        if self._found_at != commits or len(found) >= FOUND_MAX:
+            found.clear()
+            self._found_at = commits
+        key = (parent, name)
+        row = found.get(key)
+        if row is None:
+            # All rows are fetched: a statement that is not finished keeps its snapshot, and the WAL
+            # could never start over.
+            rows: list[Any] = self.database.execute(FIND, key).fetchall()
+            row = found[key] = rows[0] if rows else ABSENT
+        return row[0]
 
     def inode_row(self, ino: int) -> Any:
         """(mount, parent, epoch, gone, attributes, content), or None."""

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from unifs.errors import BadHandle, TooLarge, UnifsError
-from unifs.journal.content import SmallContent
+from unifs.journal.content import SMALL_BYTES, SmallContent
 from unifs.journal.overlay import is_full
 from unifs.vfs.tree import fill_attributes
 from unifs.vfs.volume import DirectoryHandle, Handle
@@ -32,7 +32,8 @@ class TreeHandle(Handle):
     def __init__(
         self, inode: TreeInode, volume: TreeVolume, can_read: bool, can_write: bool
     ) -> None:
-        super().__init__(inode)
+        self.inode = inode
+        self.fh = 0
         self.volume = volume
         self.can_read = can_read
         self.can_write = can_write
@@ -67,6 +68,8 @@ class TreeHandle(Handle):
 
     def _touch_atime(self, inode: TreeInode) -> None:
         self.has_read = True
+        if self.volume.refuses_changes:
+            return
         attributes = inode.attributes
         now = time.time_ns()
         last = attributes.st_atime_ns
@@ -85,14 +88,23 @@ class TreeHandle(Handle):
         if end > FILE_BYTES_MAX:
             raise TooLarge(f"a file may have up to {FILE_BYTES_MAX} bytes")
         volume = self.volume
+        unsynced = volume.unsynced
+        unsynced.admit(size)
         overlay = inode.overlay
         if overlay is None:
             overlay = volume.writer.overlay_of(inode)
-        volume.overlays.write(overlay, offset, data)
+        buffer = overlay.buffer
+        if buffer is not None and offset == len(buffer) and end <= SMALL_BYTES:
+            # What nearly every write to a small file does.
+            buffer += data
+            overlay.is_dirty = True
+        else:
+            volume.overlays.write(overlay, offset, data)
         attributes = inode.attributes
         if end > attributes.st_size:
             attributes.st_size = end
         attributes.st_mtime_ns = attributes.st_ctime_ns = time.time_ns()
+        unsynced.wrote(inode, size)
         return size
 
     def flush(self) -> None:

@@ -132,6 +132,10 @@ class TreeVolume(TreeRename):
     ) -> Attributes:
         assert isinstance(inode, TreeInode)
         attributes = inode.attributes
+        if changes.size_bytes is None and (inode.pending is not None or inode.is_gone):
+            # Nothing is committed, so nothing fails: tar does this three times per file.
+            self._change(inode, changes)
+            return attributes
         before = pack_attributes(attributes)
         try:
             self._change(inode, changes)
@@ -177,6 +181,7 @@ class TreeVolume(TreeRename):
         if size != attributes.st_size:
             self.overlays.resize(self.writer.overlay_to_cut(inode, size), size)
         attributes.st_size = size
+        self.unsynced.cut(inode)
         set_blocks(inode)
         attributes.st_mtime_ns = time.time_ns()
 
@@ -185,6 +190,20 @@ class TreeVolume(TreeRename):
         if not inode.stored or inode.stored[0] != SYMLINK:
             raise InvalidArgument
         return inode.stored[1:]
+
+    # --- bytes on their way -----------------------------------------------------------------------
+
+    def sealed(self, inode: TreeInode, size_bytes: int) -> None:
+        """So many of the bytes written to an inode are sealed, or will never be."""
+        self.unsynced.reached(inode, size_bytes)
+
+    def closed_small(self, inode: TreeInode, seq: int) -> None:
+        """All of the inode's bytes stand in a segment, under the record ``seq``."""
+        self.unsynced.closed(inode, seq)
+
+    def found_unsealed(self, inode: TreeInode) -> None:
+        """An earlier daemon closed the inode's content and did not seal it."""
+        self.unsynced.wrote(inode, inode.attributes.st_size)
 
     # --- opening ----------------------------------------------------------------------------------
 

@@ -116,6 +116,9 @@ class DirectoryHandle:
 class Volume:
     """One part of the tree. The defaults are those of an empty, read-only one."""
 
+    #: Set where the settings make this mount read-only: the vfs refuses every change below it.
+    refuses_changes = False
+
     def __init__(self, name: str) -> None:
         self.name = name
 

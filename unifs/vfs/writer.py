@@ -21,7 +21,7 @@ from unifs.journal.log import Op, pack_pair, unpack_rename
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
 from unifs.vfs.fsync import Durability
-from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, blocks_of, pack_attributes
+from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
 
 if TYPE_CHECKING:
     from unifs.journal.content import Content
@@ -46,10 +46,12 @@ UPDATE_CONTENT = (
 def set_blocks(inode: TreeInode) -> None:
     """Count the blocks of a changed file: what no extent covers is a hole and takes none."""
     overlay = inode.overlay
-    if overlay is not None and overlay.buffer is None:
-        inode.attributes.st_blocks = blocks_of(overlay.extents.held_bytes())
-    elif overlay is not None:
-        inode.attributes.st_blocks = blocks_of(inode.attributes.st_size)
+    if overlay is None:
+        return
+    attributes = inode.attributes
+    is_small = overlay.buffer is not None
+    held_bytes = attributes.st_size if is_small else overlay.extents.held_bytes()
+    attributes.st_blocks = (held_bytes + 511) >> 9
 
 
 class Writer:
@@ -80,7 +82,7 @@ class Writer:
         #: (journal record that must be durable first, content without a row that names it).
         self.released: list[tuple[int, int]] = []
         #: Containers that no content names any more; ``vfs.keeper`` deletes them.
-        self.dead_containers: set[int] = set()
+        self.dead_containers = storage.dead_containers
         #: What changed since the last root: mount number -> directory -> names (None: any).
         self.changed: dict[int, dict[int, set[bytes] | None]] = {}
 
@@ -154,6 +156,8 @@ class Writer:
         if overlay.container:
             if overlay.content is None:
                 self.overlays.discard(overlay)
+                volume = inode.volume
+                volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
             else:
                 self.contents.containers.release(overlay.container)
 
@@ -245,15 +249,14 @@ class Writer:
 
     def rows(self, inode: TreeInode, blob: bytes, batch: Batch) -> None:
         """Statements for the inode's own rows and the journal's record of them."""
-        attributes = inode.attributes
         set_blocks(inode)
         tree = self.tree
         log_ = inode.volume.log  # type: ignore[attr-defined]
-        packed = pack_attributes(attributes)
+        packed = pack_attributes(inode.attributes)
         ino = inode.ino
-        mount = inode.volume.mount_id  # type: ignore[attr-defined]
         if inode.pending is not None:
             parent, name = inode.pending
+            mount = inode.volume.mount_id  # type: ignore[attr-defined]
             batch.append((INSERT_INODE, (ino, mount, parent, tree.epoch, packed, blob)))
             batch.append(tree.add_name(parent, name, ino))
             batch.append(log_.row(Op.CREATE, ino, parent, name))
@@ -276,11 +279,13 @@ class Writer:
             inode.pending = None
         inode.epoch = self.tree.epoch
         inode.seq = self.log.seq
-        inode.is_touched = False
-        self.touched.pop(inode.ino, None)
-        before = large_id(inode.stored)
-        if before and before != large_id(blob):
-            self.replaced.append((inode, before))
+        if inode.is_touched:
+            inode.is_touched = False
+            del self.touched[inode.ino]
+        if inode.stored:
+            before = large_id(inode.stored)
+            if before and before != large_id(blob):
+                self.replaced.append((inode, before))
         inode.stored = blob
         inode.content = content
         if overlay is not None and overlay.is_dirty:
@@ -291,6 +296,8 @@ class Writer:
                 self.unsealed[inode.ino] = inode
                 # Behind the content's own record there may be one that an fsync covers it.
                 self.unsealed_since.setdefault(inode.ino, self.log.seq - 1)
+            elif inode.unsynced_bytes:
+                inode.volume.closed_small(inode, inode.seq)  # type: ignore[attr-defined]
         self.mark_changed(inode)
 
     def rested(self, inode: TreeInode) -> None:
