@@ -9,7 +9,6 @@ import trio
 
 from unifs import config
 from unifs.daemon import Daemon
-from unifs.errors import Unsupported
 from unifs.telemetry import TASK_BUGS
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from unifs.control.server import serve
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
-from unifs.errors import UnifsError, Unsupported
+from unifs.errors import UnifsError
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
 from unifs.mounts.ipfs import IpfsMount

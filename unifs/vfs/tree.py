@@ -41,6 +41,7 @@ KEEP_INODE = (
 )
 INSERT_DENTRY = "insert into dentry values(?,?,?,?,?)"
 CHANGE_DENTRY = "update dentry set name=?,epoch=? where parent=? and name=?"
+CHANGE_TARGET = "update dentry set ino=?,epoch=? where parent=? and name=?"
 DELETE_DENTRY = "delete from dentry where parent=? and name=?"
 KEEP_DENTRY = (
     "insert into dentry_past select parent,?,id,name,ino,epoch from dentry"
@@ -192,12 +193,23 @@ class Tree:
             return
         batch.append((KEEP_DENTRY, (epoch, *key, epoch)))
 
+    def change_target(self, batch: Batch, parent: int, name: bytes, ino: int) -> None:
+        """Another object under a name, which keeps its place in a listing."""
+        epoch = self.epoch
+        batch.append((KEEP_DENTRY, (epoch, parent, name, epoch)))
+        batch.append((CHANGE_TARGET, (ino, epoch, parent, name)))
+
     def keep_inode(self, batch: Batch, ino: int, stored: bytes) -> None:
         """Before a row of an earlier epoch changes: its present form goes to the past."""
         batch.append((KEEP_INODE, (self.epoch, ino)))
         content = large_id(stored)
         if content:
             batch.append(("update content set refs=refs+1 where id=?", (content,)))
+
+    @property
+    def last_dentry(self) -> int:
+        """No row has a higher id yet."""
+        return self._last_dentry
 
     # --- queries ----------------------------------------------------------------------------------
 

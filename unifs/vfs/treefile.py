@@ -145,17 +145,19 @@ class TreeDirectory(DirectoryHandle):
     """An open directory: a range query by row id, ``PAGE`` rows at a time.
 
     The row id is the offset, so a stream is stable under concurrent create and unlink and needs no
-    snapshot; rows fetched ahead are dropped when the reader seeks and when anything was committed
-    since: the kernel would keep a name that is gone.
+    snapshot. Names that came after its start are left out: a program that makes one for each that
+    it reads would never end. Rows fetched ahead are dropped when the reader seeks and when anything
+    was committed since: the kernel would keep a name that is gone.
     """
 
-    __slots__ = ("_at", "_commits", "_rows", "volume")
+    __slots__ = ("_at", "_commits", "_last", "_rows", "volume")
 
     def __init__(self, inode: TreeInode, volume: TreeVolume) -> None:
         super().__init__(inode)
         self.volume = volume
         self._rows: list[tuple[int, bytes, int, bytes]] = []
         self._at = -1
+        self._last = 1 << 62
         self._commits = -1
 
     def readdir(self, offset: int, emit: Emit) -> None:
@@ -167,6 +169,7 @@ class TreeDirectory(DirectoryHandle):
                 # is not shown.
                 if not is_full(error):
                     raise
+            self._last = self.volume.tree.last_dentry
         commits = self.volume.storage.database.commits
         if self._at != offset or self._commits != commits:
             self._rows = []
@@ -184,6 +187,8 @@ class TreeDirectory(DirectoryHandle):
             rows = self._rows
             while rows:
                 row_id, name, ino, packed = rows[-1]
+                if row_id > self._last:
+                    return
                 inode = hot.get(ino)
                 if inode is not None:
                     attributes = inode.attributes

@@ -51,30 +51,26 @@ class TreeRename(TreeNames):
         tree = self.tree
         undo = None
         is_exchange = target is not None and bool(flags & RENAME_EXCHANGE)
-        is_in_place = target is None and parent is new_parent
-        if is_in_place:
+        if target is None and parent is new_parent:
             tree.change_name(batch, parent.ino, name, new_name)
-        else:
+        elif target is None:
             tree.drop_name(batch, parent.ino, name)
-        if target is not None:
-            tree.drop_name(batch, new_parent.ino, new_name)
+            batch.append(tree.add_name(new_parent.ino, new_name, inode.ino))
+        else:
+            tree.change_target(batch, new_parent.ino, new_name, inode.ino)
             if is_exchange:
-                batch.append(tree.add_name(parent.ino, name, target.ino))
+                undo = (target.attributes.st_nlink, target.attributes.st_ctime_ns)
+                target.attributes.st_ctime_ns = now
+                tree.change_target(batch, parent.ino, name, target.ino)
                 self._move(target, (new_parent.ino, new_name), (parent.ino, name), batch)
             else:
+                tree.drop_name(batch, parent.ino, name)
                 undo = self._drop_link(target, new_parent.ino, new_name, now, batch)
-        if not is_in_place:
-            batch.append(tree.add_name(new_parent.ino, new_name, inode.ino))
         ctime, inode.attributes.st_ctime_ns = inode.attributes.st_ctime_ns, now
         self._move(inode, (parent.ino, name), (new_parent.ino, new_name), batch)
         displaced = 0 if target is None else target.ino
         renamed = Renamed(new_parent.ino, displaced, is_exchange, name, new_name)
-        batch.append(self.log.row(Op.RENAME, inode.ino, parent.ino, pack_rename(renamed)))
-        if target is not None and is_exchange:
-            back = Renamed(parent.ino, inode.ino, True, new_name, name)
-            batch.append(self.log.row(Op.RENAME, target.ino, new_parent.ino, pack_rename(back)))
-        elif target is not None:
-            self.note_displaced(target, new_parent.ino, new_name, batch)
+        self._record(inode, target, parent.ino, renamed, batch)
         try:
             tree.commit(batch, frees=displaced != 0 and not is_exchange)
         except BaseException:
@@ -86,6 +82,23 @@ class TreeRename(TreeNames):
         inode.name = new_name
         self.writer.mark(self.mount_id, parent.ino, name)
         self.writer.mark(self.mount_id, new_parent.ino, new_name)
+
+    def _record(
+        self,
+        inode: TreeInode,
+        target: TreeInode | None,
+        old_parent: int,
+        renamed: Renamed,
+        batch: Batch,
+    ) -> None:
+        batch.append(self.log.row(Op.RENAME, inode.ino, old_parent, pack_rename(renamed)))
+        if target is None:
+            return
+        if renamed.is_exchange:
+            back = Renamed(old_parent, inode.ino, True, renamed.new_name, renamed.name)
+            batch.append(self.log.row(Op.RENAME, target.ino, renamed.new_parent, pack_rename(back)))
+        else:
+            self.note_displaced(target, renamed.new_parent, renamed.new_name, batch)
 
     def note_displaced(self, target: TreeInode, parent: int, name: bytes, batch: Batch) -> None:
         """Statements of its own for an inode whose name a rename took."""

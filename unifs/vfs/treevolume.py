@@ -44,8 +44,16 @@ if TYPE_CHECKING:
 XATTR_BYTES_MAX = 64 << 10
 
 CID_XATTR = b"ipfs.cid"
+USER_PREFIX = b"user."
 STATE_XATTR = b"user.unifs.state"
 VIRTUAL_PREFIX = b"user.unifs."
+
+
+def _check_namespace(name: bytes) -> None:
+    if not name.startswith(USER_PREFIX):
+        raise AttributeNamespace
+    if name == USER_PREFIX:
+        raise InvalidArgument("an extended attribute has a name behind its namespace")
 
 
 class TreeLoader(Volume):
@@ -213,15 +221,27 @@ class TreeVolume(TreeRename):
             raise IsADirectory
         access = flags & os.O_ACCMODE
         can_write = access != os.O_RDONLY
-        if flags & os.O_TRUNC and inode.attributes.st_size:
-            self._resize(inode, 0)
-            mode = inode.attributes.st_mode
-            if caller.uid and mode & (stat.S_ISUID | stat.S_ISGID):
-                # The kernel clears these on write and truncate, not on open(O_TRUNC).
-                cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
-                inode.attributes.st_mode = mode & ~cleared
-            inode.attributes.st_ctime_ns = inode.attributes.st_mtime_ns
+        if flags & os.O_TRUNC:
+            self._truncate(inode, caller)
         return self.handle_type(inode, self, access != os.O_WRONLY, can_write)
+
+    def _truncate(self, inode: TreeInode, caller: Caller) -> None:
+        """What opening with O_TRUNC does; times and set-ID bits move for an empty file as well."""
+        attributes = inode.attributes
+        mode = attributes.st_mode
+        is_privileged = bool(caller.uid and mode & (stat.S_ISUID | stat.S_ISGID))
+        if attributes.st_size:
+            self._resize(inode, 0)
+        else:
+            attributes.st_mtime_ns = time.time_ns()
+            if inode.pending is None and not inode.is_gone:
+                inode.is_touched = True
+                self.writer.touched[inode.ino] = inode
+        attributes.st_ctime_ns = attributes.st_mtime_ns
+        if is_privileged:
+            # The kernel clears these on write and truncate, not on open(O_TRUNC).
+            cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+            attributes.st_mode = mode & ~cleared
 
     def create(
         self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller
@@ -259,8 +279,7 @@ class TreeVolume(TreeRename):
             return self.cid_of(inode).encode()
         if name == STATE_XATTR:
             return self.state_of(inode).encode()
-        if not name.startswith(b"user."):
-            raise AttributeNamespace
+        _check_namespace(name)
         value = self.tree.xattr(inode.ino, name)
         if value is None:
             raise NoAttribute
@@ -283,8 +302,7 @@ class TreeVolume(TreeRename):
     def _check_xattr(self, name: bytes) -> None:
         if name == CID_XATTR or name.startswith(VIRTUAL_PREFIX):
             raise NotPermitted
-        if not name.startswith(b"user."):
-            raise AttributeNamespace
+        _check_namespace(name)
 
     def _change_xattr(
         self, inode: Inode, name: bytes, statement: tuple[str, tuple[object, ...]]
