@@ -37,7 +37,10 @@ log = logging.getLogger(__name__)
 NAMES_MAX = 10_000
 _NONE: set[bytes] = set()
 
-INSERT_CONTENT = "insert into content values(?,1,1,?,?,?,?,null,null,null,null)"
+INSERT_CONTENT = (
+    "insert into content(boot,size,extents,proof,durable_size,durable_extents,id,refs,state)"
+    " values(?,?,?,?,?,?,?,1,1)"
+)
 UPDATE_CONTENT = (
     "update content set boot=?,size=?,extents=?,proof=?,durable_size=?,durable_extents=? where id=?"
 )
@@ -183,9 +186,12 @@ class Writer:
             inode.overlay.is_dirty = False
 
     def prepare(
-        self, inode: TreeInode, batch: Batch, needs_proof: bool = True
+        self, inode: TreeInode, batch: Batch, is_carried: bool = False
     ) -> tuple[Content | None, bytes]:
-        """Bring a dirty overlay's bytes to where a row can name them; (content, its column)."""
+        """Bring a dirty overlay's bytes to where a row can name them; (content, its column).
+
+        ``is_carried``: the batch has all bytes that are not durable, so that the form it makes is.
+        """
         overlay = inode.overlay
         if overlay is None or not overlay.is_dirty:
             return inode.content, inode.stored
@@ -196,8 +202,7 @@ class Writer:
                 small = self._append(overlay.buffer)
                 return small, small.blob
             self.overlays.spill(overlay)
-        proof = self._proof(overlay) if needs_proof else None
-        large = self._large_rows(inode, overlay, proof, batch)
+        large = self._large_rows(inode, overlay, is_carried, batch)
         return large, large.blob
 
     def _append(self, buffer: bytearray) -> SmallContent:
@@ -208,24 +213,25 @@ class Writer:
         return small
 
     def _large_rows(
-        self, inode: TreeInode, overlay: Overlay, proof: bytes | None, batch: Batch
+        self, inode: TreeInode, overlay: Overlay, is_carried: bool, batch: Batch
     ) -> LargeContent:
         """Statements for the overlay's content row, new at its first commit, updated later."""
         size = inode.attributes.st_size
         extents = overlay.extents.copy()
+        packed = extents.pack()
+        proof = None if is_carried else self._proof(overlay)
+        durable = (size, packed) if is_carried else overlay.durable or (None, None)
         large = overlay.content
+        named: set[int] = set()
+        statement = UPDATE_CONTENT
         if large is None:
             self.contents.last_id += 1
             large = LargeContent(self.contents.last_id, size, extents)
             large.base = overlay.base
-            bindings = (large.id, self.contents.boot, size, extents.pack(), proof)
-            batch.append((INSERT_CONTENT, bindings))
-            named: set[int] = set()
+            statement = INSERT_CONTENT
         else:
-            named = set(large.extents.containers)
-            durable = overlay.durable or (None, None)
-            bindings = (self.contents.boot, size, extents.pack(), proof, *durable, large.id)
-            batch.append((UPDATE_CONTENT, bindings))
+            named.update(large.extents.containers)
+        batch.append((statement, (self.contents.boot, size, packed, proof, *durable, large.id)))
         names = set(extents.containers)
         for container in names - named:
             batch.append(("insert or ignore into holding values(?,?)", (large.id, container)))
