@@ -31,7 +31,6 @@ from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treerename import TreeRename
 from unifs.vfs.volume import DirectoryHandle, Handle, Volume
 from unifs.vfs.writer import set_blocks
-from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,20 +131,24 @@ class TreeVolume(TreeRename):
     ) -> Attributes:
         assert isinstance(inode, TreeInode)
         attributes = inode.attributes
+        if inode.pending is not None or inode.is_gone:
+            self._change(inode, changes)
+            return attributes
+        is_resized = changes.size_bytes not in (None, attributes.st_size)
+        if is_resized and inode.is_dirty():
+            # What is cut off or added can be undone only down to what is committed.
+            self.writer.commit(inode)
+        self.writer.ready(inode)
         before = pack_attributes(attributes)
         try:
             self._change(inode, changes)
-            if inode.pending is None and not inode.is_gone:
-                self.writer.commit(inode)
-        except WouldBlock:
-            raise
+            self.writer.commit(inode)
         except BaseException:
-            size = attributes.st_size
+            if is_resized:
+                self.writer.undo(inode)
             fill_attributes(attributes, inode.ino, before, self.timeout_s)
-            # A cut is not undone: the overlay has it, and a later commit may record it.
-            attributes.st_size = size
             raise
-        if inode.pending is None and not inode.is_gone and not inode.opens:
+        if not inode.opens:
             self.writer.detach(inode)
         return attributes
 

@@ -175,6 +175,18 @@ class Writer:
         self.tree.commit(batch)
         self.committed(inode, content, blob)
 
+    def ready(self, inode: TreeInode) -> None:
+        """WouldBlock where a commit of this inode would wait; for who changes memory before it."""
+        self.storage.database.admit()
+        if inode.overlay is not None and inode.overlay.buffer is None:
+            self._proof(inode.overlay)
+
+    def undo(self, inode: TreeInode) -> None:
+        """Forget what an overlay holds beyond the committed content."""
+        if inode.overlay is not None:
+            inode.overlay.is_dirty = False
+            self.detach(inode)
+
     def _forgo(self, inode: TreeInode) -> None:
         """Nobody can find this inode after a crash: nothing to record."""
         if inode.overlay is not None:
