@@ -3,7 +3,8 @@
 Used by recovery only, inside its transaction. Each such inode walks back through its records,
 newest first, to the content before, at most to the one that an fsync covered; where it took a name
 by a rename and no fsync ever covered its bytes, the displaced inode gets the name back, or, where
-the two were exchanged and both have names, its content. Names stay as they are but for that. Every change of a content is a record of its own in the journal.
+the two were exchanged and both have names, its content. Names stay as they are but for that. Every
+change of a content is a record of its own in the journal.
 """
 
 from __future__ import annotations
