@@ -30,7 +30,6 @@ from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treerename import TreeRename
 from unifs.vfs.volume import DirectoryHandle, Handle, Volume
-from unifs.vfs.writer import set_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -181,7 +180,7 @@ class TreeVolume(TreeRename):
             self.overlays.resize(self.writer.overlay_to_cut(inode, size), size)
         attributes.st_size = size
         self.unsynced.cut(inode)
-        set_blocks(inode)
+        self.writer.set_blocks(inode)
         attributes.st_mtime_ns = time.time_ns()
 
     def readlink(self, inode: Inode) -> bytes:

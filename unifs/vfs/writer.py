@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -41,15 +42,6 @@ INSERT_CONTENT = "insert into content values(?,1,1,?,?,?,?,null,null,null,null)"
 UPDATE_CONTENT = (
     "update content set boot=?,size=?,extents=?,proof=?,durable_size=?,durable_extents=? where id=?"
 )
-
-
-def set_blocks(inode: TreeInode) -> None:
-    """Count the blocks of a changed file: what no extent covers is a hole and takes none."""
-    overlay = inode.overlay
-    if overlay is not None and overlay.buffer is None:
-        inode.attributes.st_blocks = blocks_of(overlay.extents.held_bytes())
-    elif overlay is not None:
-        inode.attributes.st_blocks = blocks_of(inode.attributes.st_size)
 
 
 class Writer:
@@ -90,6 +82,23 @@ class Writer:
         attributes.st_mtime_ns = attributes.st_ctime_ns = now_ns
         inode.is_touched = True
         self.touched[inode.ino] = inode
+
+    def set_blocks(self, inode: TreeInode) -> None:
+        """Count the blocks of a changed file: what is a hole takes none."""
+        overlay = inode.overlay
+        if overlay is None:
+            return
+        if overlay.buffer is not None:
+            inode.attributes.st_blocks = blocks_of(inode.attributes.st_size)
+            return
+        blocks = blocks_of(overlay.extents.held_bytes())
+        if overlay.base is not None:
+            # Where a sealed content has holes, its extents lie over holes of files.
+            descriptor = self.contents.containers.descriptor
+            names = set(overlay.extents.containers)
+            allocated = sum(os.fstat(descriptor(name)).st_blocks for name in names)
+            blocks = min(blocks, allocated)
+        inode.attributes.st_blocks = blocks
 
     # --- overlays ---------------------------------------------------------------------------------
 
@@ -257,7 +266,7 @@ class Writer:
     def rows(self, inode: TreeInode, blob: bytes, batch: Batch) -> None:
         """Statements for the inode's own rows and the journal's record of them."""
         attributes = inode.attributes
-        set_blocks(inode)
+        self.set_blocks(inode)
         tree = self.tree
         log_ = inode.volume.log  # type: ignore[attr-defined]
         packed = pack_attributes(attributes)
