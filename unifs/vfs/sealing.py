@@ -4,6 +4,8 @@
 which is fine because its time is I/O and hashing, both without the GIL) does the work on
 duplicated descriptors:
 
+Nothing is written where another content has bytes: the *newest* container is this content's alone.
+
 1. more than ``CONTAINERS_MAX`` containers: the live ranges of the smallest move to the newest;
 2. a leaf that lies in several containers is completed in the newest, so that each leaf lies in one
    and the block index can point at it; what is taken from a base is hashed first, so that rot in
@@ -301,18 +303,19 @@ class Sealer:
         names = sorted(set(content.extents.containers))
         held = {name: containers.hold(name) for name in names}
         written_bytes = inode.unsynced_bytes
+        fresh = 0
         try:
-            if not names:
-                # All of it is a hole: there is no container yet that could hold its zeros.
-                names = [containers.create()]
-                held = {names[0]: containers.descriptor(names[0])}
-            descriptors = {name: os.dup(descriptor) for name, descriptor in held.items()}
+            if not names or self._is_shared(content, names[-1]):
+                # All of it is a hole, or only cuts were made: what the job writes needs a container
+                # in which nobody else has bytes.
+                fresh = containers.create()
+                held[fresh] = containers.descriptor(fresh)
             job = SealJob(
                 profile=self.profile,
                 blocks=self.blocks,
                 size=content.size,
                 extents=content.extents.copy(),
-                descriptors=descriptors,
+                descriptors={name: os.dup(descriptor) for name, descriptor in held.items()},
                 base=content.base,
                 is_stopping=lambda: self.is_stopping,
             )
@@ -321,8 +324,16 @@ class Sealer:
                 await complete(self._record, inode, content, job)
             inode.volume.sealed(inode, written_bytes)  # type: ignore[attr-defined]
         finally:
-            for name in names:
+            for name in held:
                 containers.release(name)
+            if fresh and fresh not in content.extents.containers:
+                containers.delete(fresh)
+
+    def _is_shared(self, content: LargeContent, container: int) -> bool:
+        """Whether another content, its base or one that recovery may go back to, names it too."""
+        query = "select 1 from holding where container=? and content<>? limit 1"
+        row = self.writer.storage.database.one(query, (container, content.id))
+        return row is not None
 
     def _record(self, inode: TreeInode, content: LargeContent, job: SealJob) -> None:
         """Rows first, then memory, then the block index (which can be rebuilt from the rows)."""

@@ -151,13 +151,16 @@ class Writer:
             return
         inode.overlay = None
         del self.open[inode.ino]
-        if overlay.container:
-            if overlay.content is None:
-                self.overlays.discard(overlay)
-                volume = inode.volume
-                volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
-            else:
-                self.contents.containers.release(overlay.container)
+        content = overlay.content
+        if content is None:
+            volume = inode.volume
+            volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
+        named = content.extents.containers if content is not None else ()
+        if overlay.container in named:
+            self.contents.containers.release(overlay.container)
+        else:
+            # Nothing was committed, or only cuts.
+            self.overlays.discard(overlay)
 
     # --- commit -----------------------------------------------------------------------------------
 
