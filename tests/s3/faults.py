@@ -156,10 +156,8 @@ def content(number: int) -> bytes:
     return (mark * (size // len(mark) + 1))[: max(size, len(mark))]
 
 
-def draw(chance: random.Random, is_alone: bool, numbers: list[int]) -> tuple[Any, ...]:
-    """The next step."""
-    numbers[0] += 1
-    number = numbers[0]
+def draw(chance: random.Random, is_alone: bool, number: int) -> tuple[Any, ...]:
+    """The next step; ``number`` is in no other step of the run."""
     path, other = chance.choice(PATHS), chance.choice(PATHS)
     steps: list[tuple[float, tuple[Any, ...]]] = [
         (8, ("write", path, number)),
@@ -189,7 +187,6 @@ class Campaign:
         self.requests = 0
         self.steps = 0
         self.rounds = 0
-        self._numbers = [0]
 
     async def run(self, faults: int) -> None:
         """Alternate runs alone and together, several at a time: most of one's time is waiting."""
@@ -224,7 +221,7 @@ class Campaign:
                         self._count(proxy)
                         if self._is_enough():
                             break
-                except BaseException:
+                except Exception:
                     print(f"run {number} alone={is_alone}: {history}", file=sys.stderr)
                     raise
         shutil.rmtree(place)
@@ -247,7 +244,7 @@ class Campaign:
         proxy.script = Seeded(chance.randrange(1 << 30), FAULT_RATE)
         with trio.fail_after(ROUND_S * CLOCK_RATE):
             for _ in range(STEPS_A_ROUND):
-                step = draw(chance, is_alone, self._numbers)
+                step = draw(chance, is_alone, len(history))
                 history.append(step)
                 await run.do(step)
                 self.steps += 1
