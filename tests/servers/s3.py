@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import sysconfig
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -31,6 +32,8 @@ READER_ACCESS_KEY = "AKUNIFSREADER"
 READER_SECRET_KEY = "unifs/reader+secret/0123456789abcdefgh"
 #: Another process may take a port between our look and the server's bind.
 ATTEMPTS = 3
+#: The environment's proxy is not for 127.0.0.1.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class S3Server:
@@ -154,7 +157,6 @@ def new_client(server: S3Server, **options: Any) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": "path"},
-        # The environment's proxy is not for 127.0.0.1.
         proxies={"http": None, "https": None},
         signature_version="s3v4",
     )
@@ -190,6 +192,18 @@ class Weed(S3Server):
         ):
             command += [f"-{name}.port={port}", f"-{name}.port.grpc={port + GRPC_OFFSET}"]
         self.process.launch([*command, *WEED_OPTIONS], self._is_ready)
+
+    def _is_ready(self) -> bool:
+        # S3 answers before the master knows the volumes: what is stored could not be read yet.
+        master = self._ports[WEED_PARTS.index("master")]
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{master}/dir/status", timeout=5
+            ) as answer:
+                topology = json.load(answer)["Topology"]
+        except OSError:
+            return False
+        return bool(topology["DataCenters"]) and super()._is_ready()
 
     def _clean_up(self) -> None:
         # Its unix sockets, named by port; the directory cannot be chosen.

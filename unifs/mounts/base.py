@@ -56,8 +56,12 @@ class Mount:
     #: Objects never change under their path (``/ipfs/<cid>``): cached for ever.
     is_immutable: ClassVar[bool] = False
     #: ``put`` is conditional on ``base`` and recognises its own token. Where a backend cannot give
-    #: that, this is False and ``explain`` shows the remaining window.
-    is_conditional: ClassVar[bool] = True
+    #: that, as the class says or as one mount finds out, this is False and ``explain`` shows the
+    #: remaining window.
+    is_conditional: bool = True
+    #: The verbs that an overridden ``commit`` wants many of at once (None: all); the others come
+    #: one in a call, and several calls at a time.
+    batched: ClassVar[frozenset[str] | None] = None
 
     # --- reading --------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ CODES: Final[dict[str, type[UnifsError]]] = {
     "InvalidSecurity": PermissionDenied,
     "InvalidToken": PermissionDenied,
     "MissingSecurityHeader": PermissionDenied,
-    "RequestTimeTooSkewed": PermissionDenied,
+    "RequestTimeTooSkewed": Unreachable,
     "SignatureDoesNotMatch": PermissionDenied,
     "TokenRefreshRequired": PermissionDenied,
     "PreconditionFailed": Conflict,

@@ -128,7 +128,7 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-# --- paths to keys ---------------------------------------------------------------------------------
+# --- paths to keys --------------------------------------------------------------------------------
 
 
 def key_of(path: str) -> str:
@@ -208,7 +208,7 @@ def _bounded(key: str) -> str:
     return key
 
 
-# --- the mount's root ------------------------------------------------------------------------------
+# --- the mount's root -----------------------------------------------------------------------------
 
 
 class Places:
@@ -216,7 +216,7 @@ class Places:
 
     def __init__(self, options: S3Options) -> None:
         self._bucket = options.bucket
-        self._prefix = options.prefix.strip("/") + "/" if options.prefix.strip("/") else ""
+        self.prefix = options.prefix.strip("/") + "/" if options.prefix.strip("/") else ""
 
     @property
     def has_buckets(self) -> bool:
@@ -235,12 +235,12 @@ class Places:
     def object_at(self, path: str) -> tuple[str, str]:
         """Bucket and key of the object at ``path``."""
         bucket, rest = self.split(path)
-        return bucket, _bounded(self._prefix + key_of(rest))
+        return bucket, _bounded(self.prefix + key_of(rest))
 
     def prefix_at(self, path: str) -> tuple[str, str]:
         """Bucket and prefix of the directory at ``path``."""
         bucket, rest = self.split(path)
-        return bucket, _bounded(self._prefix + prefix_of(rest))
+        return bucket, _bounded(self.prefix + prefix_of(rest))
 
     def is_top(self, path: str) -> bool:
         """Whether the directory at ``path`` is a bucket or the mount's root, which needs no key."""

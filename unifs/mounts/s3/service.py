@@ -4,7 +4,7 @@ The other modules say what they want as a ``Request``; here it gets its host, re
 signature, a place under the service's limit, a connection, and its answer read to the end. What is
 no success is raised as an error of unifs (``errors``).
 
-A request is made once. It is made again at once, and only once more for each reason, where the
+A request is made once. It is made again at once, and only twice more for each reason, where the
 first did not count: the idle connection it went out on was closed already, the clocks differ, or
 the bucket lives in another region. Everything else is its caller's to retry.
 """
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 #: XML and error answers; a page of 1,000 keys of 1,024 bytes, encoded, has 4 MiB.
 ANSWER_MAX: Final = 16 << 20
+#: What was learnt may have been wrong (a proxy's date), and the next answer says so.
+LEARN_MAX: Final = 2
 #: Services refuse signatures that are 15 minutes off.
 SKEW_S: Final = 300.0
 #: Buckets whose region is remembered.
@@ -116,16 +118,16 @@ class Service:
 
     async def call(self, request: Request) -> Answer:
         """The service's answer; an error of unifs where it is no success."""
-        reasons: set[str] = set()
+        reasons: list[str] = []
         while True:
             answer = await self._answered(request)
             if isinstance(answer, Answer):
                 return answer
             reason = self._learn(request, answer)
-            if not reason or reason in reasons:
+            if not reason or reasons.count(reason) == LEARN_MAX:
                 error = answer.error(str(request))
                 raise error
-            reasons.add(reason)
+            reasons.append(reason)
 
     async def _answered(self, request: Request) -> Answer | Refusal:
         async with self.limiter.place():

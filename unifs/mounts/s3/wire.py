@@ -15,14 +15,11 @@ import math
 import select
 import ssl
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 import trio
 
 from unifs.errors import TooLarge
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 #: Nothing has moved for so long: the connection is given up.
 STALL_S: Final = 30.0
@@ -56,7 +53,9 @@ class Body(Protocol):
 
     size_bytes: int
 
-    def pieces(self) -> AsyncIterator[bytes]: ...
+    async def piece(self, offset: int) -> bytes:
+        """Some bytes from there; never none before the end."""
+        ...
 
 
 @dataclass(slots=True)
@@ -160,18 +159,20 @@ class Connection:
         if body is None:
             await self._send(head)
             return
-        await self._send(b"".join([head, *[piece async for piece in body.pieces()]]))
+        parts, offset = [head], 0
+        while offset < body.size_bytes:
+            parts.append(await body.piece(offset))
+            offset += len(parts[-1])
+        await self._send(b"".join(parts))
 
     async def _send_pieces(self, body: Body) -> None:
         sent = 0
-        self.pause()
-        async for piece in body.pieces():
+        while sent < body.size_bytes:
+            self.pause()
+            piece = await body.piece(sent)
             self.moved()
             await self._send(piece)
             sent += len(piece)
-            self.pause()
-        self.moved()
-        assert sent == body.size_bytes
 
     async def _continued(self) -> Head | None:
         """None: send the body. An answer: it is not wanted."""
@@ -355,11 +356,16 @@ def _number(text: str, base: int) -> int:
         raise Cut("the answer has a length or a status that is no number", False) from error
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Why a connection failed, in words."""
-    cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else error
+    cause: BaseException = error
+    while cause.__cause__ is not None and not getattr(cause, "strerror", None):
+        cause = cause.__cause__
+        if isinstance(cause, BaseExceptionGroup):
+            # One attempt for each address of the host; the first says enough.
+            cause = cause.exceptions[0]
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({cause.verify_message})"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    return str(cause or error)
+    return str(cause)
