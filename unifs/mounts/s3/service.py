@@ -113,6 +113,7 @@ class Service:
         self._signer = Signer()
         self._regions: dict[str, str] = {}
         self._skew_s = 0.0
+        self._refuses_expect = False
         self.requests = 0
         if options.endpoint:
             self._address = _address_of(options.endpoint)
@@ -242,7 +243,7 @@ class Service:
         if body is not None or request.method in ("PUT", "POST"):
             size = body.size_bytes if body is not None else 0
             headers["content-length"] = str(size)
-            if size >= EXPECT_BYTES:
+            if size >= EXPECT_BYTES and not self._refuses_expect:
                 headers["expect"] = "100-continue"
         query = encoded_query(request.query)
         lines = [f"{request.method} {path}{'?' if query else ''}{query} HTTP/1.1"]
@@ -285,6 +286,10 @@ class Service:
 
     def _learn(self, request: Request, refusal: Refusal) -> str:
         """What makes the same request worth making again; "" where nothing does."""
+        if refusal.status == 417:
+            # Somebody on the way knows nothing of 100-continue (RFC 9110, 10.1.1): without, then.
+            self._refuses_expect = True
+            return "expect"
         if refusal.status not in (301, 307, 400, 403):
             return ""
         region = refusal.headers.get("x-amz-bucket-region", "")
