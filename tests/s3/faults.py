@@ -46,6 +46,8 @@ STEPS_A_ROUND = 40
 ROUNDS_A_RUN = 5
 #: Of a call that fails for a passing reason; each try meets new luck.
 TRIES_MAX = 200
+#: Requests shown of a run that failed.
+SEEN_SHOWN = 400
 #: Runs at a time.
 LANES = 9
 ROUND_S = 600.0
@@ -223,6 +225,8 @@ class Campaign:
                             break
                 except Exception:
                     print(f"run {number} alone={is_alone}: {history}", file=sys.stderr)
+                    for seen in list(proxy.seen)[-SEEN_SHOWN:]:
+                        print(seen, file=sys.stderr)
                     raise
         shutil.rmtree(place)
 
@@ -245,7 +249,7 @@ class Campaign:
         with trio.fail_after(ROUND_S * CLOCK_RATE):
             for _ in range(STEPS_A_ROUND):
                 step = draw(chance, is_alone, len(history))
-                history.append(step)
+                history.append((round(trio.current_time(), 1), step))
                 await run.do(step)
                 self.steps += 1
             if chance.random() < 0.5:
