@@ -64,7 +64,7 @@ async def answered(connection: Connection, body: BytesPayload | None = None) -> 
 
 
 async def test_a_body_with_a_length(connect) -> None:
-    peer = Peer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: \"e\"\r\n\r\nhello")
+    peer = Peer(b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "e"\r\n\r\nhello')
     connection = await connect(peer)
     head = await answered(connection)
     assert (head.status, head.headers["etag"]) == (200, '"e"')
