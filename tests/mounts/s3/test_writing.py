@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import stat
+import time
+import urllib.request
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from tests.contract.subjects import Bytes
 from tests.mounts.s3.identities import Fixed
 from tests.servers.faultproxy import Fault, FaultProxy
+from tests.servers.s3 import DIRECT, READER_ACCESS_KEY, READER_SECRET_KEY
 from unifs.errors import (
     Conflict,
     Exists,
@@ -63,7 +67,7 @@ async def test_what_the_options_ask_for_is_sent(world: World) -> None:
 async def test_a_service_with_conditions_is_left_without_a_trace(world: World) -> None:
     assert await world.mount.honours(world.bucket) == Honoured(True, True, True)
     assert world.mount.is_conditional
-    assert world.keys() == []
+    assert world.listed() == []
 
 
 class Careless(S3Mount):
@@ -98,7 +102,7 @@ async def test_without_conditions_it_looks_before_it_writes(
     first = await careless.put("f", Bytes(b"1"), None, "t1")
     assert not careless.is_conditional
     assert await careless.honours(world.bucket) == Honoured(False, False, False)
-    assert not [key for key in world.keys() if PROBE in key]
+    assert not [key for key in world.listed() if PROBE in key]
     with pytest.raises(Conflict):
         await careless.put("f", Bytes(b"2"), None, "t2")
     world.put("f", b"theirs")
@@ -111,7 +115,7 @@ async def test_without_conditions_it_looks_before_it_writes(
     again = await careless.put("f", Bytes(b"5"), first.version, "t5")
     assert again.version == second.version
     await careless.remove("f", second.version, "t6")
-    assert world.keys() == []
+    assert world.listed() == []
 
 
 async def test_a_put_whose_answer_was_lost_recognises_itself(world: World) -> None:
@@ -152,26 +156,27 @@ async def test_a_service_that_asks_for_less_is_heard(world: World) -> None:
         mount.service.close()
 
 
+def shifted(by_s: float) -> float:
+    return time.time() + by_s
+
+
 async def test_a_clock_that_is_wrong_is_put_right(world: World) -> None:
     for offset in (3600.0, -3600.0):
-        mount = S3Mount(
-            "s3", world.mount.options, world.mount.service.credentials, lambda o=offset: NOW() + o
-        )
+        clock = partial(shifted, offset)
+        mount = S3Mount("s3", world.mount.options, world.mount.service.credentials, clock)
         await mount.put(f"f{offset}", Bytes(b"1"), None, "t1")
         assert abs(mount.service._skew_s + offset) < 60
         mount.service.close()
-    assert len(world.keys()) == 2
+    assert len(world.listed()) == 2
 
 
-def NOW() -> float:  # noqa: N802
+def NOW() -> float:
     import time
 
     return time.time()
 
 
 async def test_who_may_not_write_hears_so_and_secrets_stay_secret(world: World) -> None:
-    from tests.servers.s3 import READER_ACCESS_KEY, READER_SECRET_KEY
-
     world.put("f", b"1")
     reader = S3Mount(
         "s3", world.mount.options, Fixed(Credentials(READER_ACCESS_KEY, READER_SECRET_KEY))
@@ -186,7 +191,7 @@ async def test_who_may_not_write_hears_so_and_secrets_stay_secret(world: World) 
         assert "wrong-secret" not in text
         assert READER_SECRET_KEY not in text
         mount.service.close()
-    assert world.keys() == ["f"]
+    assert world.listed() == ["f"]
 
 
 # --- directories and special files ----------------------------------------------------------------
@@ -194,13 +199,13 @@ async def test_who_may_not_write_hears_so_and_secrets_stay_secret(world: World) 
 
 async def test_a_directory_is_a_marker_and_outlives_its_files(world: World) -> None:
     await world.mount.make("d", DIRECTORY, "t1")
-    assert world.keys() == ["d/"]
+    assert world.listed() == ["d/"]
     world.put("implicit/f", b"1")
     await world.mount.remove("implicit/f", await version_of(world.mount, "implicit/f"), "t2")
-    assert world.keys() == ["d/", "implicit/"]
+    assert world.listed() == ["d/", "implicit/"]
     await world.mount.remove("implicit", None, "t3")
     await world.mount.remove("d", None, "t4")
-    assert world.keys() == []
+    assert world.listed() == []
 
 
 async def test_special_files_need_attributes(world: World, keeping: World) -> None:
@@ -234,7 +239,7 @@ async def test_names_that_cannot_be_keys_are_refused(world: World) -> None:
             await world.mount.put(path, Bytes(b"x"), None, "t1")
         with pytest.raises(InvalidArgument):
             await world.mount.make(path, DIRECTORY, "t1")
-    assert world.keys() == []
+    assert world.listed() == []
 
 
 # --- buckets, prefixes ----------------------------------------------------------------------------
@@ -273,16 +278,12 @@ async def test_a_prefix_is_a_root(world: World) -> None:
     )
     await mount.put("f", Bytes(b"1"), None, "t1")
     await mount.make("d", DIRECTORY, "t2")
-    assert world.keys() == ["a/b/d/", "a/b/f"]
+    assert world.listed() == ["a/b/d/", "a/b/f"]
     assert sorted(e.name for e in (await mount.scan("", None)).entries) == [b"d", b"f"]
     mount.service.close()
 
 
 async def test_a_presigned_url_needs_no_identity(world: World) -> None:
-    import urllib.request
-
-    from tests.servers.s3 import DIRECT
-
     world.put("a b+ü", b"signed")
     url = await world.mount.presign("GET", "a b+ü", 60)
     with DIRECT.open(url) as answer:
