@@ -92,10 +92,14 @@ class Directories:
         bucket, prefix = self._places.prefix_at(above)
         if not prefix.endswith("/"):
             return
+        headers = marker_headers("")
         try:
-            await self.mark(bucket, prefix, marker_headers(""))
-        except Conflict:
-            pass
+            try:
+                await self.mark(bucket, prefix, headers)
+            except Conflict:
+                # SeaweedFS says so of every directory; only one that is listed stays.
+                if await self._objects.first_keys(bucket, prefix, 1) != [prefix]:
+                    await self.mark(bucket, prefix, headers, is_new=False)
         except PermissionDenied:
             return
         self.seen(above, is_marked=True)
