@@ -180,7 +180,7 @@ async def _exchange(stream: trio.abc.Stream, target: Target, headers: dict[str, 
     while len(body) < ANSWER_BYTES_MAX:
         received = connection.next_event()
         if received is h11.NEED_DATA:
-            connection.receive_data(await stream.receive_some())
+            connection.receive_data(bytes(await stream.receive_some()))
         elif isinstance(received, h11.Response):
             status = received.status_code
             told = {name.decode(): value.decode("latin-1") for name, value in received.headers}
