@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,11 +14,11 @@ from tests.servers.faultproxy import Fault, FaultProxy
 from unifs.errors import Conflict, Corrupt, UnifsError, Unreachable
 from unifs.mounts.s3 import multipart, writing
 from unifs.mounts.s3.fingerprint import PARTS, Fingerprint
+from unifs.mounts.s3.mount import S3Mount
 from unifs.mounts.s3.multipart import MARK_PART, PARTS_MAX, mark_of, part_bytes
 
 if TYPE_CHECKING:
     from tests.mounts.s3.conftest import World
-    from unifs.mounts.s3.mount import S3Mount
     from unifs.mounts.s3.service import Answer, Request
 
 MIB = 1 << 20
@@ -254,3 +255,31 @@ def test_fingerprints_fit_into_metadata_and_find_what_changed(count: int) -> Non
     assert len(left) >= count - known.group
     for text in ("", "5", "5:1:!", "0:1:AAAA", "5:0:AAAA"):
         assert Fingerprint.read({PARTS: text}) is None
+
+
+async def test_the_first_large_object_sweeps_its_bucket(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cut_off(world, monkeypatch, "t1")
+    shift = multipart.ORPHAN_S + 60
+    later = S3Mount(
+        "s3",
+        world.mount.options,
+        world.mount.service.credentials,
+        lambda: time.time() + shift,
+    )
+    # Only the sweep's clock is ahead.
+    later.service._now_s = time.time
+    swept, sweep = trio.Event(), later._sweep
+
+    async def watched(bucket: str) -> None:
+        await sweep(bucket)
+        swept.set()
+
+    monkeypatch.setattr(later, "_sweep", watched)
+    async with later.serve():
+        await later.put("other", Bytes(BIG), None, "t2")
+        with trio.fail_after(10):
+            await swept.wait()
+    assert world.uploads() == []
+    assert world.listed() == ["other"]
