@@ -83,7 +83,6 @@ def test_a_profile_is_fixed_at_the_first_start(tmp_path: Path) -> None:
         ({"mounts": {"mfs": {"enabled": False}}}, "mounts.mfs.enabled"),
         ({"mounts": {"mfs": {"durability": "backend"}}}, "mounts.mfs.durability"),
         ({"mounts": {"local": {"read_only": True}}}, "mounts.local.read_only"),
-        ({"journal": {"dirty_bytes_max": 1}}, "journal"),
         ({"storage": {"watermark_percent": 50}}, "storage.watermark_percent"),
     ],
 )

@@ -1,8 +1,8 @@
 """The mount table: which mounts there are, and adding and removing them while the tree is mounted.
 
 Owned by the daemon. Mounts of the settings are added at the start; host directories added at run
-time are remembered in the state directory and added again at the next start. A mount with changes
-that have not reached their backend is not removed.
+time are remembered in the state directory and added again at the next start. Of mounts with a
+backend it knows the name only; ``remotes`` adds and removes them.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class MountTable:
         self._notifications = notifications
         self._mount_point = os.path.realpath(mount_point) if mount_point else ""
         self._fixed: list[TableEntry] = []
+        self._remotes: dict[str, TableEntry] = {}
         self._local: NamespaceDirectory | None = None
         self._hosts: dict[str, tuple[HostVolume, str, bool]] = {}
         self._prefix = FIRST_PREFIX
@@ -95,7 +96,28 @@ class MountTable:
             TableEntry(f"local/{name}", "local", directory, True, is_removable)
             for name, (_, directory, is_removable) in self._hosts.items()
         ]
-        return sorted([*self._fixed, *hosts], key=lambda info: info.name)
+        entries = [*self._fixed, *self._remotes.values(), *hosts]
+        return sorted(entries, key=lambda info: info.name)
+
+    def check_free(self, name: str) -> None:
+        """Exists if something at the root is called that."""
+        if os.fsencode(name) in self._vfs.namespace.root.children:
+            raise Exists(f"there is a mount called {name} already")
+
+    def add_remote(self, info: TableEntry, root: int) -> None:
+        """A mount with a backend, at the root."""
+        directory = self._vfs.namespace.root
+        self._vfs.namespace.add(directory, os.fsencode(info.name), root)
+        self._remotes[info.name] = info
+        self._notifications.for_mount("").inode(directory.ino)
+
+    def remove_remote(self, name: str) -> None:
+        """Show it no longer."""
+        directory = self._vfs.namespace.root
+        self._vfs.namespace.remove(directory, os.fsencode(name))
+        del self._remotes[name]
+        self._notifications.for_mount("").entry(directory.ino, os.fsencode(name))
+        self._notifications.for_mount("").inode(directory.ino)
 
     async def add(self, name: str, directory: str) -> TableEntry:
         """Show a host directory as ``local/NAME``; remembered for the next start."""

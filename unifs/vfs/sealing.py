@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import Corrupt, TryAgain, UnifsError
+from unifs.errors import Corrupt, Stale, TryAgain, UnifsError
 from unifs.ipfs.unixfs.builder import FileBuilder, hash_leaf
 from unifs.journal.content import SEALED, LargeContent, large_blob
 from unifs.journal.extents import HOLE, ExtentMap
@@ -208,7 +208,11 @@ class Sealer:
                 "select ino from inode where content=? and gone is null", (large_blob(content_id),)
             )
             if row is not None:
-                inode: TreeInode = self.writer.inodes.get(row[0])  # type: ignore[assignment]
+                try:
+                    inode: TreeInode = self.writer.inodes.get(row[0])  # type: ignore[assignment]
+                except Stale:
+                    # Its mount is not shown now; the start that shows it again comes here again.
+                    continue
                 self.writer.content_of(inode)
                 self.writer.unsealed[inode.ino] = inode
                 self.writer.unsealed_since[inode.ino] = 0

@@ -30,6 +30,9 @@ MODULES: Final = {
     "block": "block",
     "dag": "dag",
     "repo": "repo",
+    "backends": "backends",
+    "refresh": "backends",
+    "credentials": "credentials",
 }
 
 

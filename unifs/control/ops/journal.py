@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from unifs.control.daemon_protocol import ChangeState, Daemon, JournalRecord, JournalStatus
+from unifs.control.daemon_protocol import Answer, ChangeState, Daemon, JournalRecord, JournalStatus
 from unifs.control.registry import Emit, Param, operation
 
 MaybePath = Annotated[
@@ -28,6 +28,33 @@ async def list_(
 ) -> None:
     """List changes, the newest first."""
     async for record in daemon.journal.list(path, only, limit):
+        await emit(record)
+
+
+class Retried(Answer):
+    """Changes that are tried again."""
+
+    retried: int
+
+
+@operation("journal.retry", mutates=True)
+async def retry(daemon: Daemon, path: MaybePath = None) -> Retried:
+    """Try changes that were given up once more."""
+    return Retried(retried=await daemon.journal.retry(path))
+
+
+@operation("journal.drop", mutates=True)
+async def drop(
+    daemon: Daemon,
+    emit: Emit[JournalRecord],
+    path: MaybePath = None,
+    yes: Annotated[bool, Param("lose them; without it they are only listed")] = False,
+) -> None:
+    """Let go of changes that were given up: what the backend has takes their place.
+
+    Lists what is lost, without `--yes` what would be. Changes that are still tried are not touched.
+    """
+    for record in await daemon.journal.drop(path, yes):
         await emit(record)
 
 

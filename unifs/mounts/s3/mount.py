@@ -150,6 +150,9 @@ class S3Mount(Mount):
     async def rename(self, path: str, new_path: str, token: str) -> None:
         await self._moving.rename(path, new_path, token)
 
+    async def has_begun(self, new_path: str, token: str) -> bool:
+        return await self._moving.has_begun(new_path, token)
+
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         await self._moving.set_attributes(path, changes, token)
 

@@ -169,14 +169,15 @@ class Moving:
                 await self._rename_object(path, headers, new_path, token)
             except NotFound:
                 # An earlier try, of which we heard nothing, may have ended only now.
-                if not await self._is_done(new_path, token):
+                if not await self.has_begun(new_path, token):
                     raise
         elif await self._directories.is_there(path):
             await self._rename_directory(path, new_path, token)
-        elif not await self._is_done(new_path, token):
+        elif not await self.has_begun(new_path, token):
             raise NotFound(f"there is no {path!r}")
 
-    async def _is_done(self, new_path: str, token: str) -> bool:
+    async def has_begun(self, new_path: str, token: str) -> bool:
+        """Whether what stands at ``new_path`` carries the token of this change."""
         bucket, key = self._reading.places.object_at(new_path)
         for one in (key, self._reading.places.prefix_at(new_path)[1]):
             headers = await self._objects.head(bucket, one)
