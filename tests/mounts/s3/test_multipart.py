@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,11 +13,13 @@ from tests.contract.subjects import Bytes, Cut
 from tests.servers.faultproxy import Fault, FaultProxy
 from unifs.errors import Conflict, Corrupt, UnifsError, Unreachable
 from unifs.mounts.s3 import multipart, writing
+from unifs.mounts.s3.fingerprint import PARTS, Fingerprint
+from unifs.mounts.s3.mount import S3Mount
 from unifs.mounts.s3.multipart import MARK_PART, PARTS_MAX, mark_of, part_bytes
 
 if TYPE_CHECKING:
     from tests.mounts.s3.conftest import World
-    from unifs.mounts.s3.service import Request
+    from unifs.mounts.s3.service import Answer, Request
 
 MIB = 1 << 20
 #: Services take no part but the last below 5 MiB.
@@ -32,11 +35,16 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Stuck(Bytes):
-    """A content whose disk stops answering in its second part."""
+    """A content that can be hashed, and of which only the first part can be sent."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.hashed: set[int] = set()
 
     async def read(self, offset: int, size: int) -> bytes:
-        if offset >= PART:
+        if offset >= PART and offset in self.hashed:
             await trio.sleep_forever()
+        self.hashed.add(offset)
         return await super().read(offset, size)
 
 
@@ -68,7 +76,7 @@ async def test_in_parts_and_back(world: World) -> None:
     assert made.version is not None
     assert made.version.endswith("-3")
     assert world.get("big") == BIG
-    assert world.head("big")["Metadata"] == {"unifs-token": "t1"}
+    assert set(world.head("big")["Metadata"]) == {"unifs-token", "unifs-parts"}
     assert world.uploads() == []
     parts = [
         await world.mount.read("big", made.version, at, PART) for at in range(0, len(BIG), PART)
@@ -184,3 +192,94 @@ async def test_a_copy_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) ->
 def test_marks_are_as_long_as_the_sweep_expects() -> None:
     assert len(mark_of("t1")) == multipart.MARK_BYTES
     assert mark_of("t1") != mark_of("t2")
+
+
+# --- edits ----------------------------------------------------------------------------------------
+
+
+class Counted:
+    """How many bytes of bodies a mount sends."""
+
+    def __init__(self, mount: S3Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent_bytes = 0
+        self._call = mount.service.call
+        monkeypatch.setattr(mount.service, "call", self.call)
+
+    async def call(self, request: Request) -> Answer:
+        if request.body is not None:
+            self.sent_bytes += request.body.size_bytes
+        return await self._call(request)
+
+
+@pytest.mark.parametrize("edit", ["append", "middle", "truncate", "nothing"])
+async def test_an_edit_sends_the_parts_that_it_changed(
+    world: World, monkeypatch: pytest.MonkeyPatch, edit: str
+) -> None:
+    made = await world.mount.put("big", Bytes(BIG), None, "t1")
+    data = {
+        "append": BIG + b"more",
+        "middle": BIG[: PART + 5] + b"!" + BIG[PART + 6 :],
+        "truncate": BIG[: 2 * PART],
+        "nothing": BIG,
+    }[edit]
+    counted = Counted(world.mount, monkeypatch)
+    stored = await world.mount.put("big", Bytes(data), made.version, "t2")
+    assert stored.version is not None
+    assert world.get("big") == data
+    parts_sent = {"append": 1, "middle": 1, "truncate": 0, "nothing": 0}[edit]
+    assert counted.sent_bytes <= parts_sent * PART + 2000
+    assert await world.mount.read("big", stored.version, 0, 5) == data[:5]
+
+
+async def test_an_edit_of_what_somebody_changed_copies_nothing_of_theirs(world: World) -> None:
+    made = await world.mount.put("big", Bytes(BIG), None, "t1")
+    world.put("big", BIG[::-1])
+    with pytest.raises(Conflict):
+        await world.mount.put("big", Bytes(BIG + b"more"), made.version, "t2")
+    assert world.get("big") == BIG[::-1]
+    assert world.uploads() == []
+
+
+@pytest.mark.parametrize("count", [1, 3, 80, 81, 9000])
+def test_fingerprints_fit_into_metadata_and_find_what_changed(count: int) -> None:
+    digests = [f"{number:064x}" for number in range(count)]
+    known = Fingerprint.of(PART, digests)
+    assert len(PARTS) + len(known.text()) < 2000
+    again = Fingerprint.read({PARTS: known.text()})
+    assert again == known
+    assert known.unchanged(PART, digests) == set(range(1, count + 1))
+    assert known.unchanged(PART + 1, digests) == set()
+    changed = [*digests[:-1], "f" * 64]
+    left = known.unchanged(PART, changed)
+    assert count not in left
+    assert len(left) >= count - known.group
+    for text in ("", "5", "5:1:!", "0:1:AAAA", "5:0:AAAA"):
+        assert Fingerprint.read({PARTS: text}) is None
+
+
+async def test_the_first_large_object_sweeps_its_bucket(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cut_off(world, monkeypatch, "t1")
+    shift = multipart.ORPHAN_S + 60
+    later = S3Mount(
+        "s3",
+        world.mount.options,
+        world.mount.service.credentials,
+        lambda: time.time() + shift,
+    )
+    # Only the sweep's clock is ahead.
+    later.service._now_s = time.time
+    swept, sweep = trio.Event(), later._sweep
+
+    async def watched(bucket: str) -> None:
+        await sweep(bucket)
+        swept.set()
+
+    monkeypatch.setattr(later, "_sweep", watched)
+    async with later.serve():
+        await later.put("other", Bytes(BIG), None, "t2")
+        with trio.fail_after(10):
+            await swept.wait()
+    assert world.uploads() == []
+    assert world.listed() == ["other"]
