@@ -46,7 +46,7 @@ class World:
     def head(self, key: str) -> dict[str, Any]:
         return dict(self.client.head_object(Bucket=self.bucket, Key=key))
 
-    def keys(self) -> list[str]:
+    def listed(self) -> list[str]:
         answer = self.client.list_objects_v2(Bucket=self.bucket)
         return [found["Key"] for found in answer.get("Contents", [])]
 

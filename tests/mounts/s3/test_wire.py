@@ -64,7 +64,7 @@ async def answered(connection: Connection, body: BytesPayload | None = None) -> 
 
 
 async def test_a_body_with_a_length(connect) -> None:
-    peer = Peer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: \"e\"\r\n\r\nhello")
+    peer = Peer(b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "e"\r\n\r\nhello')
     connection = await connect(peer)
     head = await answered(connection)
     assert (head.status, head.headers["etag"]) == (200, '"e"')
@@ -97,6 +97,11 @@ async def test_a_body_until_the_connection_closes(connect) -> None:
     connection.close()
 
 
+async def whole(connection: Connection) -> bytes:
+    await answered(connection)
+    return await connection.read_all(1 << 20)
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -116,8 +121,7 @@ async def test_a_body_until_the_connection_closes(connect) -> None:
 async def test_an_answer_that_is_cut_or_no_http_is_an_error(connect, answer: bytes) -> None:
     connection = await connect(Peer(answer))
     with pytest.raises(Cut) as caught:
-        await answered(connection)
-        await connection.read_all(1 << 20)
+        await whole(connection)
     assert not caught.value.is_unheard
     assert not connection.is_reusable()
     connection.close()

@@ -4,9 +4,9 @@ The other modules say what they want as a ``Request``; here it gets its host, re
 signature, a place under the service's limit, a connection, and its answer read to the end. What is
 no success is raised as an error of unifs (``errors``).
 
-A request is made once. It is made again at once, and only twice more for each reason, where the
-first did not count: the idle connection it went out on was closed already, the clocks differ, or
-the bucket lives in another region. Everything else is its caller's to retry.
+A request is made once. It is made again at once, and only once more for each reason (twice for
+the clock), where the first did not count: the idle connection it went out on was closed already,
+the clocks differ, or the bucket lives in another region. Everything else is its caller's to retry.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ class Request:
     body: Payload | None = None
     into: memoryview | None = None
     sink: Callable[[bytes], None] | None = None
+    #: What the clock was corrected by when this was signed. Of many requests under way, the first
+    #: answer corrects it, and the others are worth making again, too.
+    skew_s: float = 0.0
 
     def __str__(self) -> str:
         place = "/".join(part for part in (self.bucket, self.key) if part)
@@ -110,6 +113,7 @@ class Service:
         self._signer = Signer()
         self._regions: dict[str, str] = {}
         self._skew_s = 0.0
+        self._refuses_expect = False
         self.requests = 0
         if options.endpoint:
             self._address = _address_of(options.endpoint)
@@ -124,9 +128,11 @@ class Service:
             if isinstance(answer, Answer):
                 return answer
             reason = self._learn(request, answer)
-            if not reason or reasons.count(reason) == LEARN_MAX:
+            if not reason or (reason != "clock" and reason in reasons):
                 error = answer.error(str(request))
                 raise error
+            if reasons.count(reason) == LEARN_MAX:
+                raise Unreachable(f"{request}: the service and we cannot agree on the time")
             reasons.append(reason)
 
     async def _answered(self, request: Request) -> Answer | Refusal:
@@ -237,7 +243,7 @@ class Service:
         if body is not None or request.method in ("PUT", "POST"):
             size = body.size_bytes if body is not None else 0
             headers["content-length"] = str(size)
-            if size >= EXPECT_BYTES:
+            if size >= EXPECT_BYTES and not self._refuses_expect:
                 headers["expect"] = "100-continue"
         query = encoded_query(request.query)
         lines = [f"{request.method} {path}{'?' if query else ''}{query} HTTP/1.1"]
@@ -247,6 +253,7 @@ class Service:
     def _sign(
         self, headers: dict[str, str], request: Request, path: str, credentials: Credentials
     ) -> None:
+        request.skew_s = self._skew_s
         moment = moment_of(self._now_s() + self._skew_s)
         payload = request.body.sha256 if request.body is not None else EMPTY_SHA256
         headers["x-amz-date"] = moment
@@ -279,6 +286,10 @@ class Service:
 
     def _learn(self, request: Request, refusal: Refusal) -> str:
         """What makes the same request worth making again; "" where nothing does."""
+        if refusal.status == 417:
+            # Somebody on the way knows nothing of 100-continue (RFC 9110, 10.1.1): without, then.
+            self._refuses_expect = True
+            return "expect"
         if refusal.status not in (301, 307, 400, 403):
             return ""
         region = refusal.headers.get("x-amz-bucket-region", "")
@@ -290,7 +301,7 @@ class Service:
         if refusal.code == "RequestTimeTooSkewed" or (request.method == "HEAD" and not region):
             theirs = date_s(refusal.headers.get("date", ""))
             skew = 0.0 if theirs is None else theirs - self._now_s()
-            if abs(skew - self._skew_s) > SKEW_S:
+            if abs(skew - request.skew_s) > SKEW_S:
                 self._skew_s = skew
                 return "clock"
         return ""
