@@ -4,9 +4,10 @@
 
 Two kinds of runs alternate. *Alone*: names and bytes are known to a model; after each round of
 changes the faults stop; tree and bucket must agree, and every byte of the model must be there.
-What is there under another name, or though it was removed, is counted and told. *Together*: somebody else writes to
-the same keys, past the proxy; tree and bucket must agree, and what somebody else wrote last, and
-nobody here touched since, must still be in the bucket, under its name or beside it.
+What is there under another name, or though it was removed, is counted and told. *Together*:
+somebody else writes to the same keys, past the proxy; tree and bucket must agree, and what somebody
+else wrote last, and nobody here touched since, must still be in the bucket, under its name or
+beside it.
 
 The daemon is killed now and then. trio's clock runs twenty times as fast as the wall's, so that
 pauses cost a twentieth; the server and the network do not know.
@@ -79,15 +80,22 @@ class Bucket:
     def everything(self) -> dict[str, bytes | None]:
         """Path -> bytes of every object, None of every directory."""
         client = self.server.client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        keys = [held["Key"] for page in pages for held in page.get("Contents", [])]
         found: dict[str, bytes | None] = {}
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.name):
-            for key in (held["Key"] for held in page.get("Contents", [])):
-                above = key.split("/")[:-1]
-                for depth in range(1, len(above) + 1):
-                    found.setdefault("/".join(above[:depth]), None)
-                if not key.endswith("/"):
-                    with client.get_object(Bucket=self.name, Key=key)["Body"] as body:
-                        found[key] = body.read()
+        for key in keys:
+            path = ""
+            for depth, segment in enumerate(parts := key.split("/")):
+                path = f"{path}/{segment}" if path else segment
+                if depth == len(parts) - 1:
+                    break
+                if "/".join(parts[: depth + 1]) in keys:
+                    # An object has the name of the directory; docs/s3.md says how that is shown.
+                    path += "%%"
+                found.setdefault(path, None)
+            if not key.endswith("/"):
+                with client.get_object(Bucket=self.name, Key=key)["Body"] as body:
+                    found[path] = body.read()
         return found
 
     def change(self, path: str, data: bytes) -> None:
