@@ -98,6 +98,38 @@ def test_nothing_and_nonsense_are_wrong_usage(capsys: pytest.CaptureFixture[str]
     assert (code, err.splitlines()[0]) == (2, "unifs: give either --state or --mount")
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "No such option '--json'"),
+        (["--sideways"], "No such option '--sideways'"),
+        (["mont"], "No such command 'mont'"),
+        (["doctor", "--confi", "x"], "No such option '--confi'"),
+        (["doctor", "a", "b"], "Got unexpected extra argument (b)"),
+        (["ctl", "pins"], "No such option '--json'"),
+        (["ctl", "pin", "ls"], "No such command 'pin'"),
+        (["ctl", "pins", "ad"], "No such command 'ad'"),
+        (["ctl", "pins", "add"], "Missing argument 'CID'"),
+        (["ctl", "pins", "ls", "--mode", "sideways"], "Invalid value for '--mode'"),
+        (["ctl", "journal", "list", "--limit", "many"], "Invalid value for '--limit'"),
+        (["ctl", "version", "--mont", "x"], "No such option '--mont'"),
+        (["ctl", "--state", "a", "--mount", "b", "version"], "give either --state or --mount"),
+        (["status", "extra"], "Got unexpected extra argument (extra)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_an_error_like_others_for_programs(
+    capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    code, out, err = run(capsys, *words, "--json")
+    answer = json.loads(out)
+    assert (code, out.count("\n")) == (2, 1)
+    assert answer.pop("error").startswith(sentence)
+    assert answer.pop("hint") in err
+    assert answer == {"status": "error", "error_code": "INVALID_ARGUMENT", "context": {}}
+    assert err
+
+
 def test_no_daemon_is_said_with_what_to_do(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     code, out, err = run(capsys, "status")
     socket = home / ".local/state/unifs/control.sock"

@@ -64,7 +64,7 @@ def test_every_kind_of_setting_is_read(tmp_path: Path) -> None:
         [deadlines]
         lookup_s = 2
         [mounts.mfs]
-        durability = "backend"
+        read_only = true
         [mounts.ipfs]
         enabled = false
         [mounts.local]
@@ -83,7 +83,7 @@ def test_every_kind_of_setting_is_read(tmp_path: Path) -> None:
     assert settings.deadlines.read_s == 30.0
     mfs, local = settings.mounts["mfs"], settings.mounts["local"]
     assert isinstance(mfs, config.MfsMount)
-    assert mfs.durability == "backend"
+    assert mfs.read_only
     assert isinstance(local, config.LocalMount)
     assert local.directories["music"] == "/srv/music"
     assert Path(local.directories["home"]).is_absolute()

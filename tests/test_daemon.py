@@ -9,7 +9,6 @@ import trio
 
 from unifs import config
 from unifs.daemon import Daemon
-from unifs.errors import Unsupported
 from unifs.telemetry import TASK_BUGS
 
 if TYPE_CHECKING:
@@ -76,20 +75,12 @@ def test_a_profile_is_fixed_at_the_first_start(tmp_path: Path) -> None:
     Daemon(config.load(state=tmp_path / "state", environment={}), "").close(is_clean=False)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "name"),
-    [
-        ({"mounts": {"mfs": {"read_only": True}}}, "mounts.mfs.read_only"),
-        ({"mounts": {"mfs": {"enabled": False}}}, "mounts.mfs.enabled"),
-        ({"mounts": {"mfs": {"durability": "backend"}}}, "mounts.mfs.durability"),
-        ({"mounts": {"local": {"read_only": True}}}, "mounts.local.read_only"),
-        ({"storage": {"watermark_percent": 50}}, "storage.watermark_percent"),
-    ],
-)
-def test_a_setting_that_would_be_ignored_is_refused(
-    tmp_path: Path, overrides: dict[str, object], name: str
-) -> None:
-    settings = config.load(state=tmp_path / "state", overrides=overrides, environment={})
-    with pytest.raises(Unsupported, match=f"the setting {name} "):
-        Daemon(settings, "")
-    assert not (tmp_path / "state").exists()
+def test_settings_of_the_store_reach_the_node(tmp_path: Path) -> None:
+    storage = {"limit_bytes": 1000, "watermark_percent": 50}
+    settings = config.load(state=tmp_path / "state", overrides={"storage": storage}, environment={})
+    daemon = Daemon(settings, "")
+    try:
+        collector = daemon.node.collector
+        assert (collector.limit_bytes, collector.watermark_percent) == (1000, 50)
+    finally:
+        daemon.close(is_clean=False)

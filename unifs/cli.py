@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import unifs
-from unifs.errors import MountFailed, NoDaemon, UnifsError, from_os_error
+from unifs.errors import InvalidArgument, MountFailed, NoDaemon, UnifsError, from_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,9 @@ def _control_group() -> click.Group:
 @click.option("--node", help="Who speaks IPFS: embedded.")
 @click.option("--read-only", is_flag=True, default=None, help="Refuse every change.")
 @click.option("--allow-other", is_flag=True, default=None, help="Let other users see the tree.")
-@click.option("--offline", is_flag=True, default=None, help="Never use the network.")
+@click.option(
+    "--offline", is_flag=True, default=None, help="No network for the IPFS node; it uses none yet."
+)
 def mount(
     directory: Path, foreground: bool, state: Path | None, file: Path | None, **overrides: Any
 ) -> int:
@@ -218,18 +220,19 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; its exit code. Failures are told on stderr."""
+    """Run one command line; its exit code.
+
+    Failures are told on stderr, and with ``--json`` also as one object on stdout.
+    """
+    is_json = "--json" in arguments
     try:
         result = cli.main(list(arguments), prog_name="unifs", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as help_asked:
         click.echo(help_asked.format_message(), err=True)
-        return 2
-    except click.UsageError as error:
-        return _wrong_usage(error)
+        return InvalidArgument.exit_code
     except click.ClickException as error:
-        _say(error.format_message(), "")
-        return error.exit_code
+        return _wrong_usage(error, is_json)
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
@@ -237,28 +240,42 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UnifsError, OSError) as error:
-        return _failed(error, is_json="--json" in arguments)
+        return _failed(error, is_json)
     return result if isinstance(result, int) else 0
 
 
-def _wrong_usage(error: click.UsageError) -> int:
-    path = error.ctx.command_path if error.ctx else "unifs"
-    _say(error.format_message().replace("\n", " "), f"`{path} --help` shows how")
-    return 2
+def _wrong_usage(error: click.ClickException, is_json: bool) -> int:
+    """Tell what the command line cannot mean; for a program with the code INVALID_ARGUMENT."""
+    message = error.format_message().replace("\n", " ").rstrip(".")
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "unifs"
+    hint = f"`{path} --help` shows how"
+    if is_json:
+        _print_failure(InvalidArgument(message), hint)
+    _say(message, hint)
+    return InvalidArgument.exit_code
+
+
+def _print_failure(error: UnifsError, hint: str) -> None:
+    """One JSON object on stdout, of the shape that every surface gives an error."""
+    import json
+
+    from unifs.control.wire import failure
+
+    print(json.dumps(failure(error) | {"hint": hint}), flush=True)
 
 
 def _failed(error: UnifsError | OSError, is_json: bool) -> int:
     """Tell a failure on stderr; for a program also as one JSON object on stdout."""
     named = from_os_error(error) if isinstance(error, OSError) else error
-    if is_json and isinstance(named, UnifsError):
-        import json
-
-        from unifs.control.wire import failure
-
-        print(json.dumps(failure(named)), flush=True)
     if not isinstance(named, UnifsError):
-        _say(str(error), "")
-        return 1
+        named = UnifsError(str(named), errno=named.errno)
+        if is_json:
+            _print_failure(named, "")
+        _say(str(named), "")
+        return named.exit_code
+    if is_json:
+        _print_failure(named, named.hint)
     message = str(named)
     if isinstance(error, OSError) and error.filename is not None:
         message = f"{error.filename!s}: {message}"

@@ -51,10 +51,6 @@ class MfsMount(MountBase, frozen=True, kw_only=True, tag="mfs"):
         Seconds,
         Meta(description="how long the kernel keeps names and attributes; changes invalidate"),
     ] = 3600.0
-    durability: Annotated[
-        Literal["local", "backend"],
-        Meta(description="what fsync waits for: this machine's disk, or the backend too"),
-    ] = "local"
 
 
 class LocalMount(MountBase, frozen=True, kw_only=True, tag="local"):
@@ -108,7 +104,11 @@ class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Changes on their way to a backend."""
 
     dirty_bytes_max: Annotated[
-        Bytes, Meta(description="unsynced bytes at which writers wait, then get ENOSPC")
+        Bytes,
+        Meta(
+            description="bytes of one mount not yet sealed, or not yet at its backend, at which its"
+            " writers wait, then get ENOSPC"
+        ),
     ] = 10 * GIB
     writeback_delay_s: Annotated[
         Seconds, Meta(description="quiet time after the last close before a file is written back")
@@ -147,7 +147,13 @@ class FileSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = "unixfs-v1-2025"
     read_only: Annotated[bool, Meta(description="refuse every change in the whole tree")] = False
     allow_other: Annotated[bool, Meta(description="let other users see the tree")] = False
-    offline: Annotated[bool, Meta(description="never use the network")] = False
+    offline: Annotated[
+        bool,
+        Meta(
+            description="the IPFS node fetches nothing from the network; in this version it never"
+            " does, so false changes nothing"
+        ),
+    ] = False
     log_level: Annotated[LogLevel, Meta(description="how much the daemon logs")] = "info"
     cache: CacheSettings = CacheSettings()
     storage: StorageSettings = StorageSettings()

@@ -29,7 +29,7 @@ from unifs.answers.remotejournal import RemoteJournal
 from unifs.cache.disk import DiskLimits, DiskTier
 from unifs.cache.reads import ReadCache, ReadLimits
 from unifs.config import IpfsMount as IpfsSettings
-from unifs.config import LocalMount, StorageSettings, state_socket_path
+from unifs.config import LocalMount, state_socket_path
 from unifs.config import MfsMount as MfsSettings
 from unifs.control.locate import source_of
 from unifs.control.ops import operations
@@ -37,7 +37,7 @@ from unifs.control.server import serve
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
-from unifs.errors import UnifsError, Unsupported
+from unifs.errors import UnifsError
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
 from unifs.mounts.ipfs import IpfsMount
@@ -77,25 +77,6 @@ TASK_PAUSE_S = 1.0
 log = logging.getLogger(__name__)
 
 
-def refuse_unsupported(settings: Settings) -> None:
-    """Unsupported, naming the setting, where one asks for what this version does not do.
-
-    A setting that is accepted and ignored, read_only above all, would be a promise not kept.
-    """
-    mfs, local = settings.mounts.get("mfs"), settings.mounts.get("local")
-    asked = {
-        "mounts.mfs.enabled": mfs is not None and not mfs.enabled,
-        "mounts.mfs.read_only": mfs is not None and mfs.read_only,
-        "mounts.mfs.durability": isinstance(mfs, MfsSettings) and mfs.durability != "local",
-        "mounts.local.read_only": local is not None and local.read_only,
-        "storage.watermark_percent": settings.storage.watermark_percent
-        != StorageSettings().watermark_percent,
-    }
-    for name, is_asked in asked.items():
-        if is_asked:
-            raise Unsupported(f"the setting {name} cannot be changed in this version; remove it")
-
-
 class Part(Protocol):
     """What has connections or tasks of its own."""
 
@@ -107,7 +88,6 @@ class Daemon:
 
     def __init__(self, settings: Settings, mount_point: str, make: Make | None = None) -> None:
         """``make`` makes mounts of remote kinds: ``backends.make`` unless a test has its own."""
-        refuse_unsupported(settings)
         self.settings = settings
         self.mount_point = mount_point
         self.metrics = Metrics()
@@ -132,6 +112,7 @@ class Daemon:
             owner=self.keeper,
             tree_roots=self.keeper.roots,
         )
+        self.node.collector.watermark_percent = settings.storage.watermark_percent
         cache = settings.cache
         self.cache = ReadCache(
             DiskTier(
@@ -167,10 +148,13 @@ class Daemon:
         assert isinstance(mfs, MfsVolume)
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
-        mfs_settings = self.settings.mounts.get("mfs")
-        if isinstance(mfs_settings, MfsSettings):
-            mfs.timeout_s = mfs_settings.attribute_timeout_s
-        self.table.add_fixed(TableEntry("mfs", "mfs", "", True, False), mfs.root)
+        mfs_settings = self.settings.mounts["mfs"]
+        assert isinstance(mfs_settings, MfsSettings)
+        mfs.timeout_s = mfs_settings.attribute_timeout_s
+        mfs.refuses_changes = self.settings.read_only or mfs_settings.read_only
+        if mfs_settings.enabled:
+            entry = TableEntry("mfs", "mfs", "", not mfs.refuses_changes, False)
+            self.table.add_fixed(entry, mfs.root)
         ipfs = self.settings.mounts.get("ipfs")
         if isinstance(ipfs, IpfsSettings) and ipfs.enabled:
             volume = self.trees.add("ipfs", "ipfs", IpfsVolume)
@@ -181,8 +165,13 @@ class Daemon:
             self.table.add_fixed(TableEntry("ipfs", "ipfs", "", False, False), volume.root)
         local = self.settings.mounts.get("local")
         if isinstance(local, LocalMount) and local.enabled:
-            for problem in self.table.add_local(local.directories, local.attribute_timeout_s):
+            is_writable = not (self.settings.read_only or local.read_only)
+            for problem in self.table.add_local(
+                local.directories, local.attribute_timeout_s, is_writable
+            ):
                 log.warning("not shown: %s", problem)
+        for each in self.trees.volumes.values():
+            each.unsynced.max_bytes = self.settings.journal.dirty_bytes_max
 
     def _add_remotes(self, make: Make | None) -> None:
         settings = self.settings
@@ -205,7 +194,9 @@ class Daemon:
         paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
         self.files = FilesAnswer(paths, self.node)
         remote_journal = RemoteJournal(self.remotes, self.writer)
-        self.journal = JournalAnswer(self.writer, self.sealer, self.roots, paths, remote_journal)
+        self.journal = JournalAnswer(
+            self.writer, self.sealer, self.roots, paths, self.trees.volumes, remote_journal
+        )
         self.mounts = MountsAnswer(self.table, self.journal, self.remotes)
         self.backends = BackendsAnswer(self.remotes, self.journal, paths, self.credential_store)
         self.credentials = CredentialsAnswer(self.credential_store, self.remotes)

@@ -63,19 +63,23 @@ class MountTable:
         self._hosts: dict[str, tuple[HostVolume, str, bool]] = {}
         self._prefix = FIRST_PREFIX
         self._timeout_s = 1.0
+        self._is_local_writable = True
 
     def add_fixed(self, info: TableEntry, root: int) -> None:
         """A mount that is there as long as the daemon: /mfs, /ipfs."""
         self._vfs.namespace.add(self._vfs.namespace.root, os.fsencode(info.name), root)
         self._fixed.append(info)
 
-    def add_local(self, directories: dict[str, str], timeout_s: float) -> list[str]:
+    def add_local(
+        self, directories: dict[str, str], timeout_s: float, is_writable: bool = True
+    ) -> list[str]:
         """/local with the settings' host directories and those remembered.
 
         Returns a sentence for each that cannot be shown now; the tree comes up without it.
         """
         self._local = self._vfs.namespace.add_directory(b"local")
         self._timeout_s = timeout_s
+        self._is_local_writable = is_writable
         problems: list[str] = []
         for names, is_removable in ((directories, False), (self._remembered(), True)):
             for name, directory in names.items():
@@ -93,7 +97,7 @@ class MountTable:
     def list(self) -> list[TableEntry]:
         """All mounts, by name."""
         hosts = [
-            TableEntry(f"local/{name}", "local", directory, True, is_removable)
+            TableEntry(f"local/{name}", "local", directory, self._is_local_writable, is_removable)
             for name, (_, directory, is_removable) in self._hosts.items()
         ]
         entries = [*self._fixed, *self._remotes.values(), *hosts]
@@ -183,6 +187,7 @@ class MountTable:
             )
         except OSError as error:
             raise from_os_error(error) from error
+        volume.refuses_changes = not self._is_local_writable
         vfs.inodes.volumes[self._prefix] = volume
         self._prefix += 1
         vfs.namespace.add(self._local, os.fsencode(name), volume.root_ino)

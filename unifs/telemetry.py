@@ -84,7 +84,16 @@ JOURNAL_RECORDS: Final = Metric(
     "gauge", "unifs_journal_records", "Changes that are not confirmed yet, by state", ("state",)
 )
 JOURNAL_DIRTY_BYTES: Final = Metric(
-    "gauge", "unifs_journal_dirty_bytes", "Bytes that have not reached their backend"
+    "gauge",
+    "unifs_journal_dirty_bytes",
+    "Bytes that are not sealed yet, or not at their mount's backend",
+    ("mount",),
+)
+JOURNAL_DIRTY_BYTES_MAX: Final = Metric(
+    "gauge",
+    "unifs_journal_dirty_bytes_max",
+    "Bytes at which the writers of a mount wait",
+    ("mount",),
 )
 JOURNAL_WAL_BYTES: Final = Metric("gauge", "unifs_journal_wal_bytes", "Size of the journal's WAL")
 FLUSH_DURATION: Final = Metric(
@@ -154,6 +163,7 @@ METRICS: Final = (
     JOURNAL_COMMITS,
     JOURNAL_RECORDS,
     JOURNAL_DIRTY_BYTES,
+    JOURNAL_DIRTY_BYTES_MAX,
     JOURNAL_WAL_BYTES,
     FLUSH_DURATION,
     STORE_BYTES,

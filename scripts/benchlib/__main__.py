@@ -7,8 +7,9 @@
 
 Peers are started by this script: rclone and juicefs come from the extra `bench`, null is the file
 system in memory of tests/driver, ext4 a plain directory. The exit code is 1 where a limit of
-scripts/benchlib/gates.py is not held. `--ours KIND` puts another file system in unifs' place, to
-prove the harness.
+scripts/benchlib/gates.py is not held. The processors are kept from halting where that is possible
+(benchlib/awake.py says why); `--no-awake` lets them. `--ours KIND` puts another file system in
+unifs' place, to prove the harness.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchlib.awake import awake
 from benchlib.compare import Plan, compare
 from benchlib.processes import ServerFailed
 from benchlib.report import (
@@ -55,6 +57,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gib", type=int, default=1024, help="MiB of the special rows' file")
     parser.add_argument("--only", default="", help="comma list of rows")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="on the disk to measure")
+    parser.add_argument("--awake", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     return parser.parse_args()
@@ -103,6 +106,11 @@ def _first_name(function: str) -> str:
 def main() -> int:
     """Measure what was asked for, print the tables, return the exit code."""
     options = _arguments()
+    with awake(options.awake) as said:
+        return _measure(options, said)
+
+
+def _measure(options: argparse.Namespace, said: str) -> int:
     asked = bool(options.peer) or options.special is not None
     peers = options.peer or ([] if asked else ["rclone", "juicefs", "null", "ext4", "self"])
     wanted = options.special or ("none" if asked else "all")
@@ -110,7 +118,7 @@ def main() -> int:
     has_failed = False
     numbers: dict[str, list[Any]] = {"comparisons": [], "special": []}
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}"
-    machine += f", Python {platform.python_version()}"
+    machine += f", Python {platform.python_version()}, {said}"
     for peer in peers:
         base = Path(tempfile.mkdtemp(prefix="unifs-bench-", dir=options.dir))
         try:

@@ -6,16 +6,18 @@ mount behind: ``close`` is a lazy unmount and SIGKILL of the processes that it s
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 30.0
@@ -91,8 +93,13 @@ class Daemon:
     """One state directory and its mount point. Start and kill it as often as you like."""
 
     def __init__(
-        self, base: Path, command: Sequence[str] | None = None, below: str = "mfs"
+        self,
+        base: Path,
+        command: Sequence[str] | None = None,
+        below: str = "mfs",
+        settings: str = "",
     ) -> None:
+        """``settings`` is the text of a settings file; ``below`` must answer for it to be up."""
         self.base, self.state, self.mount = base, base / "state", base / "mnt"
         self.log = base / "daemon.log"
         self.root = self.mount / below if below else self.mount
@@ -100,8 +107,12 @@ class Daemon:
         self.has_servers_below = False
         self.process: subprocess.Popen[bytes] | None = None
         default = [sys.executable, "-m", "unifs", "mount", "--foreground"]
-        self.command = command or [*default, "--state", str(self.state), str(self.mount)]
         base.mkdir(parents=True, exist_ok=True)
+        if settings:
+            self.config = base / "settings.toml"
+            self.config.write_text(settings)
+            default += ["--config", str(self.config)]
+        self.command = command or [*default, "--state", str(self.state), str(self.mount)]
         self.mount.mkdir(exist_ok=True)
 
     def start(self) -> None:
@@ -120,6 +131,22 @@ class Daemon:
             if self.process.poll() is not None or time.monotonic() > limit:
                 raise DaemonFailed(f"no answer from {self.command}:\n{self.tail()}")
             time.sleep(0.01)
+
+    def ctl(self, *arguments: str) -> dict[str, Any]:
+        """What ``unifs ctl … --json`` says last."""
+        return self.program("ctl", *arguments)
+
+    def program(self, *arguments: str) -> dict[str, Any]:
+        """What a command of unifs that talks to this daemon says last, as JSON."""
+        done = subprocess.run(
+            [sys.executable, "-m", "unifs", *arguments, "--mount", str(self.mount), "--json"],
+            env=repository_environment(),
+            capture_output=True,
+            check=False,
+            timeout=STOP_LIMIT_S,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
 
     def tail(self) -> str:
         """Return the end of the daemon's log."""
@@ -169,6 +196,18 @@ class Daemon:
     def close(self) -> None:
         """Leave nothing behind, however the test ended."""
         self.kill()
+
+
+@contextmanager
+def mounted(base: Path, settings: str = "", below: str = "mfs") -> Iterator[Daemon]:
+    """A daemon that serves from here on, and has ended well at the end; nothing is left of it."""
+    server = Daemon(base, below=below, settings=settings)
+    try:
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        server.close()
 
 
 def _signal(pid: int, number: int) -> None:

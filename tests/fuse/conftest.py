@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.crash import daemon as daemons
 from unifs.driver import fusectl
 from unifs.driver.mountinfo import MNT_DETACH, mounted_at, umount
 
@@ -117,6 +118,13 @@ class Mounts:
             mounted.process.wait()
             while mounted_at(str(mounted.path)) is not None:
                 umount(str(mounted.path), MNT_DETACH)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[daemons.Daemon]:
+    """One unifs with its default settings, for all tests of a module."""
+    with daemons.mounted(tmp_path_factory.mktemp("unifs")) as server:
+        yield server
 
 
 @pytest.fixture(params=LOOPS)

@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import random
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash.daemon import Daemon, repository_environment
 from unifs.ipfs.unixfs.builder import import_file
 from unifs.ipfs.unixfs.profiles import PROFILES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.crash.daemon import Daemon
 
 pytestmark = pytest.mark.fuse
 
@@ -30,17 +27,6 @@ PROFILE = PROFILES["unixfs-v1-2025"]
 MIB = 1 << 20
 #: A CID of nothing that is here.
 ABSENT = "bafybeihmf37wcuvtx4hpu7he5zl5qaf2ineo2lqlfrapokkm5zzw7zyhvm"
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    server = Daemon(tmp_path_factory.mktemp("unifs"))
-    server.start()
-    try:
-        yield server
-        server.stop()
-    finally:
-        server.close()
 
 
 @pytest.fixture
@@ -57,19 +43,6 @@ def cid_of(path: Path) -> str:
 def imported(data: bytes) -> str:
     """The CID that the importer gives these bytes."""
     return str(import_file(io.BytesIO(data), PROFILE, None).cid)
-
-
-def ctl(daemon: Daemon, *arguments: str) -> dict[str, object]:
-    command = [sys.executable, "-m", "unifs", "ctl", "--mount", str(daemon.root.parent)]
-    done = subprocess.run(
-        [*command, *arguments, "--json"],
-        env=repository_environment(),
-        capture_output=True,
-        check=False,
-        timeout=30,
-    )
-    answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return answer
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, MIB, MIB + 1, 3 * MIB])
@@ -151,7 +124,7 @@ def test_files_cp_links_and_the_copy_is_a_file_of_its_own(daemon: Daemon, mfs: P
     (mfs / "tree" / "large").write_bytes(data)
     (mfs / "tree" / "small").write_bytes(b"small")
     cid = cid_of(mfs / "tree")
-    answer = ctl(daemon, "files", "cp", f"/ipfs/{cid}", f"/mfs/{mfs.name}/copy")
+    answer = daemon.ctl("files", "cp", f"/ipfs/{cid}", f"/mfs/{mfs.name}/copy")
     assert answer["status"] == "success", answer
     assert cid_of(mfs / "copy") == cid
     assert sorted(os.listdir(mfs / "copy")) == ["large", "small"]
@@ -165,7 +138,7 @@ def test_files_cp_links_and_the_copy_is_a_file_of_its_own(daemon: Daemon, mfs: P
     assert cid_of(mfs / "tree") == cid
     os.unlink(mfs / "copy" / "small")
     assert os.listdir(mfs / "copy") == ["large"]
-    again = ctl(daemon, "files", "cp", f"/ipfs/{cid}", f"/mfs/{mfs.name}/copy/large")
+    again = daemon.ctl("files", "cp", f"/ipfs/{cid}", f"/mfs/{mfs.name}/copy/large")
     assert again["error_code"] == "EXISTS"
 
 
@@ -193,8 +166,8 @@ def test_what_is_collected_is_only_what_nobody_needs(daemon: Daemon, mfs: Path) 
     (mfs / "kept").write_bytes(data)
     (mfs / "pinned").write_bytes(data[::-1])
     cid = cid_of(mfs / "pinned")
-    assert ctl(daemon, "pins", "add", cid)["status"] == "success"
+    assert daemon.ctl("pins", "add", cid)["status"] == "success"
     os.unlink(mfs / "pinned")
-    assert ctl(daemon, "repo", "gc")["status"] == "success"
+    assert daemon.ctl("repo", "gc")["status"] == "success"
     assert (mfs / "kept").read_bytes() == data
     assert (daemon.root.parent / "ipfs" / cid).read_bytes() == data[::-1]

@@ -21,27 +21,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash.daemon import Daemon
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 #: What git, tar and others inherit: nothing of the user's settings.
 QUIET = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null", "LC_ALL": "C"}
 IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "gc.auto=0")
 PROGRAM_LIMIT_S = 120
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    server = Daemon(tmp_path_factory.mktemp("unifs"))
-    server.start()
-    try:
-        yield server
-        server.stop()
-    finally:
-        server.close()
 
 
 @pytest.fixture(params=["local", pytest.param("mfs", marks=pytest.mark.fuse)])

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from unifs.ipfs.node import Node
     from unifs.remotes import Remote, Remotes
     from unifs.vfs.paths import Paths
-    from unifs.vfs.volume import Inode
+    from unifs.vfs.storage import Storage
+    from unifs.vfs.volume import Inode, Volume
     from unifs.vfs.writer import Writer
 
 FSYNC_MFS = (
@@ -36,6 +37,9 @@ FSYNC_MFS = (
 )
 FSYNC_LOCAL = "is the host file system's fsync"
 FSYNC_NONE = "has nothing to do: this cannot be changed"
+#: Damaged places that are named one by one.
+DAMAGES_MAX = 10
+REFUSES_CHANGES = "read-only by its settings: every change is refused (EROFS)"
 
 #: A backend that does not answer must not keep anybody from hearing so.
 ANSWER_S = 5.0
@@ -73,7 +77,7 @@ class Explainer:
         if isinstance(volume, Namespace):
             return _table_itself(path)
         if isinstance(volume, HostVolume):
-            return _on_host(path, inode)
+            return _explain_host(path, inode)
         status = await self._journal.status(path)
         unsynced = [
             f"{count} changes are {state}"
@@ -95,7 +99,7 @@ class Explainer:
             bytes_from=self._bytes_from(inode),
             fsync=FSYNC_MFS if is_mfs else FSYNC_NONE,
             unsynced=unsynced if is_mfs else [],
-            notes=_notes(inode),
+            notes=[*_notes(inode), *_refusal(volume)],
         )
 
     async def _found(self, path: str) -> Inode | Explanation:
@@ -122,11 +126,7 @@ class Explainer:
         repo = await node.repo_stat()
         changes = await self._journal.status(None)
         unsynced = changes.open + changes.closed + changes.sealed + changes.quarantined
-        warnings = []
-        if self._writer.storage.database.failed is not None:
-            warnings.append(str(self._writer.storage.database.failed))
-        if not self._writer.storage.state.has_reserve:
-            warnings.append("the disk is full: the reserve for deletes is in use")
+        warnings = [*state_warnings(self._writer.storage), *self._journal.warnings()]
         for name, why in sorted(self._remotes.problems.items()):
             warnings.append(f"{name} is not shown: {why}")
         warnings += [
@@ -185,20 +185,6 @@ def _table_itself(path: str) -> Explanation:
     )
 
 
-def _on_host(path: str, inode: Inode) -> Explanation:
-    return Explanation(
-        path=path,
-        mount=inode.volume.name,
-        kind="local",
-        version=_host_version(inode),
-        cid=None,
-        state=None,
-        bytes_from="the host file itself",
-        fsync=FSYNC_LOCAL,
-        notes=["changes made outside are seen within the configured time"],
-    )
-
-
 def _unanswered(path: str, reason: str, remote: Remote) -> Explanation:
     return Explanation(
         path=path,
@@ -213,9 +199,20 @@ def _unanswered(path: str, reason: str, remote: Remote) -> Explanation:
     )
 
 
-def _host_version(inode: Inode) -> str:
+def _explain_host(path: str, inode: Inode) -> Explanation:
     attributes = inode.attributes
-    return f"{attributes.st_ino}:{attributes.st_ctime_ns}:{attributes.st_size}"
+    late = "changes made outside are seen within the configured time"
+    return Explanation(
+        path=path,
+        mount=inode.volume.name,
+        kind="local",
+        version=f"{attributes.st_ino}:{attributes.st_ctime_ns}:{attributes.st_size}",
+        cid=None,
+        state=None,
+        bytes_from="the host file itself",
+        fsync=FSYNC_LOCAL,
+        notes=[late, *_refusal(inode.volume)],
+    )
 
 
 def _notes(inode: Inode) -> list[str]:
@@ -225,7 +222,32 @@ def _notes(inode: Inode) -> list[str]:
     return notes
 
 
+def _refusal(volume: Volume) -> list[str]:
+    return [REFUSES_CHANGES] if volume.refuses_changes else []
+
+
 def resident_bytes() -> int:
     """This process's resident set."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def state_warnings(storage: Storage) -> list[str]:
+    """What is wrong with the state directory, a sentence each."""
+    warnings = []
+    if storage.database.failed is not None:
+        warnings.append(str(storage.database.failed))
+    if not storage.state.has_reserve:
+        warnings.append("the disk is full: the reserve for deletes is in use")
+    if storage.receipt is not None and storage.receipt.has_losses():
+        receipt = storage.receipt
+        files = len(receipt.reverted) + len(receipt.returned)
+        warnings.append(
+            f"at the start {files} file{'s' * (files != 1)} went back to an earlier content:"
+            f" lost+found/receipt-{receipt.time_ns}.json names them"
+        )
+    damages = storage.damages(is_lasting=True)
+    if len(damages) > DAMAGES_MAX:
+        rest = f"and {len(damages) - DAMAGES_MAX} more: `unifs ctl repo verify` names all"
+        damages = [*damages[:DAMAGES_MAX], rest]
+    return [*warnings, *(f"damaged: {damage}" for damage in damages)]

@@ -99,6 +99,7 @@ class FilesAnswer:
             cid = await self._linkable(source)
             if cid is not None:
                 assert isinstance(parent, TreeInode)
+                paths.vfs.to_change(parent.ino)
                 await parent.volume.link_node(parent, name, cid, paths.caller)
                 paths.invalidate(parent, name)
                 return

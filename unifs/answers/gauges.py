@@ -28,7 +28,10 @@ def watch(
     )
     metrics.watch(telemetry.JOURNAL_COMMITS, lambda: storage.database.commits)
     metrics.watch(telemetry.JOURNAL_WAL_BYTES, lambda: storage.database.wal_bytes)
-    metrics.watch(telemetry.JOURNAL_DIRTY_BYTES, lambda: journal.count().unsynced_bytes)
+    metrics.watch_all(telemetry.JOURNAL_DIRTY_BYTES, lambda: _by_mount(journal.unsynced_bytes()))
+    metrics.watch_all(
+        telemetry.JOURNAL_DIRTY_BYTES_MAX, lambda: _by_mount(journal.unsynced_bytes_max())
+    )
     metrics.watch_all(telemetry.JOURNAL_RECORDS, lambda: _records(journal))
     metrics.watch_all(telemetry.STORE_BYTES, lambda: _store_bytes(storage))
     metrics.watch_all(telemetry.CACHE_BYTES, lambda: _cache_bytes(cache))
@@ -85,6 +88,10 @@ def _records(journal: JournalAnswer) -> dict[tuple[str, ...], float]:
         ("sealed",): counts.sealed,
         ("quarantined",): counts.quarantined,
     }
+
+
+def _by_mount(sizes: dict[str, int]) -> dict[tuple[str, ...], float]:
+    return {(mount,): size for mount, size in sizes.items()}
 
 
 def _store_bytes(storage: Storage) -> dict[tuple[str, ...], float]:

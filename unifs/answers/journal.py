@@ -17,7 +17,7 @@ from unifs.vfs.namespace import ROOT_INO
 from unifs.vfs.treeinode import TreeInode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from unifs.answers.remotejournal import RemoteJournal
     from unifs.control.daemon_protocol import ChangeState
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unifs.vfs.paths import Paths
     from unifs.vfs.roots import MfsRoots
     from unifs.vfs.sealing import Sealer
+    from unifs.vfs.treevolume import TreeVolume
     from unifs.vfs.volume import Inode
     from unifs.vfs.writer import Writer
 
@@ -49,9 +50,11 @@ class JournalAnswer:
         sealer: Sealer,
         roots: MfsRoots,
         paths: Paths,
+        volumes: Mapping[int, TreeVolume],
         remotes: RemoteJournal,
     ) -> None:
         self._writer = writer
+        self._volumes = volumes
         self._sealer = sealer
         self._roots = roots
         self._paths = paths
@@ -64,15 +67,37 @@ class JournalAnswer:
 
     def waiting(self, mount: str) -> Waiting:
         """What the backend of a mount does not have. Of /mfs that is what no root contains."""
+        size = self.unsynced_bytes().get(mount, 0)
         if mount == "mfs":
             if not self._roots.changed():
-                return Waiting(0, 0)
+                return Waiting(0, size)
             built, number = self._roots.built_seq(), self._roots.volume.mount_id
-            return Waiting(sum(1 for _ in self._writer.log.records_of(number, built)), 0)
+            return Waiting(sum(1 for _ in self._writer.log.records_of(number, built)), size)
         for volume, _ in self._remotes.volumes(None):
             if volume.name == mount:
-                return Waiting(volume.status.count(), volume.unsynced.size_bytes)
-        return Waiting(0, 0)
+                return Waiting(volume.status.count(), size)
+        return Waiting(0, size)
+
+    def unsynced_bytes(self) -> dict[str, int]:
+        """For each mount of the tree, the bytes that exist only in overlays and page cache, or
+        only here where it has a backend."""
+        sealed_seq = self._writer.storage.flusher.sealed_seq
+        for each in self._volumes.values():
+            each.unsynced.flushed(sealed_seq)
+        return {each.name: each.unsynced.size_bytes for each in self._volumes.values()}
+
+    def unsynced_bytes_max(self) -> dict[str, int]:
+        """For each mount of the tree, how many of these make its writers wait."""
+        return {each.name: each.unsynced.max_bytes for each in self._volumes.values()}
+
+    def warnings(self) -> list[str]:
+        """A sentence for each mount whose writers wait, or soon will."""
+        return [
+            f"{each.name}: {each.unsynced.size_bytes} bytes are not stored yet; at"
+            f" {each.unsynced.max_bytes} its writers wait (journal.dirty_bytes_max)"
+            for each in self._volumes.values()
+            if each.unsynced.is_pressed()
+        ]
 
     async def status(self, path: str | None) -> JournalStatus:
         """Count changes by how far they are."""
@@ -94,14 +119,14 @@ class JournalAnswer:
 
     def _count_mfs(self, below: int | None, counts: JournalStatus) -> None:
         writer, volume = self._writer, self._roots.volume
-        for inode in {
-            **writer.open,
-            **{held.ino: held for held in writer.pending.values()},
-        }.values():
-            is_counted = inode.volume is volume and inode.is_dirty()
-            if is_counted and writer.tree.is_below(inode.ino, below):
-                counts.open += 1
-                counts.unsynced_bytes += inode.attributes.st_size
+        pending = {held.ino: held for held in writer.pending.values()}
+        for inode in {**writer.unsealed, **writer.open, **pending}.values():
+            if inode.volume is volume and writer.tree.is_below(inode.ino, below):
+                counts.open += inode.is_dirty()
+                if below is not None:
+                    counts.unsynced_bytes += inode.unsynced_bytes
+        if below is None:
+            counts.unsynced_bytes += self.unsynced_bytes()[volume.name]
         sealed_seq, built = writer.storage.flusher.sealed_seq, self._roots.built_seq()
         # Where nothing changed, records that no root contains do not concern the root (xattrs).
         after = min(sealed_seq, built) if self._roots.changed() else sealed_seq

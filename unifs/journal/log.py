@@ -106,7 +106,7 @@ class Log:
     def row(self, op: Op, ino: int, parent: int, data: bytes) -> tuple[str, tuple[object, ...]]:
         """The statement that appends a record; it must be executed in the order of these calls."""
         self.seq += 1
-        return INSERT, (self.seq, time.time_ns(), op.value, ino, parent, data)
+        return INSERT, (self.seq, time.time_ns(), op, ino, parent, data)
 
     def records(self, after: int = 0, limit: int = -1) -> Iterator[Record]:
         """Records with a higher seq than ``after``, in order."""

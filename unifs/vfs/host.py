@@ -41,6 +41,7 @@ from unifs.errors import (
     Stale,
 )
 from unifs.mounts.hostcalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from unifs.types import SetAttributes
 from unifs.vfs.hosthandles import HostDirectoryHandle, HostHandle, HostIo
 from unifs.vfs.hostnodes import ROOT_NUMBER, HostInode, HostNode, NodeTable, fill
 from unifs.vfs.hostowner import Ownership, clear_set_id
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from unifs.types import Attributes, Caller, SetAttributes
+    from unifs.types import Attributes, Caller
     from unifs.vfs.volume import Emit, Handle, Inode, Invalidator
 
 #: Two ticks of a 100 Hz clock: file times move in ticks, so within one they may hide a change.
@@ -140,7 +141,8 @@ class HostVolume(Volume):
     ) -> Attributes:
         """Owner before mode (a new owner clears suid), times last (all else changes them)."""
         with self._path_of(_node_of(inode)) as path:
-            if changes.uid is not None or changes.gid is not None:
+            # No field at all is chown(-1, -1), which moves ctime.
+            if changes.uid is not None or changes.gid is not None or changes == SetAttributes():
                 uid = -1 if changes.uid is None else changes.uid
                 os.chown(path, uid, -1 if changes.gid is None else changes.gid)
             if changes.size_bytes is not None:
@@ -256,7 +258,8 @@ class HostVolume(Volume):
         fd = self._nodes.open(node, flags & _OPEN_FLAGS)
         try:
             if flags & os.O_TRUNC:
-                os.ftruncate(fd, 0)
+                # By path: with O_RDONLY the descriptor cannot be cut.
+                os.truncate(f"/proc/self/fd/{fd}", 0)
                 clear_set_id(fd, caller)
             status = os.fstat(fd)
         except BaseException:

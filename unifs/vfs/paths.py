@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from unifs.errors import (
     CrossMount,
-    Exists,
     InvalidArgument,
     IsADirectory,
     NotADirectory,
@@ -152,15 +151,18 @@ class Paths:
         names = self.split(path)
         for depth in range(1 if parents else len(names), len(names) + 1):
             part = "/" + "/".join(os.fsdecode(name) for name in names[:depth])
-            try:
-                above, name = await self.parent_of(part)
-                self.vfs.check_name(name)
-                await complete(above.volume.mkdir, above, name, 0o755, self.caller)
-                self._invalidator.entry(above.ino, name)
-            except Exists:
-                if not parents or not stat.S_ISDIR((await self.find(part)).attributes.st_mode):
-                    raise
+            if parents and await self._is_directory(part):
+                continue
+            above, name = await self.parent_of(part)
+            self._made(await complete(self.vfs.mkdir, above.ino, name, 0o755, self.caller))
+            self._invalidator.entry(above.ino, name)
         self._invalidate(await self.find(path))
+
+    async def _is_directory(self, path: str) -> bool:
+        try:
+            return stat.S_ISDIR((await self.find(path)).attributes.st_mode)
+        except NotFound:
+            return False
 
     async def remove(self, path: str, recursive: bool = False) -> int:
         """Remove a file or directory; how many names went."""
@@ -168,12 +170,12 @@ class Paths:
         inode = await self.find(path)
         removed = 0
         if not stat.S_ISDIR(inode.attributes.st_mode):
-            await complete(above.volume.unlink, above, name, self.caller)
+            await complete(self.vfs.unlink, above.ino, name, self.caller)
         else:
             if recursive:
                 removed = await self._empty(path)
             try:
-                await complete(above.volume.rmdir, above, name, self.caller)
+                await complete(self.vfs.rmdir, above.ino, name, self.caller)
             except NotEmpty:
                 raise NotEmpty(f"{path} is not empty; remove it recursively") from None
         self._invalidator.entry(above.ino, name)
@@ -194,8 +196,7 @@ class Paths:
         below, new_name = await self.parent_of(target)
         if above.volume is not below.volume:
             raise CrossMount(f"{source} and {target} lie in different mounts")
-        self.vfs.check_name(new_name)
-        await complete(above.volume.rename, above, name, below, new_name, 0)
+        await complete(self.vfs.rename, above.ino, name, below.ino, new_name, 0, self.caller)
         self._invalidator.entry(above.ino, name)
         self._invalidator.entry(below.ino, new_name)
         self._invalidate(above)
@@ -238,8 +239,12 @@ class Paths:
         inode = await self.find(source)
         text = await complete(inode.volume.readlink, inode)
         below, name = await self.parent_of(target)
-        await complete(below.volume.symlink, below, name, text, self.caller)
+        self._made(await complete(self.vfs.symlink, below.ino, name, text, self.caller))
         self.invalidate(below, name)
+
+    def _made(self, attributes: Attributes) -> None:
+        """What the vfs made it counts as looked up: no kernel will forget it."""
+        self.vfs.forget([(attributes.st_ino, 1)])
 
     def invalidate(self, parent: Inode, name: bytes) -> None:
         """The kernel's idea of a name and its directory is out of date."""

@@ -87,10 +87,7 @@ class RemoteHandle(TreeHandle):
             raise BadHandle
         if not self._follows(inode) and self.pinned != inode.version:
             raise Stale("the file changed at its backend since it was opened")
-        self.volume.unsynced.admit(len(data))
-        written = super().write(offset, data)
-        self.volume.unsynced.wrote(inode, written)
-        return written
+        return super().write(offset, data)
 
     def fsync(self, datasync: bool) -> None:
         inode = self.inode
@@ -111,7 +108,11 @@ class RemoteDirectory(TreeDirectory):
 
     __slots__ = ()
 
+    is_prompt = False
     volume: RemoteVolume
+
+    def rewind(self) -> None:
+        """``readdir`` waits by itself, for the backend too."""
 
     def readdir(self, offset: int, emit: Emit) -> None:
         volume = self.volume

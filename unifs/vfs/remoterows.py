@@ -52,7 +52,6 @@ class RemoteInode(TreeInode):
         "lookups",
         "path",
         "told",
-        "unsynced_bytes",
         "version",
     )
 
@@ -72,8 +71,6 @@ class RemoteInode(TreeInode):
         self.is_local = False
         #: The version on which local bytes are laid; handles pinned to it follow the local bytes.
         self.based_on: Version | None = None
-        #: Bytes written since the backend last took all of them.
-        self.unsynced_bytes = 0
         #: Times (monotonic) of late look-ups in an unlisted directory.
         self.lookups: list[float] = []
 

@@ -31,7 +31,7 @@ from unifs.errors import (
     Stale,
     UnifsError,
 )
-from unifs.journal.log import Op, Renamed, WaitingLog, pack_rename
+from unifs.journal.log import Op, WaitingLog
 from unifs.journal.writeback import Writeback
 from unifs.journal.writeback_calls import Calls
 from unifs.types import NAME_MAX_BYTES
@@ -43,7 +43,6 @@ from unifs.vfs.remotemerge import Merge
 from unifs.vfs.remoterows import COMPLETE, RemoteInode, Remotes
 from unifs.vfs.remotestatus import RemoteStatus, trim
 from unifs.vfs.remotesync import RemoteSync
-from unifs.vfs.remoteunsynced import Unsynced
 from unifs.vfs.treevolume import TreeVolume
 from unifs.waiting import WouldBlock
 
@@ -95,12 +94,9 @@ class RemoteVolume(TreeVolume):
         self.invalidator: Invalidator | None = None
         #: How long what the backend said is believed.
         self.fresh_s = 30.0
-        #: The mount is read-only by the settings; what was written before still goes out.
-        self.refuses_changes = False
         #: fsync waits for the backend too; ``moved_bytes`` tells whether anything moves there.
         self.waits_for_backend = False
         self.moved_bytes: Callable[[], int] = lambda: 0
-        self.unsynced = Unsynced(self)
         self.cold = Cold(self)
         self.rows = 0
         self.rows_max = ROWS_MAX
@@ -125,6 +121,7 @@ class RemoteVolume(TreeVolume):
         self.cache = cache
         self.fresh_s = self.timeout_s = fresh_s
         self.sync = RemoteSync(self, conflicts)
+        self.unsynced.hurry = self.sync.hurry_all
         self.merge = Merge(self)
         self.epoch = Epoch(self)
         self.bases = Bases(self)
@@ -294,16 +291,8 @@ class RemoteVolume(TreeVolume):
                     raise CrossMount
         super().rename(parent, name, new_parent, new_name, flags)
 
-    def note_displaced(
-        self, target: TreeInode, renamed: Renamed, old_parent: int, batch: Batch
-    ) -> None:
-        name = renamed.new_name
-        if not renamed.is_exchange:
-            batch.append(self.log.row(Op.UNLINK, target.ino, renamed.new_parent, name))
-            return
-        back = Renamed(old_parent, 0, True, name, renamed.name)
-        data = pack_rename(back)
-        batch.append(self.log.row(Op.RENAME, target.ino, renamed.new_parent, data))
+    def note_displaced(self, target: TreeInode, parent: int, name: bytes, batch: Batch) -> None:
+        batch.append(self.log.row(Op.UNLINK, target.ino, parent, name))
 
     def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
         self._check_xattr(name)
@@ -335,14 +324,18 @@ class RemoteVolume(TreeVolume):
         assert isinstance(inode, RemoteInode)
         self.bases.need(inode)
 
+    def sealed(self, inode: TreeInode, size_bytes: int) -> None:
+        """Bytes count until the backend has them."""
+
+    def closed_small(self, inode: TreeInode, seq: int) -> None:
+        """Bytes count until the backend has them."""
+
+    def found_unsealed(self, inode: TreeInode) -> None:
+        """Writeback's records tell what the backend does not have."""
+
     def closed(self, ino: int) -> None:
         """The last writer of a file is gone."""
         self.writeback.closed(ino)
-
-    def _lost_name(self, inode: TreeInode, now: int) -> None:
-        assert isinstance(inode, RemoteInode)
-        self.unsynced.reached(inode, inode.unsynced_bytes)
-        super()._lost_name(inode, now)
 
     def lost_name(self, inode: RemoteInode) -> None:
         """Its last name went to somebody else's object."""

@@ -19,7 +19,6 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
 
-import apsw
 import trio
 
 from unifs.errors import UnifsError
@@ -35,6 +34,7 @@ from unifs.journal.content import (
     large_id,
     small_content,
 )
+from unifs.state.database import open_reader
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -81,9 +81,7 @@ class RowView:
         self._storage = storage
         self._changed = changed
         self._profile = storage.profile
-        self._connection = apsw.Connection(
-            str(storage.state.database), flags=apsw.SQLITE_OPEN_READONLY
-        )
+        self._connection = open_reader(storage.state.database)
 
     def close(self) -> None:
         self._connection.close()

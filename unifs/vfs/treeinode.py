@@ -31,11 +31,16 @@ class TreeInode(Inode):
         "seq",
         "stored",
         "synced",
+        "unsynced_bytes",
         "writers",
     )
 
     def __init__(self, ino: int, volume: Volume, attributes: Attributes) -> None:
-        super().__init__(ino, volume, attributes)
+        # Inode's own four, not by a call: this runs once per created file.
+        self.ino = ino
+        self.volume = volume
+        self.attributes = attributes
+        self.opens = 0
         #: Its directory while it has one name, else 0.
         self.parent = 0
         #: The name under which it was found last; None before.
@@ -59,6 +64,8 @@ class TreeInode(Inode):
         self.guards: list[TreeInode] = []
         #: Journal record of the present content, or a later one.
         self.seq = 0
+        #: Bytes written that are not yet where they belong (``vfs.unsynced``).
+        self.unsynced_bytes = 0
         #: Attributes differ from the row (times of a directory, atime).
         self.is_touched = False
         #: Monotonic seconds at which it became pending or got its overlay.

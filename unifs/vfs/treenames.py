@@ -25,6 +25,7 @@ from unifs.journal.content import symlink_blob
 from unifs.journal.log import Op
 from unifs.vfs.tree import SET_GONE, UPDATE_INODE, pack_attributes
 from unifs.vfs.treeinode import TreeInode
+from unifs.vfs.unsynced import Unsynced
 from unifs.vfs.volume import Volume
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class TreeNames(Volume):
         self.log: Log | WaitingLog = writer.log
         self.contents = writer.contents
         self.overlays = writer.overlays
+        self.unsynced = Unsynced(name)
         self.inodes: Inodes = writer.inodes
         self.factory = factory
         #: How long the kernel keeps names and attributes: all changes go through us.
@@ -169,6 +171,7 @@ class TreeNames(Volume):
     def mkdir(self, parent: Inode, name: bytes, mode: int, caller: Caller) -> TreeInode:
         self._check_new(parent, name)
         made = self._make(parent, name, self.new_inode(parent, mode | stat.S_IFDIR, caller))
+        self.tree.directory_made(made.ino)
         parent.attributes.st_nlink += 1
         return made
 
@@ -296,6 +299,7 @@ class TreeNames(Volume):
         inode.attributes.st_nlink = 0
         inode.attributes.st_ctime_ns = now
         inode.is_gone = True
+        self.unsynced.reached(inode, inode.unsynced_bytes)
         inode.is_touched = False
         self.writer.touched.pop(inode.ino, None)
         if not inode.opens and not self.inodes.count(inode.ino):

@@ -17,6 +17,7 @@ from unifs.errors import (
     CrossMount,
     InvalidArgument,
     NameTooLong,
+    ReadOnly,
     TooManyHandles,
 )
 from unifs.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, PlainAttributes, SetAttributes, Space
@@ -35,6 +36,8 @@ HANDLES_MAX = 1 << 20
 #: Offsets behind "." and "..", where no volume's own offsets are.
 DOT, DOT_DOT = (1 << 62) + 1, (1 << 62) + 2
 ALLOWED_TYPES = frozenset((0o100000, 0o010000, 0o140000, 0o020000, 0o060000))
+#: Flags of open(2) that ask for a change.
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
 
 class Vfs:
@@ -63,6 +66,13 @@ class Vfs:
         if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
             raise InvalidArgument("that cannot be a name")
 
+    def to_change(self, ino: int) -> Inode:
+        """The inode, where something is to be changed in or of it; ReadOnly where nothing may."""
+        inode = self.inodes.get(ino)
+        if inode.volume.refuses_changes:
+            raise ReadOnly(f"{inode.volume.name} is read-only by its settings")
+        return inode
+
     def lookup(self, parent: int, name: bytes, caller: Caller) -> Attributes:
         if len(name) > NAME_MAX_BYTES:
             raise NameTooLong
@@ -87,7 +97,7 @@ class Vfs:
     ) -> Attributes:
         if changes.size_bytes is not None and changes.size_bytes < 0:
             raise InvalidArgument
-        inode = self.inodes.get(ino)
+        inode = self.to_change(ino)
         handle = self._handles.get(fh) if fh is not None else None
         return inode.volume.setattr(inode, changes, handle, caller)
 
@@ -105,35 +115,35 @@ class Vfs:
         self.check_name(name)
         if mode & 0o170000 not in ALLOWED_TYPES:
             raise InvalidArgument
-        above = self.inodes.get(parent)
+        above = self.to_change(parent)
         return self._made(above.volume.mknod(above, name, mode, rdev, caller))
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
         self.check_name(name)
-        above = self.inodes.get(parent)
+        above = self.to_change(parent)
         return self._made(above.volume.mkdir(above, name, mode, caller))
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
         self.check_name(name)
         if len(target) > SYMLINK_MAX_BYTES:
             raise NameTooLong("the target of a symlink may have 4,095 bytes")
-        above = self.inodes.get(parent)
+        above = self.to_change(parent)
         return self._made(above.volume.symlink(above, name, target, caller))
 
     def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Attributes:
         self.check_name(name)
         inode = self.inodes.get(ino)
-        above = self.inodes.get(parent)
+        above = self.to_change(parent)
         if inode.volume is not above.volume:
             raise CrossMount
         return self._made(above.volume.link(inode, above, name, caller))
 
     def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
-        above = self.inodes.get(parent)
+        above = self.to_change(parent)
         above.volume.unlink(above, name, caller)
 
     def rmdir(self, parent: int, name: bytes, caller: Caller) -> None:
-        above = self.inodes.get(parent)
+        above = self.to_change(parent)
         above.volume.rmdir(above, name, caller)
 
     def rename(
@@ -146,7 +156,7 @@ class Vfs:
         caller: Caller,
     ) -> None:
         self.check_name(new_name)
-        above = self.inodes.get(parent)
+        above = self.to_change(parent)
         below = self.inodes.get(new_parent)
         if above.volume is not below.volume:
             raise CrossMount
@@ -155,7 +165,7 @@ class Vfs:
     # --- files ------------------------------------------------------------------------------------
 
     def open(self, ino: int, flags: int, caller: Caller) -> Handle:
-        inode = self.inodes.get(ino)
+        inode = self.to_change(ino) if flags & WRITING else self.inodes.get(ino)
         if len(self._handles) >= HANDLES_MAX:
             raise TooManyHandles
         return self._opened(inode.volume.open(inode, flags, caller))
@@ -172,7 +182,7 @@ class Vfs:
         self.check_name(name)
         if len(self._handles) >= HANDLES_MAX:
             raise TooManyHandles
-        above = self.inodes.get(parent)
+        above = self.to_change(parent)
         inode, handle = above.volume.create(above, name, mode, flags, caller)
         return self._opened(handle), self._made(inode)
 
@@ -198,11 +208,16 @@ class Vfs:
         return handle.write(offset, data)
 
     def flush(self, fh: int) -> None:
-        self.handle(fh).flush()
+        try:
+            handle = self._handles[fh]
+        except KeyError:
+            raise BadHandle from None
+        handle.flush()
 
     def release(self, fh: int) -> None:
+        handle = self.handle(fh)
         try:
-            self.handle(fh).release()
+            handle.release()
         except WouldBlock:
             raise
         except BaseException:
@@ -238,11 +253,15 @@ class Vfs:
     def readdir(self, fh: int, offset: int, emit: Emit) -> None:
         directory = self._directory(fh)
         if offset == 0 or offset == DOT:
-            # In a reply of their own: a volume waits only before it has emitted anything.
+            directory.rewind()
             attributes = directory.inode.attributes
-            if offset == DOT or emit(b".", attributes, DOT):
-                emit(b"..", attributes, DOT_DOT)
-            return
+            if offset == 0 and not emit(b".", attributes, DOT):
+                return
+            # A volume waits only before it has emitted anything. A request costs 40 µs: its reply's
+            # buffer is new memory.
+            if not emit(b"..", attributes, DOT_DOT) or not directory.is_prompt:
+                return
+            offset = DOT_DOT
         directory.readdir(0 if offset == DOT_DOT else offset, emit)
 
     def releasedir(self, fh: int) -> None:
@@ -274,7 +293,7 @@ class Vfs:
             raise InvalidArgument
         if len(name) > NAME_MAX_BYTES:
             raise NameTooLong
-        inode = self.inodes.get(ino)
+        inode = self.to_change(ino)
         inode.volume.setxattr(inode, name, value)
 
     def listxattr(self, ino: int) -> list[bytes]:
@@ -282,7 +301,7 @@ class Vfs:
         return inode.volume.listxattr(inode)
 
     def removexattr(self, ino: int, name: bytes) -> None:
-        inode = self.inodes.get(ino)
+        inode = self.to_change(ino)
         inode.volume.removexattr(inode, name)
 
     def statistics(self) -> dict[str, int]:

@@ -94,9 +94,16 @@ class DirectoryHandle:
 
     __slots__ = ("fh", "inode")
 
+    #: After ``rewind``, ``readdir`` from the start does not wait: "." and ".." need no reply of
+    #: their own.
+    is_prompt = False
+
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.fh = 0
+
+    def rewind(self) -> None:
+        """The stream begins: whatever it has to wait for, it waits for here."""
 
     def readdir(self, offset: int, emit: Emit) -> None:
         """Emit entries after ``offset`` until emit returns False or the directory ends.
@@ -115,6 +122,9 @@ class DirectoryHandle:
 
 class Volume:
     """One part of the tree. The defaults are those of an empty, read-only one."""
+
+    #: Set where the settings make this mount read-only: the vfs refuses every change below it.
+    refuses_changes = False
 
     def __init__(self, name: str) -> None:
         self.name = name

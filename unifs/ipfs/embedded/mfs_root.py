@@ -274,7 +274,7 @@ class RootBuilder:
 async def build_root(
     view: TreeView, profile: Profile, blocks: Blocks, limiter: trio.CapacityLimiter
 ) -> MfsRoot:
-    """Build off the event loop; all blocks are durable and indexed when it returns.
+    """Build off the event loop; all blocks are durable when it returns.
 
     Call it, and commit the root, inside ``Blocks.importing()``. Cancelling leaves unlinked blocks.
     """
@@ -286,5 +286,4 @@ async def build_root(
             await trio.to_thread.run_sync(partial(put_all, made, blocks.put), limiter=limiter)
             builder.accept(link)
     await trio.to_thread.run_sync(blocks.sync, limiter=limiter)
-    await trio.to_thread.run_sync(blocks.flush, limiter=limiter)
     return builder.result()
