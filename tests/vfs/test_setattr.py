@@ -90,19 +90,19 @@ async def _fails_on_a_full_disk(
     fs: FileSystem, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     database = fs.storage.database
-    commit = database.commit
+    execute = database.execute
     # What was written before may go in; the change itself does not.
     left = 1 if await _is_dirty(fs) and "size_bytes" in changes else 0
 
-    def full() -> None:
+    def full(sql: str, *bindings: Any) -> apsw.Cursor:
         nonlocal left
-        if left:
+        if sql == "commit":
+            if not left:
+                raise apsw.FullError("database or disk is full")
             left -= 1
-            commit()
-            return
-        raise database.broken(apsw.FullError("database or disk is full"))
+        return execute(sql, *bindings)
 
-    monkeypatch.setattr(database, "commit", full)
+    monkeypatch.setattr(database, "execute", full)
     with pytest.raises(NoSpace) as failed:
         await fs.setattr("a", **changes)
     assert failed.value.errno == errno.ENOSPC

@@ -242,6 +242,9 @@ class Recovery:
                 newest[record.parent] = record.time_ns
             if record.op is Op.RENAME:
                 newest[unpack_rename(record.data).new_parent] = record.time_ns
+            if record.op is Op.SETATTR:
+                # Times that somebody set, older ones too, stand in the row.
+                newest.pop(record.ino, None)
         for ino, time_ns in newest.items():
             row = self._database.one("select attributes from inode where ino=?", (ino,))
             if row is None:

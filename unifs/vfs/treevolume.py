@@ -146,6 +146,10 @@ class TreeVolume(TreeRename):
             # What is cut off or added can be undone only down to what is committed.
             self.writer.commit(inode)
         self.writer.ready(inode)
+        if changes.mtime_ns is not None and stat.S_ISDIR(attributes.st_mode):
+            # Recovery dates a directory by its records: what came before the new time has to stand
+            # before it in the journal.
+            self.commit_names(inode.ino)
         before = pack_attributes(attributes)
         try:
             self._change(inode, changes)

@@ -22,7 +22,7 @@ from unifs.journal.log import Op, pack_pair, unpack_rename
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
 from unifs.vfs.fsync import Durability
-from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
+from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, blocks_of, pack_attributes
 
 if TYPE_CHECKING:
     from unifs.journal.content import Content
@@ -163,13 +163,16 @@ class Writer:
             return
         inode.overlay = None
         del self.open[inode.ino]
-        if overlay.container:
-            if overlay.content is None:
-                self.overlays.discard(overlay)
-                volume = inode.volume
-                volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
-            else:
-                self.contents.containers.release(overlay.container)
+        content = overlay.content
+        if content is None:
+            volume = inode.volume
+            volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
+        named = content.extents.containers if content is not None else ()
+        if overlay.container in named:
+            self.contents.containers.release(overlay.container)
+        else:
+            # Nothing was committed, or only cuts.
+            self.overlays.discard(overlay)
 
     # --- commit -----------------------------------------------------------------------------------
 
@@ -258,7 +261,9 @@ class Writer:
             statement = "delete from holding where content=? and container=?"
             batch.append((statement, (large.id, container)))
         after = LargeContent(large.id, size, extents)
-        after.base, after.own = large.base, overlay.container
+        after.base = large.base
+        # One that it does not name goes with the overlay.
+        after.own = overlay.container if overlay.container in names else 0
         return after
 
     def _proof(self, overlay: Overlay) -> bytes | None:
