@@ -35,7 +35,7 @@ FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FICLONE, FIEMAP = (
     0xC020660B,
 )
 OPEN_TREE_CLONE, MOUNT_ATTR_IDMAP, AT_EMPTY_PATH, CLONE_NEWUSER = 1, 0x10_0000, 0x1000, 0x1000_0000
-PUNCH_HOLE, KEEP_SIZE = 2, 1
+PUNCH_HOLE, KEEP_SIZE, ZERO_RANGE = 2, 1, 16
 RENAME_WHITEOUT = 4
 
 
@@ -83,7 +83,7 @@ def test_holes_cannot_be_found(path: Path) -> None:
 def test_fallocate_is_refused_and_posix_fallocate_writes(path: Path) -> None:
     with path.open("r+b") as file:
         descriptor = file.fileno()
-        for mode in (0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE):
+        for mode in (0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE):
             call = LIBC.fallocate
             call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
             assert errno_of(lambda: checked(call(descriptor, mode, 0, 4096))) == "EOPNOTSUPP"  # noqa: B023
