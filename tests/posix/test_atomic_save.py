@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.posix.conftest import Place
 
 SIZE_BYTES = 20_000
-SAVES = 150
+SAVES = 100
 #: An fsync takes milliseconds, more on a busy disk.
 SAVES_DURABLE = 20
 #: How many looks a reader has to manage while the saves go on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from unifs.errors import (
     NotFound,
     NotPermitted,
     Stale,
+    TooManyLinks,
 )
 from unifs.types import PlainCaller
 from unifs.vfs.treerename import RENAME_EXCHANGE, RENAME_NOREPLACE
@@ -243,6 +245,21 @@ async def test_no_directory_moves_below_itself(fs: FileSystem) -> None:
             await fs.rename(one, other, RENAME_EXCHANGE)
     await fs.rename("second", "a", RENAME_EXCHANGE)
     assert await fs.listdir("second") == [b"b"]
+
+
+async def test_a_file_may_have_so_many_links(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unifs.vfs.treenames.LINKS_MAX", 3)
+    await fs.write("a", b"x")
+    await fs.link("a", "b")
+    await fs.link("a", "c")
+    with pytest.raises(TooManyLinks) as caught:
+        await fs.link("a", "d")
+    assert caught.value.errno == errno.EMLINK
+    await fs.unlink("b")
+    await fs.link("a", "d")
+    assert (await fs.stat("a")).nlink == 3
 
 
 async def test_hard_links_move_one_by_one(fs: FileSystem) -> None:
