@@ -23,6 +23,8 @@ from tests.posix.conftest import Place, make
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.crash.daemon import Daemon
+
 __all__ = ["mounts"]
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -36,14 +38,17 @@ FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FICLONE, FIEMAP = (
 )
 OPEN_TREE_CLONE, MOUNT_ATTR_IDMAP, AT_EMPTY_PATH, CLONE_NEWUSER = 1, 0x10_0000, 0x1000, 0x1000_0000
 PUNCH_HOLE, KEEP_SIZE, ZERO_RANGE = 2, 1, 16
-RENAME_WHITEOUT = 4
+RENAME_WHITEOUT, IN_CREATE = 4, 0x100
+
+
+#: The local disk has all these calls.
+on_mounts = pytest.mark.parametrize("place", ["mfs", "local"], indirect=True, scope="package")
+on_local = pytest.mark.parametrize("place", ["local"], indirect=True, scope="package")
 
 
 @pytest.fixture
 def path(place: Place) -> Path:
-    """A file with a hole on one of the mounts; the local disk has all these calls."""
-    if place.name == "disk":
-        pytest.skip("the local disk has these calls")
+    """A file with a hole."""
     name = place.path / place.directory() / "x"
     with name.open("wb") as file:
         file.write(b"data" * 1024)
@@ -62,6 +67,7 @@ def errno_of(call: Callable[[], object]) -> str:
     return "-"
 
 
+@on_mounts
 def test_copy_file_range_copies_through_the_page_cache(path: Path) -> None:
     copy = path.with_name("copy")
     with path.open("rb") as source, copy.open("wb") as target:
@@ -70,6 +76,7 @@ def test_copy_file_range_copies_through_the_page_cache(path: Path) -> None:
     assert copy.read_bytes() == path.read_bytes()
 
 
+@on_mounts
 def test_holes_cannot_be_found(path: Path) -> None:
     """The whole file counts as data, which lseek(2) allows."""
     size = path.stat().st_size
@@ -80,6 +87,7 @@ def test_holes_cannot_be_found(path: Path) -> None:
         assert errno_of(lambda: os.lseek(descriptor, size, os.SEEK_DATA)) == "ENXIO"
 
 
+@on_mounts
 def test_fallocate_is_refused_and_posix_fallocate_writes(path: Path) -> None:
     with path.open("r+b") as file:
         descriptor = file.fileno()
@@ -93,6 +101,7 @@ def test_fallocate_is_refused_and_posix_fallocate_writes(path: Path) -> None:
     assert path.read_bytes() == before + bytes((2 << 20) - len(before))
 
 
+@on_mounts
 def test_ioctls_are_refused(path: Path) -> None:
     with path.open("r+b") as file, path.with_name("copy").open("w+b") as copy:
         descriptor = file.fileno()
@@ -103,22 +112,26 @@ def test_ioctls_are_refused(path: Path) -> None:
         assert errno_of(lambda: fcntl.ioctl(descriptor, FIEMAP, bytes(32))) == "EOPNOTSUPP"
 
 
+@on_mounts
 def test_whiteouts_are_refused(path: Path) -> None:
     """So a mount cannot be the upper layer of an overlay."""
     new = path.with_name("new")
     assert errno_of(lambda: rename2(str(path), str(new), RENAME_WHITEOUT)) == "EINVAL"
 
 
+@on_mounts
 def test_there_is_no_birth_time(path: Path) -> None:
     assert subprocess.check_output(["stat", "-c", "%w", path], text=True) == "-\n"
 
 
+@on_mounts
 def test_access_control_lists_are_refused(path: Path) -> None:
     acl = struct.pack("<IHHIHHIHHI", 2, 1, 6, 2**32 - 1, 4, 4, 2**32 - 1, 32, 4, 2**32 - 1)
     call = errno_of(lambda: os.setxattr(path, "system.posix_acl_access", acl))
     assert call == "EOPNOTSUPP"
 
 
+@on_mounts
 def test_set_id_programs_run_as_their_caller(place: Place, path: Path) -> None:
     """The mount is nosuid; the bits are kept all the same."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
@@ -128,6 +141,7 @@ def test_set_id_programs_run_as_their_caller(place: Place, path: Path) -> None:
     assert path.stat().st_mode & 0o7777 == 0o6755
 
 
+@on_mounts
 def test_mounts_cannot_be_idmapped(path: Path) -> None:
     code = "import ctypes,sys;ctypes.CDLL(None).unshare(%d);print(1,flush=True);sys.stdin.read()"
     child = subprocess.Popen(
@@ -154,6 +168,26 @@ def test_mounts_cannot_be_idmapped(path: Path) -> None:
     assert found == "EINVAL"
 
 
+@on_local
+def test_what_the_host_does_behind_it_is_seen_and_not_told(
+    place: Place, path: Path, daemon: Daemon
+) -> None:
+    """inotify watches the mount; FIFOs and sockets join those who use the same path."""
+    behind = daemon.base / "host" / path.relative_to(place.path)
+    watcher = LIBC.inotify_init1(os.O_NONBLOCK)
+    assert LIBC.inotify_add_watch(watcher, os.fsencode(path.parent), IN_CREATE) > 0
+    behind.with_name("made").write_bytes(b"by the host")
+    assert path.with_name("made").read_bytes() == b"by the host"
+    assert errno_of(lambda: os.read(watcher, 1000)) == "EAGAIN"
+    os.close(watcher)
+    fifo = path.with_name("fifo")
+    os.mkfifo(fifo)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writing = behind.with_name("fifo")
+    assert errno_of(lambda: os.open(writing, os.O_WRONLY | os.O_NONBLOCK)) == "ENXIO"
+    os.close(reading)
+
+
 def test_a_signal_ends_a_waiting_read_and_no_waiting_look_up(mounts: Mounts) -> None:
     """The kernel lets a reader go; who waits for a name dies at its answer or its deadline."""
     mounted = mounts.start()
@@ -173,6 +207,7 @@ def test_a_signal_ends_a_waiting_read_and_no_waiting_look_up(mounts: Mounts) -> 
     seeker.communicate()
 
 
+@on_mounts
 def test_no_name_leads_to_another_mount(place: Place, path: Path) -> None:
     """EXDEV, so that mv copies."""
     root = path
@@ -190,6 +225,7 @@ def test_no_name_leads_to_another_mount(place: Place, path: Path) -> None:
     other.unlink()
 
 
+@on_mounts
 def test_the_directories_of_the_mount_table_stay(place: Place, path: Path) -> None:
     root = path
     while not os.path.ismount(root):
