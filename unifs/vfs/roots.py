@@ -207,7 +207,9 @@ class MfsRoots:
 
     def _last(self) -> Any:
         """(root CID, seq, epoch) of the last build, or None."""
-        query = "select root,seq,epoch from epoch order by epoch desc limit 1"
+        query = (
+            "select root,seq,epoch from epoch where root is not null order by epoch desc limit 1"
+        )
         return self.writer.storage.database.one(query)
 
     def current(self) -> Cid | None:
