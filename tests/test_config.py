@@ -121,7 +121,7 @@ def test_the_command_line_overrides_the_file_where_it_says_something(tmp_path: P
         ("node = 'kubo'", "node: 'kubo' is not one of embedded"),
         ("mounts = 3", "mounts has to be tables"),
         ("[mounts]\nmfs = 3", "mounts.mfs has to be a table"),
-        ("[mounts.s3]\n", "mounts.s3 needs a kind"),
+        ("[mounts.aws]\n", "mounts.aws needs a kind: one of ipfs, mfs, local, s3"),
         (
             "[mounts.x]\nkind = 'lokal'",
             "mounts.x.kind: 'lokal' is no kind of mount; did you mean local?",

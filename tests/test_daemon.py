@@ -9,7 +9,6 @@ import trio
 
 from unifs import config
 from unifs.daemon import Daemon
-from unifs.errors import Unsupported
 from unifs.telemetry import TASK_BUGS
 
 if TYPE_CHECKING:
@@ -74,16 +73,6 @@ def test_a_profile_is_fixed_at_the_first_start(tmp_path: Path) -> None:
         Daemon(settings, "")
     # The refused start has let go of the state directory.
     Daemon(config.load(state=tmp_path / "state", environment={}), "").close(is_clean=False)
-
-
-@pytest.mark.parametrize("name", ["writeback_delay_s", "writeback_age_max_s"])
-def test_a_setting_that_would_be_ignored_is_refused(tmp_path: Path, name: str) -> None:
-    settings = config.load(
-        state=tmp_path / "state", overrides={"journal": {name: 5}}, environment={}
-    )
-    with pytest.raises(Unsupported, match=f"the setting journal.{name} "):
-        Daemon(settings, "")
-    assert not (tmp_path / "state").exists()
 
 
 def test_settings_of_the_store_reach_the_node(tmp_path: Path) -> None:

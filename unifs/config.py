@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from unifs.config_mounts import REMOTE_KINDS, MountBase, RemoteBase, S3Settings, Seconds
 from unifs.config_table import MistakeError, convert, nearest
 from unifs.errors import ConfigInvalid
 from unifs.types import NAME_MAX_BYTES
@@ -30,16 +31,8 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 Bytes = Annotated[int, Meta(ge=0, le=1 << 62)]
-Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86_400)]
 Profile = Literal["unixfs-v1-2025", "unixfs-v0-2015", "kubo-v1"]
 LogLevel = Literal["debug", "info", "warning", "error"]
-
-
-class MountBase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """What every mount can be told."""
-
-    enabled: Annotated[bool, Meta(description="false leaves this mount out of the tree")] = True
-    read_only: Annotated[bool, Meta(description="refuse every change below this mount")] = False
 
 
 class IpfsMount(MountBase, frozen=True, kw_only=True, tag="ipfs"):
@@ -68,15 +61,17 @@ class LocalMount(MountBase, frozen=True, kw_only=True, tag="local"):
     ] = 1.0
     directories: Annotated[
         dict[str, str], Meta(description="NAME = absolute path of a host directory")
-    ] = {}
+    ] = msgspec.field(default_factory=dict)
 
 
-MountSettings = IpfsMount | MfsMount | LocalMount
-MOUNT_KINDS: dict[str, type[MountSettings]] = {
+MountSettings = IpfsMount | MfsMount | LocalMount | S3Settings
+#: Of these there is one each, under its own name.
+FIXED_KINDS: dict[str, type[MountBase]] = {
     "ipfs": IpfsMount,
     "mfs": MfsMount,
     "local": LocalMount,
 }
+MOUNT_KINDS: dict[str, type[MountBase]] = {**FIXED_KINDS, **REMOTE_KINDS}
 
 
 def _default_mounts() -> dict[str, MountSettings]:
@@ -229,6 +224,14 @@ def _home(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("HOME") or os.path.expanduser("~"))
 
 
+def variable(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The environment variable in which somebody keeps a secret. ConfigInvalid if it is not set."""
+    value = environment.get(name)
+    if not value:
+        raise ConfigInvalid(f"the environment variable {name} is not set")
+    return value
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 
@@ -268,6 +271,20 @@ def parse(table: Mapping[str, object], source: str = "the settings") -> FileSett
     except MistakeError as mistake:
         raise ConfigInvalid(f"{mistake} (in {source})") from mistake.__cause__
     return msgspec.structs.replace(checked, mounts=_default_mounts() | mounts)
+
+
+def parse_remote(name: str, table: Mapping[str, object]) -> RemoteBase:
+    """Check what one remote mount is told at run time: the keys of ``[mounts.NAME]``.
+
+    Raises ConfigInvalid naming the key.
+    """
+    try:
+        checked = _checked_mount(name, dict(table))
+    except MistakeError as mistake:
+        raise ConfigInvalid(str(mistake)) from mistake.__cause__
+    if not isinstance(checked, RemoteBase):
+        raise ConfigInvalid(f"mounts.{name}: {table.get('kind')} is no kind of backend")
+    return checked
 
 
 def _read_text(path: Path, is_required: bool) -> str | None:
@@ -310,8 +327,10 @@ def _checked_mount(name: str, mount: object) -> MountSettings:
         raise MistakeError(
             f"{where}.kind: {kind!r} is no kind of mount{nearest(kind, MOUNT_KINDS)}"
         )
-    if kind != name:
+    if kind in FIXED_KINDS and kind != name:
         raise MistakeError(f"{where}: a mount of kind {kind} is always called {kind}")
+    if name in FIXED_KINDS and kind != name:
+        raise MistakeError(f"{where}: {name} is the name of the mount of kind {name}")
     rest = {key: value for key, value in mount.items() if key != "kind"}
     directories = rest.get("directories")
     if isinstance(directories, dict):
@@ -319,7 +338,11 @@ def _checked_mount(name: str, mount: object) -> MountSettings:
             entry: _host_directory(f"{where}.directories.{entry}", entry, path)
             for entry, path in directories.items()
         }
-    return convert(MOUNT_KINDS[kind], rest, where)
+    checked = convert(MOUNT_KINDS[kind], rest, where)
+    if isinstance(checked, RemoteBase):
+        checked.check(where)
+    assert isinstance(checked, MountSettings)
+    return checked
 
 
 def _host_directory(where: str, name: str, path: object) -> object:

@@ -17,15 +17,19 @@ import pyfuse3
 import trio
 import trio_parallel
 
+from unifs import backends
+from unifs.answers.backends import BackendsAnswer
+from unifs.answers.credentials import CredentialsAnswer
 from unifs.answers.explain import Explainer
 from unifs.answers.files import FilesAnswer
-from unifs.answers.gauges import watch
+from unifs.answers.gauges import watch, watch_remotes
 from unifs.answers.journal import JournalAnswer
 from unifs.answers.mounts import MountsAnswer
+from unifs.answers.remotejournal import RemoteJournal
 from unifs.cache.disk import DiskLimits, DiskTier
 from unifs.cache.reads import ReadCache, ReadLimits
 from unifs.config import IpfsMount as IpfsSettings
-from unifs.config import JournalSettings, LocalMount, state_socket_path
+from unifs.config import LocalMount, state_socket_path
 from unifs.config import MfsMount as MfsSettings
 from unifs.control.locate import source_of
 from unifs.control.ops import operations
@@ -33,11 +37,13 @@ from unifs.control.server import serve
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
-from unifs.errors import UnifsError, Unsupported
+from unifs.errors import UnifsError
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
 from unifs.mounts.ipfs import IpfsMount
 from unifs.mounttable import MountTable, TableEntry
+from unifs.remotes import Parts, Remotes
+from unifs.state.credentials import CredentialStore
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import TASK_BUGS, AccessLog, Metrics
 from unifs.vfs.ipfsvolume import IpfsVolume
@@ -59,6 +65,7 @@ if TYPE_CHECKING:
 
     from unifs.config import Settings
     from unifs.control.daemon_protocol import Explanation, StatusReport
+    from unifs.remotes import Make
     from unifs.vfs.remotevolume import RemoteVolume
 
 #: Worker processes that nobody needs end after this; they count as our memory.
@@ -70,16 +77,6 @@ TASK_PAUSE_S = 1.0
 log = logging.getLogger(__name__)
 
 
-def refuse_unsupported(settings: Settings) -> None:
-    """Unsupported, naming the setting, where one asks for what this version does not do.
-
-    A setting that is accepted and ignored, read_only above all, would be a promise not kept.
-    """
-    for name in ("writeback_delay_s", "writeback_age_max_s"):
-        if getattr(settings.journal, name) != getattr(JournalSettings(), name):
-            raise Unsupported(f"the setting journal.{name} has no mount to be used for; remove it")
-
-
 class Part(Protocol):
     """What has connections or tasks of its own."""
 
@@ -89,8 +86,8 @@ class Part(Protocol):
 class Daemon:
     """Everything that one mounted tree consists of."""
 
-    def __init__(self, settings: Settings, mount_point: str) -> None:
-        refuse_unsupported(settings)
+    def __init__(self, settings: Settings, mount_point: str, make: Make | None = None) -> None:
+        """``make`` makes mounts of remote kinds: ``backends.make`` unless a test has its own."""
         self.settings = settings
         self.mount_point = mount_point
         self.metrics = Metrics()
@@ -125,8 +122,9 @@ class Daemon:
         )
         self.ipfs = IpfsMount(self.node)
         self.table = MountTable(self.vfs, self.storage, self.notifications, mount_point)
-        self.remotes: list[RemoteVolume] = []
+        self._volumes: list[RemoteVolume] = []
         self._add_volumes()
+        self._add_remotes(make)
         self._answer()
         self.session = Session(
             self.vfs, self._options(), self.metrics, self.access_log, self.notifications
@@ -141,6 +139,7 @@ class Daemon:
                 lookup_s=settings.deadlines.lookup_s, read_s=settings.deadlines.read_s
             ),
             per_mount_max=settings.deadlines.suspended_max,
+            remote_mounts=len(list(self.remotes)),
             source=source_of(settings.state_directory).replace(",", "\\,"),
         )
 
@@ -162,7 +161,7 @@ class Daemon:
             assert isinstance(volume, IpfsVolume)
             volume.connect(self.ipfs, self.cache, ipfs.attribute_timeout_s)
             volume.invalidator = self.notifications.for_mount("ipfs")
-            self.remotes.append(volume)
+            self._volumes.append(volume)
             self.table.add_fixed(TableEntry("ipfs", "ipfs", "", False, False), volume.root)
         local = self.settings.mounts.get("local")
         if isinstance(local, LocalMount) and local.enabled:
@@ -174,17 +173,37 @@ class Daemon:
         for each in self.trees.volumes.values():
             each.unsynced.max_bytes = self.settings.journal.dirty_bytes_max
 
+    def _add_remotes(self, make: Make | None) -> None:
+        settings = self.settings
+        self.credential_store = CredentialStore(settings.state_directory)
+        self.remotes = Remotes(
+            Parts(
+                self.trees,
+                self.table,
+                self.cache,
+                self.notifications,
+                settings.journal,
+                make or partial(backends.make, store=self.credential_store),
+                settings.read_only,
+            )
+        )
+        self.remotes.add_configured(settings.mounts)
+
     def _answer(self) -> None:
         """What control operations see of this daemon."""
         paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
         self.files = FilesAnswer(paths, self.node)
+        remote_journal = RemoteJournal(self.remotes, self.writer)
         self.journal = JournalAnswer(
-            self.writer, self.sealer, self.roots, paths, self.trees.volumes
+            self.writer, self.sealer, self.roots, paths, self.trees.volumes, remote_journal
         )
-        self.mounts = MountsAnswer(self.table, self.journal)
-        self._explainer = Explainer(paths, self.writer, self.journal, self.mounts)
+        self.mounts = MountsAnswer(self.table, self.journal, self.remotes)
+        self.backends = BackendsAnswer(self.remotes, self.journal, paths, self.credential_store)
+        self.credentials = CredentialsAnswer(self.credential_store, self.remotes)
+        self._explainer = Explainer(paths, self.writer, self.journal, self.mounts, self.remotes)
 
         watch(self.metrics, self.vfs, self.storage, self.cache, self.journal)
+        watch_remotes(self.metrics, self.remotes)
 
     async def explain(self, path: str) -> Explanation:
         """What holds for one path of the tree."""
@@ -210,6 +229,7 @@ class Daemon:
             try:
                 await task()
             except Exception:
+                # Only a bug comes here: what may fail is handled in the task.
                 log.exception("task failed and begins again: task=%s", name)
                 self.metrics.counter(TASK_BUGS, name).value += 1
             await trio.sleep(TASK_PAUSE_S)
@@ -225,7 +245,13 @@ class Daemon:
                 socket = self.settings.socket_path
                 link = state_socket_path(self.settings.state_directory)
                 async with AsyncExitStack() as stack:
-                    parts: list[Part] = [self.node, self.cache, self.ipfs, *self.remotes]
+                    parts: list[Part] = [
+                        self.node,
+                        self.cache,
+                        self.ipfs,
+                        *self._volumes,
+                        self.remotes,
+                    ]
                     for part in parts:
                         await stack.enter_async_context(part.serve())
                     await stack.enter_async_context(

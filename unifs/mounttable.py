@@ -1,8 +1,8 @@
 """The mount table: which mounts there are, and adding and removing them while the tree is mounted.
 
 Owned by the daemon. Mounts of the settings are added at the start; host directories added at run
-time are remembered in the state directory and added again at the next start. A mount with changes
-that have not reached their backend is not removed.
+time are remembered in the state directory and added again at the next start. Of mounts with a
+backend it knows the name only; ``remotes`` adds and removes them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from unifs.errors import (
     from_os_error,
 )
 from unifs.vfs.host import HostVolume
+from unifs.vfs.volume import INO_SHIFT
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class MountTable:
         self._notifications = notifications
         self._mount_point = os.path.realpath(mount_point) if mount_point else ""
         self._fixed: list[TableEntry] = []
+        self._remotes: dict[str, TableEntry] = {}
         self._local: NamespaceDirectory | None = None
         self._hosts: dict[str, tuple[HostVolume, str, bool]] = {}
         self._prefix = FIRST_PREFIX
@@ -99,7 +102,28 @@ class MountTable:
             TableEntry(f"local/{name}", "local", directory, self._is_local_writable, is_removable)
             for name, (_, directory, is_removable) in self._hosts.items()
         ]
-        return sorted([*self._fixed, *hosts], key=lambda info: info.name)
+        entries = [*self._fixed, *self._remotes.values(), *hosts]
+        return sorted(entries, key=lambda info: info.name)
+
+    def check_free(self, name: str) -> None:
+        """Exists if something at the root is called that."""
+        if os.fsencode(name) in self._vfs.namespace.root.children:
+            raise Exists(f"there is a mount called {name} already")
+
+    def add_remote(self, info: TableEntry, root: int) -> None:
+        """A mount with a backend, at the root."""
+        directory = self._vfs.namespace.root
+        self._vfs.namespace.add(directory, os.fsencode(info.name), root)
+        self._remotes[info.name] = info
+        self._notifications.for_mount("").inode(directory.ino)
+
+    def remove_remote(self, name: str) -> None:
+        """Show it no longer."""
+        directory = self._vfs.namespace.root
+        self._vfs.namespace.remove(directory, os.fsencode(name))
+        del self._remotes[name]
+        self._notifications.for_mount("").entry(directory.ino, os.fsencode(name))
+        self._notifications.for_mount("").inode(directory.ino)
 
     async def add(self, name: str, directory: str) -> TableEntry:
         """Show a host directory as ``local/NAME``; remembered for the next start."""
@@ -113,13 +137,16 @@ class MountTable:
         return next(info for info in self.list() if info.name == f"local/{short}")
 
     async def remove(self, name: str) -> None:
-        """Show it no longer. Open files in it stay usable until they are closed."""
+        """Show it no longer. Open files in it stay usable until they are closed.
+
+        With the last of them, and the last inode that the kernel remembers, its descriptors go.
+        """
         if name in [info.name for info in self._fixed]:
             raise Unsupported(f"{name} is always there")
         short = self._local_name(name)
         if short not in self._hosts:
             raise NotFound(f"there is no mount {name}")
-        _, _, is_removable = self._hosts[short]
+        volume, _, is_removable = self._hosts[short]
         if not is_removable:
             raise Unsupported(f"{name} stands in the settings file; remove it there")
         remembered = self._remembered()
@@ -130,6 +157,15 @@ class MountTable:
         del self._hosts[short]
         self._notifications.for_mount("local").entry(self._local.ino, os.fsencode(short))
         self._tell()
+        volume.close_when_idle(partial(self._let_go, volume.root_ino >> INO_SHIFT))
+
+    def _let_go(self, prefix: int) -> bool:
+        """Whether nobody remembers anything of a removed volume; then nobody finds it any more."""
+        inodes = self._vfs.inodes
+        if inodes.known.get(prefix):
+            return False
+        inodes.drop_volume(prefix)
+        return True
 
     def _local_name(self, name: str) -> str:
         kind, _, short = name.partition("/")

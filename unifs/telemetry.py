@@ -102,6 +102,36 @@ FLUSH_DURATION: Final = Metric(
 STORE_BYTES: Final = Metric(
     "gauge", "unifs_store_bytes", "Bytes of own data on disk, by kind of file", ("kind",)
 )
+BACKEND_CHANGES: Final = Metric(
+    "gauge", "unifs_backend_changes", "Objects that a backend does not have yet", ("mount", "state")
+)
+BACKEND_DIRTY_BYTES: Final = Metric(
+    "gauge", "unifs_backend_dirty_bytes", "Bytes that a backend does not have yet", ("mount",)
+)
+BACKEND_CONFIRMED: Final = Metric(
+    "counter", "unifs_backend_confirmed_total", "Changes that a backend confirmed", ("mount",)
+)
+BACKEND_ROWS: Final = Metric(
+    "gauge", "unifs_backend_rows", "Objects of a backend that are known here", ("mount",)
+)
+BACKEND_UP: Final = Metric(
+    "gauge", "unifs_backend_up", "1 where the last call of a backend was answered", ("mount",)
+)
+BACKEND_CALLS: Final = Metric(
+    "counter", "unifs_backend_calls_total", "Calls of a backend", ("mount", "call")
+)
+BACKEND_ERRORS: Final = Metric(
+    "counter",
+    "unifs_backend_errors_total",
+    "Calls that a backend did not answer, or refused",
+    ("mount", "error_code"),
+)
+BACKEND_SENT: Final = Metric(
+    "counter", "unifs_backend_sent_bytes_total", "Content sent to a backend", ("mount",)
+)
+BACKEND_RECEIVED: Final = Metric(
+    "counter", "unifs_backend_received_bytes_total", "Content read from a backend", ("mount",)
+)
 TASK_BUGS: Final = Metric(
     "counter", "unifs_task_bugs_total", "Background tasks that failed and began again", ("task",)
 )
@@ -137,6 +167,15 @@ METRICS: Final = (
     JOURNAL_WAL_BYTES,
     FLUSH_DURATION,
     STORE_BYTES,
+    BACKEND_CHANGES,
+    BACKEND_DIRTY_BYTES,
+    BACKEND_CONFIRMED,
+    BACKEND_ROWS,
+    BACKEND_UP,
+    BACKEND_CALLS,
+    BACKEND_ERRORS,
+    BACKEND_SENT,
+    BACKEND_RECEIVED,
     TASK_BUGS,
     CONTROL_DURATION,
     CONTROL_ERRORS,
@@ -176,16 +215,6 @@ class Histogram:
     def record(self, elapsed_ns: int) -> None:
         """What hot paths do inline."""
         self.counts[elapsed_ns.bit_length()] += 1
-
-    def percentile_ns(self, share: float) -> int:
-        """The upper bound of the bucket that holds that share of all durations; 0 if none."""
-        wanted = share * sum(self.counts)
-        seen = 0
-        for bucket, count in enumerate(self.counts):
-            seen += count
-            if count and seen >= wanted:
-                return 1 << bucket
-        return 0
 
 
 class Metrics:

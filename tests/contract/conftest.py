@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.contract.subjects import READ_ONLY, SUBJECTS, Subject
+from tests.contract.subjects import READ_ONLY, SERVERS, SUBJECTS, Subject
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from tests.servers.s3 import S3Server
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,8 +25,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
-    async with SUBJECTS[request.param](tmp_path) as opened:
+def server(request: pytest.FixtureRequest) -> S3Server | None:
+    """The server that the subject's mount speaks to, where it needs one."""
+    name = request.node.callspec.params["subject"]
+    return request.getfixturevalue(SERVERS[name]) if name in SERVERS else None
+
+
+@pytest.fixture
+async def subject(
+    request: pytest.FixtureRequest, tmp_path: Path, server: S3Server | None
+) -> AsyncIterator[Subject]:
+    async with SUBJECTS[request.param](tmp_path, server) as opened:
         yield opened
 
 

@@ -14,22 +14,27 @@ from typing import TYPE_CHECKING
 
 from tests.ipfs.embedded.stores import Store
 from tests.mounts.remote import RemoteMount
+from tests.mounts.s3.identities import Fixed
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
 from unifs.ipfs.node import AddOptions, HostSource
 from unifs.mounts.ipfs import IpfsMount
 from unifs.mounts.local import LocalMount
+from unifs.mounts.s3.mount import S3Mount
+from unifs.mounts.s3.names import key_of
+from unifs.mounts.s3.options import Credentials, S3Options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from tests.servers.s3 import S3Server
     from unifs.mounts.base import Mount
 
     #: path -> bytes of a file, or None for a directory.
     Tree = Mapping[str, bytes | None]
-    Opener = Callable[[Path], AbstractAsyncContextManager["Subject"]]
+    Opener = Callable[[Path, S3Server | None], AbstractAsyncContextManager["Subject"]]
 
 
 class Bytes:
@@ -152,15 +157,44 @@ class Ipfs(Subject):
         return str((await node.add(HostSource(self.directory), AddOptions(pin=False))).cid)
 
 
+class S3(Subject):
+    """One bucket of a real server."""
+
+    def __init__(self, mount: S3Mount, server: S3Server, bucket: str) -> None:
+        super().__init__(mount)
+        self.client = server.client()
+        self.bucket = bucket
+
+    async def seed(self, tree: Tree) -> str:
+        for path, data in tree.items():
+            key = f"{path}/" if data is None else key_of(path)
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=data or b"")
+        return ""
+
+    def change(self, path: str, data: bytes | None) -> None:
+        if data is None:
+            self.client.delete_object(Bucket=self.bucket, Key=key_of(path))
+        else:
+            self.client.put_object(Bucket=self.bucket, Key=key_of(path), Body=data)
+
+    def content(self, path: str) -> bytes:
+        answer = self.client.get_object(Bucket=self.bucket, Key=key_of(path))
+        return bytes(answer["Body"].read())
+
+    def leftovers(self) -> list[str]:
+        listed = self.client.list_multipart_uploads(Bucket=self.bucket)
+        return [upload["Key"] for upload in listed.get("Uploads", [])]
+
+
 @asynccontextmanager
-async def remote(tmp_path: Path) -> AsyncIterator[Subject]:
+async def remote(tmp_path: Path, server: S3Server | None) -> AsyncIterator[Subject]:
     mount = RemoteMount()
     async with mount.serve():
         yield Remote(mount)
 
 
 @asynccontextmanager
-async def local(tmp_path: Path) -> AsyncIterator[Subject]:
+async def local(tmp_path: Path, server: S3Server | None) -> AsyncIterator[Subject]:
     directory = tmp_path / "host"
     directory.mkdir()
     mount = LocalMount(directory)
@@ -169,7 +203,7 @@ async def local(tmp_path: Path) -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
-async def ipfs(tmp_path: Path) -> AsyncIterator[Subject]:
+async def ipfs(tmp_path: Path, server: S3Server | None) -> AsyncIterator[Subject]:
     store = Store(tmp_path / "state", limit_bytes=16 << 20)
     pins = Pins(tmp_path / "pins.db")
     mount = IpfsMount(EmbeddedNode(store.blocks, pins, owner=store.owner))
@@ -181,5 +215,18 @@ async def ipfs(tmp_path: Path) -> AsyncIterator[Subject]:
         store.close()
 
 
-SUBJECTS: dict[str, Opener] = {"remote": remote, "local": local, "ipfs": ipfs}
+@asynccontextmanager
+async def s3(tmp_path: Path, server: S3Server | None) -> AsyncIterator[Subject]:
+    assert server is not None
+    bucket = server.bucket()
+    options = S3Options(endpoint=server.endpoint, bucket=bucket, keeps_attributes=True)
+    identity = Fixed(Credentials(server.access_key, server.secret_key))
+    mount = S3Mount("s3", options, identity)
+    async with mount.serve():
+        yield S3(mount, server, bucket)
+
+
+SUBJECTS: dict[str, Opener] = {"remote": remote, "local": local, "ipfs": ipfs, "s3": s3}
+#: The fixture whose server a subject needs.
+SERVERS = {"s3": "s3_server"}
 READ_ONLY = {"ipfs"}

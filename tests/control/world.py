@@ -11,12 +11,18 @@ import unifs
 from tests.ipfs.embedded.stores import Store
 from unifs import config
 from unifs.control.daemon_protocol import (
+    BackendInfo,
+    BackendTest,
+    CredentialInfo,
+    CredentialTest,
     Explanation,
     FileEntry,
     FileStat,
     JournalRecord,
     JournalStatus,
     MountInfo,
+    Refreshed,
+    Secret,
     StatusReport,
 )
 from unifs.errors import DeadlineExceeded, Exists, NotEmpty, NotFound, Unsynced
@@ -141,6 +147,83 @@ class MemoryJournal:
         self.records = [msgspec.structs.replace(each, state=until) for each in self.records]
         return await self.status(path)
 
+    async def retry(self, path: str | None) -> int:
+        return 0
+
+    async def drop(self, path: str | None, is_meant: bool) -> list[JournalRecord]:
+        dropped = [each for each in self.records if each.state == "quarantined"]
+        if is_meant:
+            self.records = [each for each in self.records if each.state != "quarantined"]
+        return dropped
+
+
+class MemoryBackends:
+    def __init__(self) -> None:
+        self.backends: dict[str, BackendInfo] = {}
+        self.told: dict[str, dict[str, object]] = {}
+
+    async def list(self) -> list[BackendInfo]:
+        return list(self.backends.values())
+
+    async def add(self, name: str, settings: dict[str, object]) -> BackendInfo:
+        config.parse_remote(name, settings)
+        self.told[name] = settings
+        self.backends[name] = BackendInfo(
+            name=name,
+            kind=str(settings["kind"]),
+            source=str(settings.get("endpoint", "")),
+            is_read_only=False,
+            is_removable=True,
+        )
+        return self.backends[name]
+
+    async def remove(self, name: str, force: bool) -> None:
+        del self.backends[name]
+
+    async def test(self, name: str) -> BackendTest:
+        if name not in self.backends:
+            raise NotFound(f"there is no backend {name}")
+        return BackendTest(
+            name=name,
+            source=self.backends[name].source,
+            elapsed_ms=1.5,
+            is_conditional=True,
+            objects=["photos"],
+        )
+
+    async def refresh(self, path: str, recursive: bool) -> Refreshed:
+        return Refreshed(path=path, asked=1 + recursive)
+
+
+class MemoryCredentials:
+    def __init__(self) -> None:
+        self.secrets: dict[str, Secret] = {}
+
+    async def list(self) -> list[CredentialInfo]:
+        return [self._info(name) for name in self.secrets]
+
+    def _info(self, name: str) -> CredentialInfo:
+        secret = self.secrets[name]
+        return CredentialInfo(
+            name=name,
+            kind="s3" if secret.access_key else "key",
+            access_key=secret.access_key,
+            has_session_token=bool(secret.session_token),
+            added_s=1.0,
+        )
+
+    async def add(self, name: str, secret: Secret, replace: bool) -> CredentialInfo:
+        if name in self.secrets and not replace:
+            raise Exists(f"there are credentials called {name!r} already")
+        self.secrets[name] = secret
+        return self._info(name)
+
+    async def remove(self, name: str) -> None:
+        del self.secrets[name]
+
+    async def test(self, name: str, endpoint: str, region: str) -> CredentialTest:
+        return CredentialTest(name=name, endpoint=endpoint, buckets=["photos"])
+
 
 class World:
     """What operations see of a daemon."""
@@ -156,6 +239,8 @@ class World:
         self.files = MemoryFiles()
         self.mounts = MemoryMounts()
         self.journal = MemoryJournal()
+        self.backends = MemoryBackends()
+        self.credentials = MemoryCredentials()
         self.explained: list[str] = []
 
     def close(self) -> None:

@@ -66,6 +66,38 @@ def appended_after_sync(directory: Directory, seed: int) -> None:
     _somebody_else(directory)
 
 
+def logged(directory: Directory, seed: int) -> None:
+    """Append to open logs and sync each line, with lines longer than an fsync carries among them.
+
+    Some logs are patched, cut off, renamed or closed with a line that nobody synced.
+    """
+    logs: list[tuple[str, int]] = []
+    for size in SIZES:
+        for end in ("open", "patched", "cut", "renamed", "closed"):
+            path = f"log{size}{end}"
+            _save(directory, path, size, is_synced=True)
+            logs.append((path, directory.open(path, os.O_APPEND)))
+    for turn in range(4):
+        for number, (_, fd) in enumerate(logs):
+            directory.write(fd, 20_000 if (seed + turn + number) % 7 == 0 else 150, None)
+            directory.fsync(fd)
+    for path, fd in logs:
+        if path.endswith("patched"):
+            for at in (20, 60):
+                patch = directory.open(path)
+                directory.write(patch, 100, at)
+                directory.fsync(patch)
+                directory.close(patch)
+        if path.endswith("cut"):
+            directory.truncate(path, 80)
+        if path.endswith("renamed"):
+            directory.rename(path, f"{path}.1")
+        if path.endswith("closed"):
+            directory.write(fd, 200 + seed % 2 * 30_000, None)
+            directory.close(fd)
+    _somebody_else(directory)
+
+
 def replaced_by_an_empty_file(directory: Directory, seed: int) -> None:
     """Replace a file by an empty one, durably, and write the new one without a sync.
 
@@ -166,6 +198,7 @@ SCENARIOS: dict[str, Callable[[Directory, int], None]] = {
         closed_not_synced,
         patched_after_sync,
         appended_after_sync,
+        logged,
         replaced_by_an_empty_file,
         replaced_twice,
         moved_after_replacing,

@@ -12,6 +12,7 @@ import trio
 
 from tests.vfs.harness import FileSystem
 from unifs.errors import DiskFailed
+from unifs.journal.flush import WAL_AHEAD
 from unifs.journal.proof import holds, prove
 
 if TYPE_CHECKING:
@@ -121,3 +122,42 @@ def test_a_proof_covers_order_and_place() -> None:
     assert holds(prove([], read), read)
     assert not holds(proof, lambda start, end: bytes(end - start))
     assert not holds(proof, lambda start, end: data[start : end - 1])
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_the_wal_grows_ahead_of_one_fsync_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """Its zeros are no records; on a full disk it only takes longer."""
+    real = os.pwrite
+    extended: list[int] = []
+
+    def write(descriptor: int, data: bytes, offset: int) -> int:
+        if data is WAL_AHEAD:
+            extended.append(offset)
+            if is_full:
+                raise OSError(errno.ENOSPC, "full")
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr("os.pwrite", write)
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        file = await fs.open_file("log", CREATE)
+        written = b""
+        for index in range(300):
+            line = b"%05d\n" % index
+            await file.write(len(written), line)
+            await file.fsync()
+            written += line
+        database = fs.storage.database
+        size = os.fstat(database.wal).st_size
+        if is_full:
+            assert extended
+            assert size < database.wal_bytes + 4096
+        else:
+            assert 2 <= len(extended) <= 20
+            assert size >= database.wal_bytes + (64 << 10)
+        await fs.kill()
+        assert await fs.read("log") == written
+        await fs.write("after", b"more", fsync=True)
+        await fs.kill()
+        assert (await fs.read("log"), await fs.read("after")) == (written, b"more")

@@ -13,6 +13,7 @@ from tests.journal.powercut import Disk
 from tests.vfs.harness import File, FileSystem
 from tests.vfs.invariants import check
 from unifs.vfs.sealing import Sealer
+from unifs.vfs.treerename import RENAME_EXCHANGE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +72,7 @@ class Work:
             self.overwrite,
             self.rename,
             self.rename,
+            self.exchange,
             self.unlink,
             self.fsync,
             self.truncate,
@@ -191,6 +193,25 @@ class Work:
         over.is_mixed |= source.is_mixed
         source.versions.append(None)
         source.is_moved = True
+
+    async def exchange(self, name: str) -> None:
+        target = self.chance.choice(NAMES)
+        one, other = self.names[name], self.names[target]
+        if one.last is None or other.last is None or target == name:
+            return
+        self.note(f"exchange {name} {target}")
+        await self.fs.rename(name, target, RENAME_EXCHANGE)
+        files = {name: self.files.pop(name, None), target: self.files.pop(target, None)}
+        self.files.update(
+            {to: file for to, file in zip((target, name), files.values(), strict=True) if file}
+        )
+        # Each name may show again what it showed, or whatever came to it may go back to.
+        versions = [v for v in one.versions + other.versions if v is not None]
+        kept = [None] if None in one.versions else [], [None] if None in other.versions else []
+        lasts = one.last, other.last
+        one.versions = [*kept[0], *versions, lasts[1]]
+        other.versions = [*kept[1], *versions, lasts[0]]
+        one.is_mixed = other.is_mixed = one.is_mixed or other.is_mixed
 
     async def unlink(self, name: str) -> None:
         if self.names[name].last is None:

@@ -1,6 +1,8 @@
 """Recovery: each crash window of ``unifs.journal.recovery`` by its number.
 
 A "cut" here is a kill, bytes taken from the files, and a start that believes in another boot.
+
+Longer than most because the windows are one list, and share what cuts the power.
 """
 
 from __future__ import annotations
@@ -462,6 +464,36 @@ async def test_6_an_exchange_keeps_both(power: Cut) -> None:
     await fs.rename("a", "b", RENAME_EXCHANGE)
     await power.cut()
     assert {await fs.read("a"), await fs.read("b")} == {b"one", b"two"}
+
+
+@pytest.mark.parametrize("data", [b"small", LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("is_second", [False, True])
+@pytest.mark.parametrize("then", ["nothing", "unlink", "move", "write", "write and fsync"])
+async def test_6_an_exchange_with_lost_bytes(
+    power: Cut, data: bytes, is_second: bool, then: str
+) -> None:
+    """Whoever looks under the name finds what stood there or what was put there."""
+    fs = power.fs
+    await fs.write("a", NEWER, fsync=True)
+    await fs.write("tmp", data)
+    await fs.rename(*(("a", "tmp") if is_second else ("tmp", "a")), RENAME_EXCHANGE)
+    if then == "unlink":
+        await fs.unlink("tmp")
+    elif then == "move":
+        await fs.rename("tmp", "a~")
+    elif then != "nothing":
+        await fs.write("tmp", b"third", fsync="fsync" in then)
+    # Whatever time passes: nothing that "a" may have to go back to is released.
+    fs.tick()
+    fs.tick()
+    await power.cut()
+    assert await fs.read("a") == (data if then == "write and fsync" and data != LARGE else NEWER)
+    others = {name: await fs.read(name) for name in await fs.listdir() if name != b"a"}
+    expected = {"nothing": NEWER, "write": NEWER, "write and fsync": b"third"}
+    if then == "move":
+        assert others == {b"a~": NEWER}
+    else:
+        assert others == ({} if then == "unlink" else {b"tmp": expected[then]})
 
 
 async def test_7_rows_without_a_name(power: Cut) -> None:

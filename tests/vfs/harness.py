@@ -29,7 +29,7 @@ import stat
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from unittest import mock
 
 import apsw
@@ -131,7 +131,7 @@ class FileSystem:
         self._ended = trio.Event()
         self._ahead_s = 0.0
 
-    async def __aenter__(self) -> FileSystem:
+    async def __aenter__(self) -> Self:
         self._tasks = trio.open_nursery()
         self._nursery = await self._tasks.__aenter__()
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from unifs.journal.content import LargeContent, large_id
 from unifs.journal.extents import ExtentMap
+from unifs.journal.redo import KNOWN
 from unifs.vfs.tree import ATTRIBUTES
 from unifs.vfs.treeinode import TreeInode
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def check(fs: FileSystem, *, at_rest: bool = False) -> None:
     """All invariants; ``at_rest``: nothing is open and everything due has been done."""
-    problems = [*_rows(fs), *_contents(fs), *_memory(fs)]
+    problems = [*_rows(fs), *_contents(fs), *_carried(fs), *_memory(fs)]
     if at_rest:
         problems += _rest(fs)
     assert not problems, "\n".join(problems)
@@ -66,6 +67,20 @@ def _rows(fs: FileSystem) -> list[str]:
         f"xattr of inode {row[0]}, which is not there"
         for row in database.all("select ino from xattr where ino not in (select ino from inode)")
     ]
+    return wrong
+
+
+def _carried(fs: FileSystem) -> list[str]:
+    """What fsyncs carry is known, and stands for no content that is sealed or gone."""
+    database = fs.storage.database
+    rows = {name: last for name, last, _ in database.all(KNOWN)}
+    known = {name: last for name, (last, _) in fs.writer.durability.carried.marks(rows).items()}
+    wrong = [] if known == rows else [f"carried: {rows} in rows, {known} in memory"]
+    query = (
+        "select container from redo where container not in (select container from holding h"
+        " join content c on c.id=h.content where c.state=1)"
+    )
+    wrong += [f"carried for container {row[0]}: for nothing" for row in database.all(query)]
     return wrong
 
 

@@ -6,12 +6,17 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+import trio
+
 import unifs
 from unifs.answers.files import cid_text, state_text
+from unifs.answers.remoteexplain import explain_remote
 from unifs.control.daemon_protocol import Explanation, StatusReport
 from unifs.journal.content import LINKED, LargeContent, SmallContent
+from unifs.mounts.observed import FAULTS
 from unifs.vfs.host import HostVolume
 from unifs.vfs.namespace import Namespace
+from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.treeinode import TreeInode
 from unifs.waiting import complete
 
@@ -20,7 +25,9 @@ if TYPE_CHECKING:
     from unifs.answers.mounts import MountsAnswer
     from unifs.config import Settings
     from unifs.ipfs.node import Node
+    from unifs.remotes import Remote, Remotes
     from unifs.vfs.paths import Paths
+    from unifs.vfs.storage import Storage
     from unifs.vfs.volume import Inode, Volume
     from unifs.vfs.writer import Writer
 
@@ -30,38 +37,45 @@ FSYNC_MFS = (
 )
 FSYNC_LOCAL = "is the host file system's fsync"
 FSYNC_NONE = "has nothing to do: this cannot be changed"
+#: Damaged places that are named one by one.
+DAMAGES_MAX = 10
 REFUSES_CHANGES = "read-only by its settings: every change is refused (EROFS)"
+
+#: A backend that does not answer must not keep anybody from hearing so.
+ANSWER_S = 5.0
 
 
 class Explainer:
     """Says what holds."""
 
     def __init__(
-        self, paths: Paths, writer: Writer, journal: JournalAnswer, mounts: MountsAnswer
+        self,
+        paths: Paths,
+        writer: Writer,
+        journal: JournalAnswer,
+        mounts: MountsAnswer,
+        remotes: Remotes,
     ) -> None:
         self._paths = paths
         self._writer = writer
         self._journal = journal
         self._mounts = mounts
+        self._remotes = remotes
         self._started = time.monotonic()
 
     async def explain(self, path: str) -> Explanation:
         """Which mount, which version, where the bytes come from, what fsync means there."""
-        inode = await self._paths.find(path)
-        await complete(inode.volume.getattr, inode)
+        inode = await self._found(path)
+        if isinstance(inode, Explanation):
+            return inode
         volume = inode.volume
         cid = await cid_text(inode)
+        remote = self._remotes.of(volume)
+        if remote is not None:
+            assert isinstance(inode, RemoteInode)
+            return explain_remote(path, inode, remote, self._journal.remotes, cid)
         if isinstance(volume, Namespace):
-            return Explanation(
-                path=path,
-                mount="",
-                kind="namespace",
-                version=None,
-                cid=None,
-                state=None,
-                bytes_from="the mount table; nothing can be stored here",
-                fsync=FSYNC_NONE,
-            )
+            return _table_itself(path)
         if isinstance(volume, HostVolume):
             return _explain_host(path, inode)
         status = await self._journal.status(path)
@@ -88,17 +102,43 @@ class Explainer:
             notes=[*_notes(inode), *_refusal(volume)],
         )
 
+    async def _found(self, path: str) -> Inode | Explanation:
+        """What is at a path; the reason where its backend does not answer."""
+        remote = self._remote_at(path)
+        try:
+            with trio.move_on_after(float("inf") if remote is None else ANSWER_S):
+                inode = await self._paths.find(path)
+                await complete(inode.volume.getattr, inode)
+                return inode
+        except FAULTS as error:
+            if remote is None:
+                raise
+            return _unanswered(path, str(error), remote)
+        assert remote is not None
+        return _unanswered(path, f"no answer within {ANSWER_S:g} s", remote)
+
+    def _remote_at(self, path: str) -> Remote | None:
+        name = path.strip("/").partition("/")[0]
+        return next((each for each in self._remotes if each.name == name), None)
+
     async def status(self, settings: Settings, mount_point: str, node: Node) -> StatusReport:
         """The daemon in a few lines."""
         repo = await node.repo_stat()
         changes = await self._journal.status(None)
-        unsynced = changes.open + changes.closed + changes.sealed
-        warnings = []
-        if self._writer.storage.database.failed is not None:
-            warnings.append(str(self._writer.storage.database.failed))
-        if not self._writer.storage.state.has_reserve:
-            warnings.append("the disk is full: the reserve for deletes is in use")
-        warnings += self._journal.warnings()
+        unsynced = changes.open + changes.closed + changes.sealed + changes.quarantined
+        warnings = [*state_warnings(self._writer.storage), *self._journal.warnings()]
+        for name, why in sorted(self._remotes.problems.items()):
+            warnings.append(f"{name} is not shown: {why}")
+        warnings += [
+            f"{remote.name} does not work: {remote.problem}"
+            for remote in self._remotes
+            if remote.problem
+        ]
+        if changes.quarantined:
+            warnings.append(
+                f"{changes.quarantined} changes were refused by their backend:"
+                " `unifs ctl journal list --only quarantined`"
+            )
         return StatusReport(
             version=unifs.__version__,
             mount_point=mount_point,
@@ -132,6 +172,33 @@ class Explainer:
         return "the tree"
 
 
+def _table_itself(path: str) -> Explanation:
+    return Explanation(
+        path=path,
+        mount="",
+        kind="namespace",
+        version=None,
+        cid=None,
+        state=None,
+        bytes_from="the mount table; nothing can be stored here",
+        fsync=FSYNC_NONE,
+    )
+
+
+def _unanswered(path: str, reason: str, remote: Remote) -> Explanation:
+    return Explanation(
+        path=path,
+        mount=remote.name,
+        kind=remote.kind,
+        version=None,
+        cid=None,
+        state=None,
+        bytes_from="the backend, which does not answer",
+        fsync="cannot be said: it is not known whether this exists",
+        notes=[f"the backend does not work: {reason}"],
+    )
+
+
 def _explain_host(path: str, inode: Inode) -> Explanation:
     attributes = inode.attributes
     late = "changes made outside are seen within the configured time"
@@ -163,3 +230,24 @@ def resident_bytes() -> int:
     """This process's resident set."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def state_warnings(storage: Storage) -> list[str]:
+    """What is wrong with the state directory, a sentence each."""
+    warnings = []
+    if storage.database.failed is not None:
+        warnings.append(str(storage.database.failed))
+    if not storage.state.has_reserve:
+        warnings.append("the disk is full: the reserve for deletes is in use")
+    if storage.receipt is not None and storage.receipt.has_losses():
+        receipt = storage.receipt
+        files = len(receipt.reverted) + len(receipt.returned)
+        warnings.append(
+            f"at the start {files} file{'s' * (files != 1)} went back to an earlier content:"
+            f" lost+found/receipt-{receipt.time_ns}.json names them"
+        )
+    damages = storage.damages(is_lasting=True)
+    if len(damages) > DAMAGES_MAX:
+        rest = f"and {len(damages) - DAMAGES_MAX} more: `unifs ctl repo verify` names all"
+        damages = [*damages[:DAMAGES_MAX], rest]
+    return [*warnings, *(f"damaged: {damage}" for damage in damages)]

@@ -13,18 +13,24 @@ from unifs.control.daemon_protocol import JournalRecord, JournalStatus
 from unifs.errors import DeadlineExceeded, InvalidArgument
 from unifs.journal.content import CLOSED, LargeContent
 from unifs.journal.log import Op
+from unifs.vfs.namespace import ROOT_INO
 from unifs.vfs.treeinode import TreeInode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
+    from unifs.answers.remotejournal import RemoteJournal
     from unifs.control.daemon_protocol import ChangeState
-    from unifs.journal.log import Record
+    from unifs.journal.log import Marked, Record
     from unifs.vfs.paths import Paths
     from unifs.vfs.roots import MfsRoots
     from unifs.vfs.sealing import Sealer
     from unifs.vfs.treevolume import TreeVolume
+    from unifs.vfs.volume import Inode
     from unifs.vfs.writer import Writer
+
+#: Records between two looks at other tasks.
+PAGE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +51,32 @@ class JournalAnswer:
         roots: MfsRoots,
         paths: Paths,
         volumes: Mapping[int, TreeVolume],
+        remotes: RemoteJournal,
     ) -> None:
         self._writer = writer
         self._volumes = volumes
         self._sealer = sealer
         self._roots = roots
         self._paths = paths
+        self._remotes = remotes
+
+    @property
+    def remotes(self) -> RemoteJournal:
+        """The part of it that waits for backends."""
+        return self._remotes
 
     def waiting(self, mount: str) -> Waiting:
         """What the backend of a mount does not have. Of /mfs that is what no root contains."""
         size = self.unsynced_bytes().get(mount, 0)
-        if mount != "mfs":
-            return Waiting(0, size)
-        seq, built = self._writer.log.seq, self._roots.built_seq()
-        return Waiting(max(0, seq - built) if self._roots.changed() else 0, size)
+        if mount == "mfs":
+            if not self._roots.changed():
+                return Waiting(0, size)
+            built, number = self._roots.built_seq(), self._roots.volume.mount_id
+            return Waiting(sum(1 for _ in self._writer.log.records_of(number, built)), size)
+        for volume, _ in self._remotes.volumes(None):
+            if volume.name == mount:
+                return Waiting(volume.status.count(), size)
+        return Waiting(0, size)
 
     def unsynced_bytes(self) -> dict[str, int]:
         """For each mount of the tree, the bytes that exist only in overlays and page cache, or
@@ -83,28 +101,44 @@ class JournalAnswer:
 
     async def status(self, path: str | None) -> JournalStatus:
         """Count changes by how far they are."""
-        return self.count(None if path is None else (await self._paths.find(path)).ino)
+        return self.count(await self._top(path))
 
-    def count(self, below: int | None = None) -> JournalStatus:
+    async def _top(self, path: str | None) -> Inode | None:
+        return None if path is None else await self._paths.find(path)
+
+    def count(self, top: Inode | None = None) -> JournalStatus:
         """Count changes by how far they are; at and below one inode, or all."""
         counts = JournalStatus()
-        writer = self._writer
+        self._remotes.count(top, counts)
+        if self._has_mfs(top):
+            self._count_mfs(None if top is None or top.ino == ROOT_INO else top.ino, counts)
+        return counts
+
+    def _has_mfs(self, top: Inode | None) -> bool:
+        return top is None or top.ino == ROOT_INO or top.volume is self._roots.volume
+
+    def _count_mfs(self, below: int | None, counts: JournalStatus) -> None:
+        writer, volume = self._writer, self._roots.volume
         pending = {held.ino: held for held in writer.pending.values()}
         for inode in {**writer.unsealed, **writer.open, **pending}.values():
-            if self._writer.tree.is_below(inode.ino, below):
+            if inode.volume is volume and writer.tree.is_below(inode.ino, below):
                 counts.open += inode.is_dirty()
-                counts.unsynced_bytes += inode.unsynced_bytes
+                if below is not None:
+                    counts.unsynced_bytes += inode.unsynced_bytes
         if below is None:
-            counts.unsynced_bytes = sum(self.unsynced_bytes().values())
+            counts.unsynced_bytes += self.unsynced_bytes()[volume.name]
         sealed_seq, built = writer.storage.flusher.sealed_seq, self._roots.built_seq()
-        for record in writer.log.records(min(sealed_seq, built)):
-            if record.op in (Op.SEAL, Op.SYNC) or not self._writer.tree.is_below(record.ino, below):
+        # Where nothing changed, records that no root contains do not concern the root (xattrs).
+        after = min(sealed_seq, built) if self._roots.changed() else sealed_seq
+        for record in writer.log.records_of(volume.mount_id, after):
+            if record.op in (Op.SEAL, Op.SYNC) or not writer.tree.is_below(record.ino, below):
                 continue
             state = self._state(record, sealed_seq, built)
             setattr(counts, state, getattr(counts, state) + 1)
-            if state in ("closed", "sealed") and counts.oldest_unsynced_s is None:
-                counts.oldest_unsynced_s = record.time_ns / 1e9
-        return counts
+            if state in ("closed", "sealed"):
+                made_s = record.time_ns / 1e9
+                oldest = counts.oldest_unsynced_s
+                counts.oldest_unsynced_s = made_s if oldest is None else min(oldest, made_s)
 
     def _state(self, record: Record, sealed_seq: int, built: int) -> ChangeState:
         if record.seq <= built:
@@ -120,26 +154,47 @@ class JournalAnswer:
         self, path: str | None, state: ChangeState | None, limit: int
     ) -> AsyncIterator[JournalRecord]:
         """The newest first, at most ``limit``."""
-        below = None if path is None else (await self._paths.find(path)).ino
-        sealed_seq, built = self._writer.storage.flusher.sealed_seq, self._roots.built_seq()
+        top = await self._top(path)
+        if state == "quarantined":
+            # Only backends give up, and what they gave up may be old: not looked for by scanning.
+            for number, found in enumerate(self._remotes.quarantined(top)):
+                if number < limit:
+                    yield found
+            return
+        below = None if top is None or top.ino == ROOT_INO else top.ino
         sent = 0
-        for record in self._writer.log.newest():
-            found = self._state(record, sealed_seq, built)
-            if (state is not None and found != state) or not self._writer.tree.is_below(
-                record.ino, below
-            ):
+        for marked in self._writer.log.newest():
+            record = marked.record
+            if marked.record.seq % PAGE == 0:
+                await trio.lowlevel.checkpoint()
+            is_note = record.op in (Op.SEAL, Op.SYNC)
+            if is_note and self._remotes.volume_of(marked.mount_id) is not None:
+                # What this machine's disk has; how far the change itself is, its own record says.
                 continue
-            yield JournalRecord(
-                sequence=record.seq,
-                time_s=record.time_ns / 1e9,
-                operation=record.op.name.lower(),
-                state=found,
-                size_bytes=self._size(record.ino),
-                path=self._path(record.ino),
-            )
+            if not self._writer.tree.is_below(record.ino, below):
+                continue
+            found = self._record(marked)
+            if state is not None and found.state != state:
+                continue
+            yield found
             sent += 1
             if sent >= limit:
                 return
+
+    def _record(self, marked: Marked) -> JournalRecord:
+        volume = self._remotes.volume_of(marked.mount_id)
+        if volume is not None:
+            return self._remotes.record(marked, volume)
+        record = marked.record
+        sealed_seq = self._writer.storage.flusher.sealed_seq
+        return JournalRecord(
+            sequence=record.seq,
+            time_s=record.time_ns / 1e9,
+            operation=record.op.name.lower(),
+            state=self._state(record, sealed_seq, self._roots.built_seq()),
+            size_bytes=self._size(record.ino),
+            path=self._path(record.ino),
+        )
 
     def _size(self, ino: int) -> int | None:
         row = self._writer.tree.inode_row(ino)
@@ -155,18 +210,40 @@ class JournalAnswer:
         """Commit, seal and build what is on its way; DeadlineExceeded after ``timeout_s``."""
         if timeout_s is not None and timeout_s <= 0:
             raise InvalidArgument("the time has to be more than 0 seconds")
-        if path is not None:
-            await self._paths.find(path)
+        top = await self._top(path)
         with trio.move_on_after(timeout_s if timeout_s is not None else float("inf")) as scope:
-            await self._sync(until)
+            await self._sync(until, top)
         if scope.cancelled_caught:
             raise DeadlineExceeded(f"not everything was {until} after {timeout_s:g} seconds")
         return await self.status(path)
 
-    async def _sync(self, until: str) -> None:
+    async def _sync(self, until: str, top: Inode | None) -> None:
         for inode in [*self._writer.unsealed.values(), *self._writer.open.values()]:
             await self._sealer.seal(inode)
         await self._writer.storage.flusher.flush()
-        if until == "synced":
+        if until != "synced":
+            return
+        if self._has_mfs(top):
             await self._roots.build()
             await self._writer.storage.flusher.flush()
+        try:
+            await self._remotes.sync(top)
+        except ExceptionGroup as group:
+            raise next(_leaves(group)) from group
+
+    async def retry(self, path: str | None) -> int:
+        """Try what was given up again, at and below a path; how many changes."""
+        return self._remotes.retry(await self._top(path))
+
+    async def drop(self, path: str | None, is_meant: bool) -> Sequence[JournalRecord]:
+        """Let go of what was given up, at and below a path, if that ``is_meant``; which changes."""
+        top = await self._top(path)
+        return await self._remotes.drop(top) if is_meant else [*self._remotes.quarantined(top)]
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

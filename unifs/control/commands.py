@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unifs import config
 from unifs.control import render
 from unifs.control.locate import Target
 from unifs.control.ops import MODULES, operations_of
@@ -115,6 +116,9 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
             metavar=metavar if is_required else f"[{metavar}]",
             help=_sentence(parameter.param.help),
         )
+    if parameter.param.secret:
+        text = f"The environment variable that holds {parameter.param.help}."
+        return click.Option([f"--{name}-env", parameter.name], metavar="VARIABLE", help=text)
     declarations = [f"--{name}", parameter.name]
     is_switch = parameter.type is bool
     if is_switch and parameter.default:
@@ -151,6 +155,21 @@ def _default(parameter: Parameter) -> str:
     return f" [{default}]"
 
 
+def _secret(parameter: Parameter, variable: str | None) -> str | None:
+    """A secret from where it can be given unseen: a variable, the terminal, or a line of stdin."""
+    if variable is not None:
+        return config.variable(variable)
+    if not parameter.is_required:
+        return None
+    if sys.stdin.isatty():
+        found: str = click.prompt(_sentence(parameter.param.help).rstrip("."), hide_input=True)
+        return found
+    line = sys.stdin.readline().rstrip("\r\n")
+    if not line:
+        raise click.UsageError(f"standard input is empty: its first line is {parameter.param.help}")
+    return line
+
+
 class _Call:
     """One operation called from the command line, and its answer shown."""
 
@@ -169,6 +188,8 @@ class _Call:
         given: dict[str, Any] = {}
         for parameter in self._operation.parameters:
             found = values.get(parameter.name)
+            if parameter.param.secret:
+                found = _secret(parameter, found)
             if found is None or (parameter.is_list and not found):
                 continue
             if parameter.param.place == "host":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from unifs.config import Settings
     from unifs.ipfs.node import Node
@@ -63,6 +63,8 @@ class MountInfo(Answer):
     durability: str
     unsynced: int = 0
     unsynced_bytes: int = 0
+    #: Why its backend does not work now; null where it does.
+    problem: str | None = None
 
 
 class JournalStatus(Answer):
@@ -79,7 +81,9 @@ class JournalStatus(Answer):
 
 
 class JournalRecord(Answer):
-    """One change. ``reason`` says why it is quarantined."""
+    """One change. ``reason`` says why the backend does not have it yet; ``next_try_s`` is when it
+    is tried again, null where it is on its way, given up, or need not be tried.
+    """
 
     sequence: int
     time_s: float
@@ -88,6 +92,8 @@ class JournalRecord(Answer):
     size_bytes: int | None
     path: str
     reason: str | None = None
+    tries: int = 0
+    next_try_s: float | None = None
 
 
 class Explanation(Answer):
@@ -126,6 +132,69 @@ class StatusReport(Answer):
     unsynced_bytes: int
     mounts: list[MountInfo]
     warnings: list[str] = []
+
+
+class BackendInfo(Answer):
+    """One mount with a backend. ``source`` is the service, and its bucket where there is one."""
+
+    name: str
+    kind: str
+    source: str
+    is_read_only: bool
+    #: Whether it was added at run time, and can be removed so.
+    is_removable: bool
+    unsynced: int = 0
+    unsynced_bytes: int = 0
+    quarantined: int = 0
+    #: Why it does not work now, or is not shown; null where all is well.
+    problem: str | None = None
+
+
+class BackendTest(Answer):
+    """What a backend that works has answered. ``objects`` are the first names at its root."""
+
+    name: str
+    source: str
+    elapsed_ms: float
+    #: Whether changes are refused by the backend itself where somebody else was faster.
+    is_conditional: bool
+    objects: list[str] = []
+
+
+class CredentialInfo(Answer):
+    """One entry of the credentials store, without what is secret in it."""
+
+    name: str
+    kind: Literal["s3", "key"]
+    access_key: str
+    has_session_token: bool
+    added_s: float
+
+
+class CredentialTest(Answer):
+    """What a service that knows an identity has answered."""
+
+    name: str
+    endpoint: str
+    buckets: list[str]
+
+
+class Secret(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller hands over to be kept."""
+
+    access_key: str = ""
+    secret_key: str = ""
+    session_token: str = ""
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+
+class Refreshed(Answer):
+    """What the backend was asked about again."""
+
+    path: str
+    asked: int
 
 
 class Files(Protocol):
@@ -183,6 +252,54 @@ class Journal(Protocol):
         """Bring changes on their way and wait; DeadlineExceeded after ``timeout_s``."""
         ...
 
+    async def retry(self, path: str | None) -> int:
+        """Try quarantined changes again; how many."""
+        ...
+
+    async def drop(self, path: str | None, is_meant: bool) -> Sequence[JournalRecord]:
+        """Give quarantined changes up: what the backend has takes their place. Which they are;
+        nothing happens unless ``is_meant``.
+        """
+        ...
+
+
+class Backends(Protocol):
+    """Mounts with a backend."""
+
+    async def list(self) -> list[BackendInfo]: ...
+
+    async def add(self, name: str, settings: dict[str, object]) -> BackendInfo:
+        """Shown now and after a restart. ConfigInvalid, Exists."""
+        ...
+
+    async def remove(self, name: str, force: bool) -> None:
+        """Unsynced if changes have not reached it and not ``force``; Busy while files are open."""
+        ...
+
+    async def test(self, name: str) -> BackendTest:
+        """Read something of it; raises what is wrong, in one sentence."""
+        ...
+
+    async def refresh(self, path: str, recursive: bool) -> Refreshed:
+        """Ask the backend again."""
+        ...
+
+
+class Credentials(Protocol):
+    """The credentials store. No answer and no error has a secret in it."""
+
+    async def list(self) -> list[CredentialInfo]: ...
+
+    async def add(self, name: str, secret: Secret, replace: bool) -> CredentialInfo:
+        """Exists if it is there and not ``replace``."""
+        ...
+
+    async def remove(self, name: str) -> None: ...
+
+    async def test(self, name: str, endpoint: str, region: str) -> CredentialTest:
+        """Ask the service who that is; raises what is wrong, in one sentence."""
+        ...
+
 
 class Daemon(Protocol):
     """The running unifs, as operations see it."""
@@ -202,6 +319,12 @@ class Daemon(Protocol):
 
     @property
     def journal(self) -> Journal: ...
+
+    @property
+    def backends(self) -> Backends: ...
+
+    @property
+    def credentials(self) -> Credentials: ...
 
     async def explain(self, path: str) -> Explanation: ...
 

@@ -53,13 +53,16 @@ Place = Literal["", "host", "tree", "upload"]
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """How a parameter is shown. ``argument`` makes an optional one positional."""
+    """How a parameter is shown. ``argument`` makes an optional one positional. A ``secret`` is
+    never given on a command line, and an operation with one is no tool for an agent.
+    """
 
     help: str
     short: str = ""
     argument: bool = False
     place: Place = ""
     hidden: bool = False
+    secret: bool = False
 
 
 @dataclass(slots=True)
@@ -126,7 +129,7 @@ class Parameter:
     @property
     def is_argument(self) -> bool:
         """Whether the command line takes it by position."""
-        return self.is_required or self.param.argument
+        return (self.is_required or self.param.argument) and not self.param.secret
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -170,6 +173,11 @@ class Operation:
             else:
                 parameters.append(_parameter(each))
         self.parameters = tuple(parameters)
+
+    @property
+    def has_secret(self) -> bool:
+        """Whether it takes what nobody may see."""
+        return any(each.param.secret for each in self.parameters)
 
     @property
     def words(self) -> list[str]:

@@ -6,11 +6,13 @@ output is a file that can be edited and says the same.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from unifs import config
+from unifs.config_mounts import RemoteBase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +27,7 @@ def as_toml(settings: Settings) -> str:
     defaults = config.FileSettings()
     for name, sentence, value in _fields(settings, config.FileSettings):
         if name == "mounts":
-            tables += [(f"mounts.{key}", each) for key, each in value.items()]
+            tables += [(f"mounts.{_key(key)}", each) for key, each in value.items()]
         elif isinstance(value, msgspec.Struct):
             tables.append((name, value))
         else:
@@ -33,6 +35,8 @@ def as_toml(settings: Settings) -> str:
     for name, table in tables:
         lines += ["", f"[{name}]"]
         default = type(table)()
+        if isinstance(table, RemoteBase):
+            lines.append(f"kind = {_toml(type(table).__struct_config__.tag)}")
         for key, sentence, value in _fields(table, type(table)):
             lines += _setting(key, sentence, value, getattr(default, key))
     return "\n".join(lines) + "\n"
@@ -54,6 +58,10 @@ def _sentence(hint: Any) -> str:
 def _setting(name: str, sentence: str, value: Any, default: Any) -> list[str]:
     mark = "# " if value == default else ""
     return [f"# {sentence}", f"{mark}{name} = {_toml(value)}"]
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
 
 
 def _toml(value: Any) -> str:

@@ -28,8 +28,8 @@ BYTES_MAX: Final = 256 * 1024
 
 
 def descriptions(registry: Registry) -> list[dict[str, Any]]:
-    """One tool per operation that needs no upload."""
-    return [_description(each) for each in registry if not each.takes_upload]
+    """One tool per operation that needs no upload and no secret."""
+    return [_description(each) for each in registry if not (each.takes_upload or each.has_secret)]
 
 
 def _description(operation: Operation) -> dict[str, Any]:
@@ -58,6 +58,8 @@ async def call(
     operation = registry.get(name.replace("_", ".", 1))
     if operation.takes_upload:
         raise Unsupported(f"{operation.name} needs bytes from its caller and is no tool")
+    if operation.has_secret:
+        raise Unsupported(f"{operation.name} takes a secret and is no tool")
     checked = operation.check(arguments)
     if operation.kind == "events":
         return await _events(operation, daemon, checked)

@@ -183,15 +183,18 @@ def _run_in_background(settings: Settings, place: str, run: Run) -> int:
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    # Ctrl-C waits until the daemon's pid is known: it ends the daemon too.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(reading)
         _become_daemon(settings, place, run, writing, log_descriptor)
     os.close(writing)
     os.close(log_descriptor)
     os.waitpid(child, 0)
     try:
-        outcome = _outcome(reading)
+        outcome = _outcome(reading, mask)
     finally:
         os.close(reading)
     if isinstance(outcome, UnifsError):
@@ -205,12 +208,17 @@ def _run_in_background(settings: Settings, place: str, run: Run) -> int:
     return 0
 
 
-def _outcome(reading: int) -> UnifsError | bool:
-    """What the daemon says: its failure, or whether it is ready. Ctrl-C ends it as well."""
+def _outcome(reading: int, mask: set[signal.Signals | int]) -> UnifsError | bool:
+    """What the daemon says: its failure, or whether it is ready. Ctrl-C ends it as well.
+
+    SIGINT is blocked until the daemon's pid has come; ``mask`` is what held before.
+    """
     head = _read_all(reading, _PID.size)
     if len(head) < _PID.size:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return False
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         rest = _read_all(reading)
     except KeyboardInterrupt:
         os.kill(_PID.unpack(head)[0], signal.SIGTERM)
@@ -247,6 +255,7 @@ def _become_daemon(
         _log_to(config.log_path(settings.state_directory), settings.log_level)
         code = _serve(settings, place, run, writing)
     except BaseException:
+        # Whatever it is: nothing may leave this frame, which is a copy of the caller's.
         log.exception("the daemon failed")
     finally:
         logging.shutdown()

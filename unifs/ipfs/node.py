@@ -292,8 +292,16 @@ class Node(Protocol):
     def hold(self, cid: Cid) -> AbstractAsyncContextManager[None]:
         """Keep a DAG from being collected while it is linked elsewhere.
 
-        NotAvailableOffline if it is not complete here.
+        NotAvailableOffline if its root block is not here; what is below is not looked at.
         """
+        ...
+
+    def hold_nowait(self, cid: Cid) -> None:
+        """Keep a DAG from being collected until ``let_go``: somebody has it open."""
+        ...
+
+    def let_go(self, cid: Cid) -> None:
+        """The end of one ``hold_nowait``."""
         ...
 
     # --- the repository ---------------------------------------------------------------------------

@@ -55,15 +55,19 @@ _REMOTE = struct.Struct("<BQ")
 class SmallContent:
     """Bytes of a segment, named by their sha2-256."""
 
-    __slots__ = ("blob", "digest", "is_verified", "length", "offset", "segment")
+    __slots__ = ("blob", "is_verified", "length", "offset", "segment")
 
     def __init__(self, segment: int, offset: int, length: int, digest: bytes) -> None:
         self.segment = segment
         self.offset = offset
         self.length = length
-        self.digest = digest
         self.is_verified = False
         self.blob = _SMALL.pack(SMALL, segment, offset, length, digest)
+
+    @property
+    def digest(self) -> bytes:
+        """sha2-256 of the bytes."""
+        return self.blob[-32:]
 
     def place(self) -> Place:
         """Where its bytes lie."""
@@ -73,7 +77,18 @@ class SmallContent:
 class LargeContent:
     """A row of the content table. ``verified`` has a byte per leaf; None: there are no hashes."""
 
-    __slots__ = ("base", "blob", "cid", "extents", "id", "leaves", "size", "state", "verified")
+    __slots__ = (
+        "base",
+        "blob",
+        "cid",
+        "extents",
+        "id",
+        "leaves",
+        "own",
+        "size",
+        "state",
+        "verified",
+    )
 
     def __init__(self, content_id: int, size: int, extents: ExtentMap) -> None:
         self.id = content_id
@@ -85,6 +100,9 @@ class LargeContent:
         self.verified: bytearray | None = None
         #: The nearest sealed content that this one was laid over, while this one is not sealed.
         self.base: LargeContent | None = None
+        #: The container that was made for this content and that no other content names, 0 where
+        #: that is not known. What its extents do not cover reads as zeros there.
+        self.own = 0
         self.blob = large_blob(content_id)
 
 
@@ -142,8 +160,9 @@ class Contents:
         self.boot = state.boot_id.encode()
         listed = (path.name for path in state.data.iterdir())
         names = [int(name, 16) for name in listed if is_container_name(name)]
-        rows = database.one("select coalesce(max(container),0) from holding")[0]
-        self.containers = Containers(state.data, max([rows, *names]))
+        queries = [f"select coalesce(max(container),0) from {name}" for name in ("holding", "redo")]
+        rows = [database.one(query)[0] for query in queries]
+        self.containers = Containers(state.data, max([*rows, *names]))
         self.last_id: int = database.one("select coalesce(max(id),0) from content")[0]
         self._buffer = memoryview(bytearray(1 << 20))
         #: Threads that wait for the disk on behalf of readers.

@@ -41,6 +41,12 @@ log = logging.getLogger(__name__)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 #: SYNC_FILE_RANGE_WRITE: begin, do not wait.
 _WRITE = 2
+#: To sync blocks that are written already takes 126 µs on ext4, 212 where the file grows: its own
+#: journal has to commit too. So while one fsync follows another, the WAL grows ahead of its use.
+WAL_AHEAD = bytes(256 << 10)
+#: Rounds at most so far apart, each with less than the margin, are one after another.
+AHEAD_NS = 50_000_000
+AHEAD_MARGIN_BYTES = 64 << 10
 
 
 class Round:
@@ -75,6 +81,7 @@ class Flusher:
         #: Told how long each round took, in nanoseconds.
         self.on_round: Callable[[int], None] = lambda _elapsed_ns: None
         self._started_ns = 0
+        self._wal_used = 0
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -125,7 +132,8 @@ class Flusher:
         self._next = None
         self._running = turn
         turn.seq = self._log.seq
-        self._started_ns = time.perf_counter_ns()
+        before_ns, self._started_ns = self._started_ns, time.perf_counter_ns()
+        self._grow_wal(self._started_ns - before_ns < AHEAD_NS)
         try:
             turn.target = self._segments.sync_target()
         except UnifsError as error:
@@ -134,6 +142,24 @@ class Flusher:
             self._finished(turn)
             return
         self._work.put(turn)
+
+    def _grow_wal(self, is_busy: bool) -> None:
+        """Put zeros behind the WAL's end, which SQLite takes for its end.
+
+        In the loop, where no transaction is under way: nobody else writes to the WAL.
+        """
+        used, before = self._database.wal_bytes, self._wal_used
+        self._wal_used = used
+        if not is_busy or not 0 <= used - before < AHEAD_MARGIN_BYTES:
+            return
+        wal = self._database.wal
+        try:
+            end = os.fstat(wal).st_size
+            if used + AHEAD_MARGIN_BYTES > end:
+                os.pwrite(wal, WAL_AHEAD, end)
+        except OSError as error:
+            # It only saves time: what SQLite has written is not touched.
+            log.debug("the WAL did not grow ahead: error=%s", error)
 
     def _sync_loop(self) -> None:
         while (turn := self._work.get()) is not None:

@@ -20,7 +20,7 @@ import struct
 import time
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +59,18 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Marked:
+    """A record, its mount (None where no row tells it) and its state: None, 0 waiting, 1 given up.
+
+    The state says something in mounts with a backend only.
+    """
+
+    record: Record
+    mount_id: int | None
+    state: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Renamed:
     """The data of a RENAME record. ``displaced`` is 0 where the new name was free."""
 
@@ -71,6 +83,13 @@ class Renamed:
 
 INSERT = "insert into journal values(?,?,?,?,?,?,null)"
 INSERT_WAITING = "insert into journal values(?,?,?,?,?,?,0)"
+
+
+#: Of an inode whose row is gone, the directory tells the mount.
+MARKED = (
+    "j.seq,j.time_ns,j.op,j.ino,j.parent,j.data,coalesce(i.mount,p.mount),j.state from journal j"
+    " left join inode i on i.ino=j.ino left join inode p on p.ino=j.parent"
+)
 
 
 class Log:
@@ -87,7 +106,7 @@ class Log:
     def row(self, op: Op, ino: int, parent: int, data: bytes) -> tuple[str, tuple[object, ...]]:
         """The statement that appends a record; it must be executed in the order of these calls."""
         self.seq += 1
-        return INSERT, (self.seq, time.time_ns(), op.value, ino, parent, data)
+        return INSERT, (self.seq, time.time_ns(), op, ino, parent, data)
 
     def records(self, after: int = 0, limit: int = -1) -> Iterator[Record]:
         """Records with a higher seq than ``after``, in order."""
@@ -97,16 +116,19 @@ class Log:
         for seq, time_ns, op, ino, parent, data in self._database.rows(query, (after, limit)):
             yield Record(seq, time_ns, Op(op), ino, parent, data)
 
-    def newest(self) -> Iterator[Record]:
+    def records_of(self, mount_id: int, after: int) -> Iterator[Record]:
+        """Records of one mount with a higher seq than ``after``, in order."""
+        query = f"select {MARKED} where j.seq>? and coalesce(i.mount,p.mount)=? order by j.seq"
+        for *row, _, _ in self._database.rows(query, (after, mount_id)):
+            yield _record(row)
+
+    def newest(self) -> Iterator[Marked]:
         """Records from the newest back, fetched a page at a time: the caller may take its time."""
         before = self.seq + 1
-        query = (
-            "select seq,time_ns,op,ino,parent,data from journal where seq<? order by seq desc"
-            " limit 256"
-        )
+        query = f"select {MARKED} where j.seq<? order by j.seq desc limit 256"
         while rows := self._database.all(query, (before,)):
-            for seq, time_ns, op, ino, parent, data in rows:
-                yield Record(seq, time_ns, Op(op), ino, parent, data)
+            for *row, mount_id, state in rows:
+                yield Marked(_record(row), mount_id, state)
             before = rows[-1][0]
 
 
@@ -133,6 +155,11 @@ class WaitingLog:
         self.fresh.append((self._log.seq, ino))
         self.on_fresh()
         return INSERT_WAITING, bindings
+
+
+def _record(row: list[Any]) -> Record:
+    seq, time_ns, op, ino, parent, data = row
+    return Record(seq, time_ns, Op(op), ino, parent, data)
 
 
 def _nothing() -> None:

@@ -100,6 +100,12 @@ class Overlay:
         """Whether an fsync relies on the proof of bytes in ``[start, end)``."""
         return any(first < end and start < last for first, last in self.proven)
 
+    def unsynced_ranges(self) -> list[tuple[int, int]]:
+        """What is listed as unsynced and was not cut off since."""
+        size = self.extents.ends[-1] if self.extents.ends else 0
+        ranges = self.unsynced or ()
+        return [(start, min(end, size)) for start, end in ranges if 0 <= start < size]
+
     def give_up_proof(self) -> None:
         """What was written is too much for a proof: the next fsync needs two rounds."""
         if self.unsynced is not None:

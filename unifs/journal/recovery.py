@@ -6,13 +6,15 @@ decides which *bytes* can be trusted (``journal.trust``), and removes what nobod
 
 After a crash of the daemon alone (same boot id) the page cache is intact: closed records are
 trusted. Their bytes are synced before anything that they replaced is removed: the power may fail
-next. After a crash of the machine (other boot id) a record may be durable while its bytes are not.
-Then every content with a record after ``sealed_seq`` and every large one that is not sealed is
-looked at: a small one must hash to its digest; of a large one the proof must hold, else it goes
-back to the form that its last fsync made durable. What fails both is lost, and its inode walks back
-through its records: the content before, and where it took a name from another inode by a rename
-and no fsync ever covered its bytes, that inode gets the name back. What is left of the bytes goes
-to lost+found; the receipt names each.
+next. Files that no content names any more are removed by who opens the storage, which knows what
+pins may still need of them. After a crash of the machine (other boot id) a record may be durable
+while its bytes are not. What fsyncs carried in their transactions is written to its containers
+first (``journal.redo``). Then every content with a record after ``sealed_seq`` and every large one
+that is not sealed is looked at: a small one must hash to its digest; of a large one the proof must
+hold, else it goes back to the form that its last fsync made durable. What fails both is lost, and
+its inode walks back through its records: the content before, and where it took a name from another
+inode by a rename and no fsync ever covered its bytes, that inode gets the name back. What is left
+of the bytes goes to lost+found; the receipt names each.
 
 Crash windows, each tested by its number (tests/journal/test_recovery.py):
 
@@ -29,6 +31,7 @@ Crash windows, each tested by its number (tests/journal/test_recovery.py):
 11. killed, started, then the power fails: what the first recovery removed was replaced by synced
     bytes
 12. stopped cleanly, then the power fails before closed contents were written out: as 5
+13. fsync returned, the bytes that its transaction carried lost from their container: written again
 """
 
 from __future__ import annotations
@@ -47,11 +50,12 @@ from unifs.journal.containers import is_container_name
 from unifs.journal.content import CLOSED, large_blob
 from unifs.journal.extents import ExtentMap
 from unifs.journal.log import Log, Op, unpack_rename
+from unifs.journal.redo import apply
 from unifs.journal.returning import Returning
 from unifs.journal.trust import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from unifs.ipfs.embedded.segments import Segments
@@ -79,8 +83,13 @@ class Receipt:
     reverted: list[str] = field(default_factory=list)
     returned: list[str] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
+    #: Bytes that fsyncs had carried and that were written to their containers.
+    carried_bytes: int = 0
+    #: Files of contents that are removed, but for what pins need of them.
     removed_files: int = 0
     removed_rows: int = 0
+    #: What was no block in the segments that had to be looked through.
+    damaged: list[str] = field(default_factory=list)
     #: Why nothing was removed: the disk refused to sync what took the place of it.
     kept: str = ""
 
@@ -91,16 +100,21 @@ class Receipt:
 class Recovery:
     """One run over a state directory."""
 
-    def __init__(self, database: Database, segments: Segments, state: StateDirectory) -> None:
+    def __init__(
+        self,
+        database: Database,
+        segments: Segments,
+        state: StateDirectory,
+        damaged: Sequence[str] = (),
+    ) -> None:
+        """``damaged``: what was found wrong while the segments were opened, for the receipt."""
         self._database = database
         self._state = state
         self._trust = Trust(database, segments, state)
         self._sealed_seq: int = database.get_meta("sealed_seq", 0)
         self._last_seq: int = Log(database).seq
         is_other_boot = str(database.get_meta("boot", state.boot_id)) != state.boot_id
-        self._receipt = Receipt(time.time_ns(), is_other_boot)
-        #: Files to remove once the transaction is durable.
-        self._unnamed: list[Path] = []
+        self._receipt = Receipt(time.time_ns(), is_other_boot, damaged=[*damaged])
 
     def run(self) -> Receipt | None:
         """Make the tree right; the receipt, or None after a clean stop."""
@@ -118,12 +132,11 @@ class Recovery:
                 raise
             receipt = self._receipt
             self._receipt = Receipt(receipt.time_ns, receipt.is_other_boot, kept=receipt.kept)
+            self._receipt.damaged = receipt.damaged
             self._commit(is_needed)
         if not is_needed:
             return None
         self._sync_rows()
-        for path in self._unnamed:
-            path.unlink()
         self._tell()
         return self._receipt
 
@@ -147,23 +160,25 @@ class Recovery:
 
     def _recover(self) -> None:
         if self._receipt.is_other_boot:
+            self._receipt.carried_bytes = apply(self._database, self._state.data)
             self._check_bytes()
         self._directory_times()
         if not self._receipt.kept:
+            # The containers have it now; ``_sync_closed`` synced them where the boot is the same.
+            self._database.execute("delete from redo")
             self._remove_nameless()
             self._count_references()
             if not self._receipt.is_other_boot:
                 self._database.execute(CLOSED_IS_DURABLE, (CLOSED,))
             # Small bytes of every record so far were hashed or synced.
             self._database.set_meta("sealed_seq", max(self._sealed_seq, Log(self._database).seq))
-            self._unnamed = list(self._unnamed_files())
-            self._receipt.removed_files = len(self._unnamed)
+            self._receipt.removed_files = len(list(unnamed_files(self._database, self._state)))
         self._write_receipt()
 
     # --- bytes ------------------------------------------------------------------------------------
 
     def _check_bytes(self) -> None:
-        """Windows 4, 5, 6 and 12."""
+        """Windows 4, 5, 6, 12 and 13."""
         receipt = self._receipt
         database = self._database
         query = "select distinct ino from journal where seq>? and op in (?,?)"
@@ -269,15 +284,6 @@ class Recovery:
                 execute("delete from content where id=?", (content_id,))
                 execute("delete from holding where content=?", (content_id,))
 
-    def _unnamed_files(self) -> Iterator[Path]:
-        """Files of data/ that no content names (windows 2 and 10)."""
-        named = {row[0] for row in self._database.all("select distinct container from holding")}
-        for path in self._state.data.iterdir():
-            if not is_container_name(path.name):
-                log.warning("not ours, left alone: path=%s", path)
-            elif int(path.name, 16) not in named:
-                yield path
-
     # --- the receipt ------------------------------------------------------------------------------
 
     def _receipt_path(self) -> Path:
@@ -305,6 +311,16 @@ class Recovery:
             len(receipt.returned),
             self._receipt_path().name,
         )
+
+
+def unnamed_files(database: Database, state: StateDirectory) -> Iterator[Path]:
+    """Files of data/ that no content names (windows 2 and 10)."""
+    named = {row[0] for row in database.all("select distinct container from holding")}
+    for path in state.data.iterdir():
+        if not is_container_name(path.name):
+            log.warning("not ours, left alone: path=%s", path)
+        elif int(path.name, 16) not in named:
+            yield path
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -2,8 +2,9 @@
 
 Used by recovery only, inside its transaction. Each such inode walks back through its records,
 newest first, to the content before, at most to the one that an fsync covered; where it took a name
-by a rename and no fsync ever covered its bytes, the displaced inode gets the name back. Names stay
-as they are but for that. Every change of a content is a record of its own in the journal.
+by a rename and no fsync ever covered its bytes, the displaced inode gets the name back, or, where
+the two were exchanged and both have names, its content. Names stay as they are but for that. Every
+change of a content is a record of its own in the journal.
 """
 
 from __future__ import annotations
@@ -69,14 +70,20 @@ class Returning:
     def _load(self) -> None:
         execute = self._database.all
         # A displaced inode may be lost itself; it is among the suspects then.
-        for seq, time_ns, op, ino, parent, data in execute(CHAIN, (json.dumps([*self._lost]),)):
-            record = Record(seq, time_ns, Op(op), ino, parent, data)
-            self._chains.setdefault(ino, []).append(record)
+        self._load_chains(set(self._lost))
         wanted = set(self._lost)
         for chain in self._chains.values():
             wanted.update(_renamed(record).displaced for record in chain if record.op is Op.RENAME)
+        self._load_chains(wanted - set(self._lost))
         for ino, parent, name in execute(NAMES, (json.dumps([*wanted]),)):
             self._names.setdefault(ino, []).append((parent, name))
+
+    def _load_chains(self, inos: set[int]) -> None:
+        for seq, time_ns, op, ino, parent, data in self._database.all(
+            CHAIN, (json.dumps([*inos]),)
+        ):
+            record = Record(seq, time_ns, Op(op), ino, parent, data)
+            self._chains.setdefault(ino, []).append(record)
 
     # --- one inode --------------------------------------------------------------------------------
 
@@ -109,7 +116,7 @@ class Returning:
         # What was there before the oldest record that is left has been durable for long.
         if has_taken and not (good and is_pruned):
             for place in list(self._names[ino]):
-                self._return_displaced(ino, place)
+                good = self._return_displaced(ino, place) or good
         if self._names[ino]:
             self._accept(ino, blob, good)
             return
@@ -152,8 +159,12 @@ class Returning:
         query = "select 1 from inode where ino=?"
         return bool(displaced) and self._database.one(query, (displaced,)) is not None
 
-    def _return_displaced(self, ino: int, place: tuple[int, bytes]) -> None:
-        """The inode from which this name was taken by a rename, if there is one, gets it back."""
+    def _return_displaced(self, ino: int, place: tuple[int, bytes]) -> bytes:
+        """The inode from which this name was taken by a rename, if there is one, gets it back.
+
+        Where the two were exchanged and that one has a name, both keep theirs; what is returned is
+        the content that stood under this name before.
+        """
         known = place
         for record in self._chains[ino]:
             if record.op is not Op.RENAME:
@@ -162,10 +173,24 @@ class Returning:
             if (renamed.new_parent, renamed.new_name) != known:
                 continue
             if self._has_displaced(record):
+                if renamed.is_exchange and self._names.get(renamed.displaced):
+                    return self._content_at(renamed.displaced, record.seq)
                 self._give_back(ino, place, renamed.displaced)
-                return
+                return b""
             # The name came from there; what it had replaced before moves with it.
             known = (record.parent, renamed.name)
+        return b""
+
+    def _content_at(self, ino: int, seq: int) -> bytes:
+        """The newest good content that an inode had at a record or before."""
+        row = self._database.one("select content from inode where ino=?", (ino,))
+        contents = [self._lost.get(ino, row[0])]
+        for record in self._chains.get(ino, ()):
+            if record.op is Op.CONTENT:
+                before = unpack_pair(record.data)[0]
+                contents = [before] if record.seq > seq else [*contents, before]
+        good = (blob for blob in contents if self._trust.verdict(blob) is not Verdict.LOST)
+        return next(good, b"")
 
     def _give_back(self, ino: int, place: tuple[int, bytes], displaced: int) -> None:
         statement = "update dentry set ino=? where parent=? and name=?"
@@ -216,14 +241,15 @@ class Returning:
     def _save(self, ino: int, blob: bytes) -> None:
         """What is left of a content's bytes goes to lost+found."""
         target = self._lost_found / f"{self._stamp}-{ino}"
-        if target.exists():
+        if target.exists() or target.with_name(f"{target.name}.0").exists():
             target = self._lost_found / f"{self._stamp}-{ino}-before"
         try:
-            self._trust.save(blob, target)
+            kept = self._trust.save(blob, target)
         except (OSError, UnifsError) as error:
             self._note(self.saved, ino, f"nothing of its bytes could be read: {error}")
             return
-        self._note(self.saved, ino, f"what was left of its bytes is in {target.name}")
+        names = ", ".join(path.name for path in kept)
+        self._note(self.saved, ino, f"what was left of its bytes is in {names}")
 
     def _note(self, sentences: list[str], ino: int, what: str) -> None:
         names = self._names.get(ino)

@@ -56,8 +56,12 @@ class Mount:
     #: Objects never change under their path (``/ipfs/<cid>``): cached for ever.
     is_immutable: ClassVar[bool] = False
     #: ``put`` is conditional on ``base`` and recognises its own token. Where a backend cannot give
-    #: that, this is False and ``explain`` shows the remaining window.
-    is_conditional: ClassVar[bool] = True
+    #: that, as the class says or as one mount finds out, this is False and ``explain`` shows the
+    #: remaining window.
+    is_conditional: bool = True
+    #: The verbs that an overridden ``commit`` wants many of at once (None: all); the others come
+    #: one in a call, and several calls at a time.
+    batched: ClassVar[frozenset[str] | None] = None
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -105,6 +109,13 @@ class Mount:
     async def rename(self, path: str, new_path: str, token: str) -> None:
         """Move an object or a directory, replacing what is there. Done already is success."""
         raise Unsupported(f"{self.kind} has no rename")
+
+    async def has_begun(self, new_path: str, token: str) -> bool:
+        """Whether what stands at ``new_path`` is there by an earlier try of this ``rename``.
+
+        For backends whose rename is not one step: the old path is still there then.
+        """
+        return False
 
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         """Keep mode, owner or times at the backend."""

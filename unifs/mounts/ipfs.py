@@ -98,6 +98,14 @@ class IpfsMount(Mount):
         """As ``read`` where the bytes are verified and in the page cache; else WouldBlock."""
         return self._node.read_nowait(_cid_of(version), offset, size)
 
+    def hold(self, version: Version) -> None:
+        """Somebody has opened this object: it stays until ``let_go``, pinned or not."""
+        self._node.hold_nowait(_cid_of(version))
+
+    def let_go(self, version: Version) -> None:
+        """The end of one ``hold``."""
+        self._node.let_go(_cid_of(version))
+
     # --- listings -------------------------------------------------------------------------------
 
     async def scan(self, path: str, after: str | None) -> Page:

@@ -10,7 +10,8 @@ Failures: SQLITE_FULL rolls back and becomes NoSpace (a transaction that frees s
 reserve and try again); any I/O error becomes JournalFailed for good: memory and disk may disagree,
 so every later mutation is refused until a restart has checked the database.
 
-Never open a second descriptor of tree.db itself: closing it would drop SQLite's locks.
+Never open a second descriptor of tree.db itself: closing it would drop SQLite's locks. Connections
+of other processes are refused as long as this one is open.
 """
 
 from __future__ import annotations
@@ -37,7 +38,15 @@ log = logging.getLogger(__name__)
 #: RESTART checkpoint above this; a PASSIVE one each time it has grown by ``PASSIVE_BYTES``.
 WAL_LIMIT_BYTES = 64 << 20
 PASSIVE_BYTES = 16 << 20
+#: The part of the limit, 1 MiB, that is left for what a request commits once it was admitted.
+WAL_ROOM = 64
 FRAME_BYTES = schema.PAGE_BYTES + 24
+
+#: Locks between connections of this process only, and the WAL's index in memory: no system call
+#: per statement (a look-up 4.9 → 3.4 µs, a rename 33 → 29 µs). All connections to tree.db name it.
+VFS = "unix-excl"
+#: One thread at a time uses the loop's connection: its mutex would guard nothing.
+_LOOP_FLAGS = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_NOMUTEX
 
 PRAGMAS = (
     f"page_size={schema.PAGE_BYTES}",
@@ -47,6 +56,11 @@ PRAGMAS = (
     "cache_size=-16384",
     "temp_store=memory",
 )
+
+
+def open_reader(path: Path) -> apsw.Connection:
+    """A connection of its own for a thread that only reads ``path``; whoever opens it closes it."""
+    return apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=VFS)
 
 
 class Database:
@@ -65,7 +79,9 @@ class Database:
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread: threading.Thread | None = None
         try:
-            self._connection = apsw.Connection(str(path), statementcachesize=200)
+            self._connection = apsw.Connection(
+                str(path), flags=_LOOP_FLAGS, vfs=VFS, statementcachesize=200
+            )
             self._cursor = self._connection.cursor()
             self.execute: Callable[..., apsw.Cursor] = self._cursor.execute
             self._prepare()
@@ -115,12 +131,22 @@ class Database:
 
     # --- transactions -----------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Start a transaction; WouldBlock while the WAL is above its limit."""
+    def admit(self, room: int = WAL_ROOM) -> None:
+        """WouldBlock where a mutation would have to wait; for who changes memory before he commits.
+
+        After this a few small transactions follow without one.
+        """
         if self.failed is not None:
             raise self.failed
-        if self.wal_bytes > WAL_LIMIT_BYTES and self._thread is not None:
+        limit_bytes = WAL_LIMIT_BYTES
+        if room:
+            limit_bytes -= limit_bytes // room
+        if self.wal_bytes > limit_bytes and self._thread is not None:
             raise WouldBlock(self._restarted)
+
+    def begin(self) -> None:
+        """Start a transaction; WouldBlock while the WAL is above its limit."""
+        self.admit(room=0)
         self.execute("begin immediate")
         self.is_in_transaction = True
 
@@ -130,6 +156,22 @@ class Database:
             self.execute("commit")
         except apsw.Error as error:
             raise self.broken(error) from error
+        self.is_in_transaction = False
+        self.commits += 1
+
+    def execute_batch(self, batch: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        """Execute the statements as one transaction, all or none; ``begin`` and ``commit``."""
+        self.begin()
+        execute = self.execute
+        try:
+            for sql, bindings in batch:
+                execute(sql, bindings)
+            execute("commit")
+        except apsw.Error as error:
+            raise self.broken(error) from error
+        except BaseException:
+            self.rollback()
+            raise
         self.is_in_transaction = False
         self.commits += 1
 
@@ -190,7 +232,7 @@ class Database:
         self._thread.start()
 
     def _checkpoint_loop(self) -> None:
-        connection = apsw.Connection(str(self.path))
+        connection = apsw.Connection(str(self.path), vfs=VFS)
         connection.set_busy_timeout(2000)
         connection.execute("pragma synchronous=normal")
         while (mode := self._checkpoints.get()) is not None:

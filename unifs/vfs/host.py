@@ -41,6 +41,7 @@ from unifs.errors import (
     Stale,
 )
 from unifs.mounts.hostcalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from unifs.types import SetAttributes
 from unifs.vfs.hosthandles import HostDirectoryHandle, HostHandle, HostIo
 from unifs.vfs.hostnodes import ROOT_NUMBER, HostInode, HostNode, NodeTable, fill
 from unifs.vfs.hostowner import Ownership, clear_set_id
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from unifs.types import Attributes, Caller, SetAttributes
+    from unifs.types import Attributes, Caller
     from unifs.vfs.volume import Emit, Handle, Inode, Invalidator
 
 #: Two ticks of a 100 Hz clock: file times move in ticks, so within one they may hide a change.
@@ -90,10 +91,25 @@ class HostVolume(Volume):
         #: What look-ups found most recently, until the vfs has made it hot.
         self._fresh: deque[HostInode] = deque(maxlen=FRESH_MAX)
         self._ownership = Ownership()
+        self._on_idle: Callable[[], bool] | None = None
 
     def close(self) -> None:
         """Give the host's directory up. Handles must have been released."""
         self._nodes.close()
+
+    def close_when_idle(self, on_idle: Callable[[], bool]) -> None:
+        """Close as soon as no handle is open and ``on_idle`` agrees.
+
+        It is asked whenever a handle was closed or an inode forgotten.
+        """
+        self._on_idle = on_idle
+        self._io.on_release = self._look_if_idle
+        self._look_if_idle()
+
+    def _look_if_idle(self) -> None:
+        if self._on_idle is not None and not self._io.handles and self._on_idle():
+            self._on_idle = None
+            self.close()
 
     @property
     def root_ino(self) -> int:
@@ -121,6 +137,7 @@ class HostVolume(Volume):
         number = ino & _NUMBER_MASK
         if self._nodes.forget(number):
             self._hot.pop(number, None)
+        self._look_if_idle()
 
     def lookup(self, parent: Inode, name: bytes) -> Inode:
         above = _node_of(parent)
@@ -140,7 +157,8 @@ class HostVolume(Volume):
     ) -> Attributes:
         """Owner before mode (a new owner clears suid), times last (all else changes them)."""
         with self._path_of(_node_of(inode)) as path:
-            if changes.uid is not None or changes.gid is not None:
+            # No field at all is chown(-1, -1), which moves ctime.
+            if changes.uid is not None or changes.gid is not None or changes == SetAttributes():
                 uid = -1 if changes.uid is None else changes.uid
                 os.chown(path, uid, -1 if changes.gid is None else changes.gid)
             if changes.size_bytes is not None:
@@ -256,7 +274,8 @@ class HostVolume(Volume):
         fd = self._nodes.open(node, flags & _OPEN_FLAGS)
         try:
             if flags & os.O_TRUNC:
-                os.ftruncate(fd, 0)
+                # By path: with O_RDONLY the descriptor cannot be cut.
+                os.truncate(f"/proc/self/fd/{fd}", 0)
                 clear_set_id(fd, caller)
             status = os.fstat(fd)
         except BaseException:

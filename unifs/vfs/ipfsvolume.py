@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from unifs.errors import InvalidCid, NoAttribute, NotFound
 from unifs.ipfs.cid import Cid
+from unifs.vfs.remotefile import RemoteDirectory, RemoteHandle
 from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.remotevolume import RemoteVolume
 from unifs.vfs.volume import DirectoryHandle
@@ -22,7 +23,49 @@ if TYPE_CHECKING:
     from unifs.mounts.ipfs import IpfsMount
     from unifs.types import Entry
     from unifs.vfs.treeinode import TreeInode
+    from unifs.vfs.treevolume import TreeVolume
     from unifs.vfs.volume import Emit, Inode
+
+
+class IpfsHandle(RemoteHandle):
+    """An open file: what it reads is not collected meanwhile."""
+
+    __slots__ = ("held",)
+
+    volume: IpfsVolume
+
+    def __init__(
+        self, inode: TreeInode, volume: TreeVolume, can_read: bool, can_write: bool
+    ) -> None:
+        super().__init__(inode, volume, can_read, can_write)
+        self.held = self.pinned
+        if self.held:
+            self.volume.mount.hold(self.held)
+
+    def _close(self, inode: TreeInode) -> None:
+        super()._close(inode)
+        if self.held:
+            self.volume.mount.let_go(self.held)
+
+
+class IpfsDirectory(RemoteDirectory):
+    """An open directory: it and what is below it are not collected meanwhile."""
+
+    __slots__ = ("held",)
+
+    volume: IpfsVolume
+
+    def __init__(self, inode: TreeInode, volume: TreeVolume) -> None:
+        super().__init__(inode, volume)
+        assert isinstance(inode, RemoteInode)
+        self.held = inode.version
+        if self.held:
+            self.volume.mount.hold(self.held)
+
+    def release(self) -> None:
+        super().release()
+        if self.held:
+            self.volume.mount.let_go(self.held)
 
 
 class IpfsRoot(DirectoryHandle):
@@ -69,6 +112,8 @@ class IpfsVolume(RemoteVolume):
     """/ipfs."""
 
     mount: IpfsMount
+    handle_type = IpfsHandle
+    directory_type = IpfsDirectory
 
     def is_listed(self, inode: RemoteInode) -> bool:
         return inode.ino != self.root and super().is_listed(inode)

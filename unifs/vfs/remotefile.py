@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from unifs.cache.reads import Source
 from unifs.errors import BadHandle, Stale
 from unifs.journal.content import REMOTE
+from unifs.vfs.remotefsync import sync_directory, sync_file
 from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode
 from unifs.vfs.tree import fill_attributes
 from unifs.vfs.treefile import PAGE, TreeDirectory, TreeHandle
@@ -87,6 +89,13 @@ class RemoteHandle(TreeHandle):
             raise Stale("the file changed at its backend since it was opened")
         return super().write(offset, data)
 
+    def fsync(self, datasync: bool) -> None:
+        inode = self.inode
+        assert isinstance(inode, RemoteInode)
+        if not self.volume.waits_for_backend:
+            super().fsync(datasync)
+        raise WouldBlock(partial(sync_file, self.volume, inode), self.volume.name)
+
     def _close(self, inode: TreeInode) -> None:
         had_writers = self.can_write
         super()._close(inode)
@@ -99,7 +108,11 @@ class RemoteDirectory(TreeDirectory):
 
     __slots__ = ()
 
+    is_prompt = False
     volume: RemoteVolume
+
+    def rewind(self) -> None:
+        """``readdir`` waits by itself, for the backend too."""
 
     def readdir(self, offset: int, emit: Emit) -> None:
         volume = self.volume
@@ -132,6 +145,13 @@ class RemoteDirectory(TreeDirectory):
             if inode.listing == COMPLETE or has_emitted:
                 return
             raise WouldBlock(lambda: volume.merge.scan_page(inode), volume.name)
+
+    def fsync(self, datasync: bool) -> None:
+        inode = self.inode
+        assert isinstance(inode, RemoteInode)
+        if not self.volume.waits_for_backend:
+            super().fsync(datasync)
+        raise WouldBlock(partial(sync_directory, self.volume, inode), self.volume.name)
 
 
 def is_remote(inode: TreeInode) -> bool:

@@ -31,11 +31,12 @@ from unifs.errors import (
     Stale,
     UnifsError,
 )
-from unifs.journal.log import Op, Renamed, WaitingLog, pack_rename
+from unifs.journal.log import Op, WaitingLog
 from unifs.journal.writeback import Writeback
 from unifs.journal.writeback_calls import Calls
 from unifs.types import NAME_MAX_BYTES
 from unifs.vfs.remotebase import Bases
+from unifs.vfs.remotecold import Cold
 from unifs.vfs.remoteepoch import Epoch
 from unifs.vfs.remotefile import RemoteDirectory, RemoteHandle
 from unifs.vfs.remotemerge import Merge
@@ -93,6 +94,10 @@ class RemoteVolume(TreeVolume):
         self.invalidator: Invalidator | None = None
         #: How long what the backend said is believed.
         self.fresh_s = 30.0
+        #: fsync waits for the backend too; ``moved_bytes`` tells whether anything moves there.
+        self.waits_for_backend = False
+        self.moved_bytes: Callable[[], int] = lambda: 0
+        self.cold = Cold(self)
         self.rows = 0
         self.rows_max = ROWS_MAX
         #: Wall-clock time: what is remembered over a restart.
@@ -135,6 +140,7 @@ class RemoteVolume(TreeVolume):
                 self.sync.load()
                 self.writeback.load()
                 nursery.start_soon(self.writeback.run)
+                nursery.start_soon(self.cold.run)
             nursery.start_soon(self._trim_rows)
             try:
                 yield
@@ -252,7 +258,7 @@ class RemoteVolume(TreeVolume):
     # --- changing ---------------------------------------------------------------------------------
 
     def _check_writable(self) -> None:
-        if self.is_read_only():
+        if self.refuses_changes or self.is_read_only():
             raise ReadOnly
 
     def setattr(
@@ -285,16 +291,8 @@ class RemoteVolume(TreeVolume):
                     raise CrossMount
         super().rename(parent, name, new_parent, new_name, flags)
 
-    def note_displaced(
-        self, target: TreeInode, renamed: Renamed, old_parent: int, batch: Batch
-    ) -> None:
-        name = renamed.new_name
-        if not renamed.is_exchange:
-            batch.append(self.log.row(Op.UNLINK, target.ino, renamed.new_parent, name))
-            return
-        back = Renamed(old_parent, 0, True, name, renamed.name)
-        data = pack_rename(back)
-        batch.append(self.log.row(Op.RENAME, target.ino, renamed.new_parent, data))
+    def note_displaced(self, target: TreeInode, parent: int, name: bytes, batch: Batch) -> None:
+        batch.append(self.log.row(Op.UNLINK, target.ino, parent, name))
 
     def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
         self._check_xattr(name)

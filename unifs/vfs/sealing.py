@@ -4,16 +4,15 @@
 which is fine because its time is I/O and hashing, both without the GIL) does the work on
 duplicated descriptors:
 
-Nothing is written where another content has bytes: the *newest* container is this content's alone.
-
-1. more than ``CONTAINERS_MAX`` containers: the live ranges of the smallest move to the newest;
-2. a leaf that lies in several containers is completed in the newest, so that each leaf lies in one
+1. more than ``CONTAINERS_MAX`` containers: the live ranges of the smallest move to its own;
+2. a leaf that lies in several containers is completed in its own, so that each leaf lies in one
    and the block index can point at it; what is taken from a base is hashed first, so that rot in
    the base is found and never sealed under a new CID;
 3. leaves that changed are hashed, the others keep their hashes; the DAG above them is built;
 4. containers and DAG nodes are fdatasynced.
 
-Only then the rows say *sealed*, in one transaction with the journal's SEAL record.
+Only then the rows say *sealed*, in one transaction with the journal's SEAL record. Written to is
+only the content's own container: others hold what earlier contents name.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import Corrupt, TryAgain, UnifsError
+from unifs.errors import Corrupt, DiskFailed, Stale, TryAgain, UnifsError
 from unifs.ipfs.unixfs.builder import FileBuilder, hash_leaf
 from unifs.journal.content import SEALED, LargeContent, large_blob
 from unifs.journal.extents import HOLE, ExtentMap
@@ -67,12 +66,16 @@ class SealJob:
     extents: ExtentMap
     #: container -> duplicated descriptor
     descriptors: dict[int, int]
+    #: The container that may be written to: zeros where the extents do not name it.
+    own: int
     base: LargeContent | None
     #: Asked before each leaf; the daemon ends and must not wait for gigabytes to be hashed.
     is_stopping: Callable[[], bool]
     #: The CID column: Tsize, 8 bytes little-endian, then the binary CID.
     cid: bytes = b""
     leaves: bytearray = field(default_factory=bytearray)
+    #: Containers whose data the disk refused.
+    failed: set[int] = field(default_factory=set)
     _buffer: bytearray = field(default_factory=bytearray)
     _zero_digests: dict[int, bytes] = field(default_factory=dict)
 
@@ -80,9 +83,8 @@ class SealJob:
         """Do all of it. Corrupt where the base's bytes are not what they were."""
         try:
             self._buffer = bytearray(self.profile.chunk_bytes)
-            newest = max(self.descriptors)
-            os.ftruncate(self.descriptors[newest], self.size)
-            self._merge(newest)
+            os.ftruncate(self.descriptors[self.own], self.size)
+            self._merge()
             builder = FileBuilder(self.profile, self.blocks.put)
             chunk = self.profile.chunk_bytes
             for index in range((self.size + chunk - 1) // chunk):
@@ -90,52 +92,59 @@ class SealJob:
                     raise TryAgain("sealing goes on at the next start")
                 start = index * chunk
                 end = min(start + chunk, self.size)
-                digest = self._leaf(index, start, end, newest)
+                digest = self._leaf(index, start, end)
                 self.leaves += digest
                 builder.leaf_digest(digest, end - start)
             link = builder.finish()
             self.cid = link.tsize.to_bytes(8, "little") + link.cid.binary
-            for container in set(self.extents.containers):
-                os.fdatasync(self.descriptors[container])
+            self._sync_data()
             self.blocks.sync()
         finally:
             for descriptor in self.descriptors.values():
                 os.close(descriptor)
         return self
 
-    def _merge(self, newest: int) -> None:
-        while len(containers := set(self.extents.containers) - {newest}) >= CONTAINERS_MAX:
+    def _sync_data(self) -> None:
+        for container in set(self.extents.containers):
+            try:
+                os.fdatasync(self.descriptors[container])
+            except OSError as error:
+                self.failed.add(container)
+                raise DiskFailed(f"container {container}: {error.strerror}") from error
+
+    def _merge(self) -> None:
+        while len(containers := set(self.extents.containers) - {self.own}) >= CONTAINERS_MAX:
             smallest = min(containers, key=self.extents.held_by)
             for holder, start, end in list(self.extents.pieces(0, self.size)):
                 if holder == smallest:
-                    self._copy(holder, newest, start, end)
+                    self._copy(holder, start, end)
 
-    def _copy(self, source: int, target: int, start: int, end: int) -> None:
+    def _copy(self, source: int, start: int, end: int) -> None:
         offset = start
         while offset < end:
             view = memoryview(self._buffer)[: end - offset]
             count = os.preadv(self.descriptors[source], [view], offset)
             if not count:
                 raise Corrupt(f"container {source} ends at {offset}, before {end}")
-            os.pwrite(self.descriptors[target], view[:count], offset)
+            os.pwrite(self.descriptors[self.own], view[:count], offset)
             offset += count
-        self.extents.lay(start, end, target)
+        self.extents.lay(start, end, self.own)
 
-    def _leaf(self, index: int, start: int, end: int, newest: int) -> bytes:
+    def _leaf(self, index: int, start: int, end: int) -> bytes:
         """The digest of a leaf, which lies in one container when this returns."""
         base = self.base
         holder = self.extents.single(start, end)
         if base is not None and end <= base.size:
             is_same_length = min(start + self.profile.chunk_bytes, base.size) == end
-            is_untouched = holder not in (HOLE, newest) and is_same_length
+            is_untouched = holder not in (HOLE, self.own) and is_same_length
             if is_untouched and base.extents.single(start, end) == holder:
                 return base.leaves[index * 32 : index * 32 + 32]
         if holder == HOLE and self.extents.is_hole(start, end):
-            self.extents.lay(start, end, newest)
+            self.extents.lay(start, end, self.own)
             return self._zeros(end - start)
         if holder == HOLE:
-            self._complete(index, start, end, newest)
-            holder = newest
+            self._complete(index, start, end)
+            holder = self.own
         view = memoryview(self._buffer)[: end - start]
         self._read(holder, view, start)
         return hash_leaf(self.profile, view)
@@ -147,15 +156,15 @@ class SealJob:
             digest = self._zero_digests[length] = hash_leaf(self.profile, bytes(length))
         return digest
 
-    def _complete(self, index: int, start: int, end: int, newest: int) -> None:
-        """Bring every piece of a leaf into the newest container."""
+    def _complete(self, index: int, start: int, end: int) -> None:
+        """Bring every piece of a leaf into the content's own container."""
         pieces = list(self.extents.pieces(start, end))
-        if any(holder not in (HOLE, newest) for holder, _, _ in pieces):
+        if any(holder not in (HOLE, self.own) for holder, _, _ in pieces):
             self._check_base(index, start)
         for holder, first, last in pieces:
-            if holder not in (HOLE, newest):
-                self._copy(holder, newest, first, last)
-        self.extents.lay(start, end, newest)
+            if holder not in (HOLE, self.own):
+                self._copy(holder, first, last)
+        self.extents.lay(start, end, self.own)
 
     def _check_base(self, index: int, start: int) -> None:
         base = self.base
@@ -219,7 +228,11 @@ class Sealer:
                 "select ino from inode where content=? and gone is null", (large_blob(content_id),)
             )
             if row is not None:
-                inode: TreeInode = self.writer.inodes.get(row[0])  # type: ignore[assignment]
+                try:
+                    inode: TreeInode = self.writer.inodes.get(row[0])  # type: ignore[assignment]
+                except Stale:
+                    # Its mount is not shown now; the start that shows it again comes here again.
+                    continue
                 self.writer.content_of(inode)
                 self.writer.unsealed[inode.ino] = inode
                 self.writer.unsealed_since[inode.ino] = 0
@@ -263,7 +276,7 @@ class Sealer:
     async def _try(self, inode: TreeInode) -> None:
         try:
             await self.seal(inode)
-        except Corrupt as error:
+        except (Corrupt, DiskFailed) as error:
             log.error("content is damaged and stays unsealed: ino=%d error=%s", inode.ino, error)
             inode.volume.sealed(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
             self._done(inode)
@@ -300,40 +313,39 @@ class Sealer:
 
     async def _seal(self, inode: TreeInode, content: LargeContent) -> None:
         containers = self.writer.contents.containers
-        names = sorted(set(content.extents.containers))
-        held = {name: containers.hold(name) for name in names}
+        held: list[int] = []
         written_bytes = inode.unsynced_bytes
-        fresh = 0
         try:
-            if not names or self._is_shared(content, names[-1]):
-                # All of it is a hole, or only cuts were made: what the job writes needs a container
-                # in which nobody else has bytes.
-                fresh = containers.create()
-                held[fresh] = containers.descriptor(fresh)
+            own = content.own
+            if not own:
+                # Closed by an earlier daemon, or all of it is a base's or a hole.
+                own = content.own = containers.create()
+                held.append(own)
+            for name in {own, *content.extents.containers} - set(held):
+                containers.hold(name)
+                held.append(name)
+            descriptors = {name: os.dup(containers.descriptor(name)) for name in held}
             job = SealJob(
                 profile=self.profile,
                 blocks=self.blocks,
                 size=content.size,
                 extents=content.extents.copy(),
-                descriptors={name: os.dup(descriptor) for name, descriptor in held.items()},
+                descriptors=descriptors,
+                own=own,
                 base=content.base,
                 is_stopping=lambda: self.is_stopping,
             )
-            with self.blocks.importing():
-                await trio.to_thread.run_sync(job.run, limiter=self._thread)
-                await complete(self._record, inode, content, job)
-            inode.volume.sealed(inode, written_bytes)  # type: ignore[attr-defined]
+            try:
+                with self.blocks.importing():
+                    await trio.to_thread.run_sync(job.run, limiter=self._thread)
+                    await complete(self._record, inode, content, job)
+                inode.volume.sealed(inode, written_bytes)  # type: ignore[attr-defined]
+            finally:
+                # The kernel forgets what it could not write: another try would seem to succeed.
+                containers.failed |= job.failed
         finally:
             for name in held:
                 containers.release(name)
-            if fresh and fresh not in content.extents.containers:
-                containers.delete(fresh)
-
-    def _is_shared(self, content: LargeContent, container: int) -> bool:
-        """Whether another content, its base or one that recovery may go back to, names it too."""
-        query = "select 1 from holding where container=? and content<>? limit 1"
-        row = self.writer.storage.database.one(query, (container, content.id))
-        return row is not None
 
     def _record(self, inode: TreeInode, content: LargeContent, job: SealJob) -> None:
         """Rows first, then memory, then the block index (which can be rebuilt from the rows)."""
@@ -348,10 +360,15 @@ class Sealer:
         batch.extend(("insert into holding values(?,?)", (content.id, name)) for name in names)
         data = content.id.to_bytes(8, "little")
         batch.append(self.writer.log.row(Op.SEAL, inode.ino, inode.parent, data))
-        self.writer.tree.commit(batch)
+        carried = self.writer.durability.carried
+        marks = carried.marks(names)
+        self.writer.tree.commit(batch + carried.drop(marks))
+        carried.dropped(marks)
         content.extents, content.cid, content.leaves = job.extents, job.cid, bytes(job.leaves)
         content.verified = bytearray(b"\1" * (len(job.leaves) // 32))
         content.state, content.base = SEALED, None
+        if job.own not in names:
+            self.writer.dead_containers.add(job.own)
         self.sealed += 1
         if inode.content is content:
             self._done(inode)

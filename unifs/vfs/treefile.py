@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from unifs.errors import BadHandle, TooLarge, UnifsError
-from unifs.journal.content import SmallContent
+from unifs.journal.content import SMALL_BYTES, SmallContent
 from unifs.journal.overlay import is_full
 from unifs.vfs.tree import fill_attributes
 from unifs.vfs.volume import DirectoryHandle, Handle
@@ -32,7 +32,8 @@ class TreeHandle(Handle):
     def __init__(
         self, inode: TreeInode, volume: TreeVolume, can_read: bool, can_write: bool
     ) -> None:
-        super().__init__(inode)
+        self.inode = inode
+        self.fh = 0
         self.volume = volume
         self.can_read = can_read
         self.can_write = can_write
@@ -92,7 +93,13 @@ class TreeHandle(Handle):
         overlay = inode.overlay
         if overlay is None:
             overlay = volume.writer.overlay_of(inode)
-        volume.overlays.write(overlay, offset, data)
+        buffer = overlay.buffer
+        if buffer is not None and offset == len(buffer) and end <= SMALL_BYTES:
+            # What nearly every write to a small file does.
+            buffer += data
+            overlay.is_dirty = True
+        else:
+            volume.overlays.write(overlay, offset, data)
         attributes = inode.attributes
         if end > attributes.st_size:
             attributes.st_size = end
@@ -138,45 +145,62 @@ class TreeDirectory(DirectoryHandle):
     """An open directory: a range query by row id, ``PAGE`` rows at a time.
 
     The row id is the offset, so a stream is stable under concurrent create and unlink and needs no
-    snapshot; rows fetched ahead are dropped when the reader seeks and when anything was committed
-    since: the kernel would keep a name that is gone.
+    snapshot. Names that came after its start are left out: a program that makes one for each that
+    it reads would never end. Rows fetched ahead are dropped when the reader seeks and when anything
+    was committed since: the kernel would keep a name that is gone.
     """
 
-    __slots__ = ("_at", "_commits", "_rows", "volume")
+    __slots__ = ("_at", "_commits", "_has_all", "_last", "_rows", "volume")
+
+    is_prompt = True
 
     def __init__(self, inode: TreeInode, volume: TreeVolume) -> None:
         super().__init__(inode)
         self.volume = volume
         self._rows: list[tuple[int, bytes, int, bytes]] = []
         self._at = -1
+        self._last = 1 << 62
         self._commits = -1
+        #: No row follows ``_rows``.
+        self._has_all = False
+
+    def rewind(self) -> None:
+        self._commit_names()
+
+    def _commit_names(self) -> None:
+        try:
+            self.volume.commit_names(self.inode.ino)
+        except (UnifsError, OSError) as error:
+            # On a full disk people list what they may delete; a name that cannot be committed is
+            # not shown.
+            if not is_full(error):
+                raise
 
     def readdir(self, offset: int, emit: Emit) -> None:
         if offset == 0:
-            try:
-                self.volume.commit_names(self.inode.ino)
-            except (UnifsError, OSError) as error:
-                # On a full disk people list what they may delete; a name that cannot be committed
-                # is not shown.
-                if not is_full(error):
-                    raise
+            self._commit_names()
+            self._last = self.volume.tree.last_dentry
         commits = self.volume.storage.database.commits
         if self._at != offset or self._commits != commits:
             self._rows = []
+            self._has_all = False
             self._at = offset
             self._commits = commits
         volume = self.volume
         hot = volume.inodes.hot
         remember = volume.inodes.remember
         while True:
-            if not self._rows:
-                self._rows = volume.tree.listing(self.inode.ino, self._at, PAGE)
-                if not self._rows:
-                    return
-                self._rows.reverse()
             rows = self._rows
+            if not rows:
+                if self._has_all:
+                    return
+                rows = self._rows = volume.tree.listing(self.inode.ino, self._at, PAGE)
+                self._has_all = len(rows) < PAGE
+                rows.reverse()
             while rows:
                 row_id, name, ino, packed = rows[-1]
+                if row_id > self._last:
+                    return
                 inode = hot.get(ino)
                 if inode is not None:
                     attributes = inode.attributes

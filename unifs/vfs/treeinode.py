@@ -36,7 +36,11 @@ class TreeInode(Inode):
     )
 
     def __init__(self, ino: int, volume: Volume, attributes: Attributes) -> None:
-        super().__init__(ino, volume, attributes)
+        # Inode's own four, not by a call: this runs once per created file.
+        self.ino = ino
+        self.volume = volume
+        self.attributes = attributes
+        self.opens = 0
         #: Its directory while it has one name, else 0.
         self.parent = 0
         #: The name under which it was found last; None before.

@@ -1,8 +1,8 @@
 """Renaming in a tree volume: replace, exchange, and what may not move where.
 
-One transaction with the rows of both inodes and one journal record. The inode that loses its name
-to another stays until that one's bytes are sealed (``guards``): after a power cut it may have to
-come back.
+One transaction with the rows of both inodes and one journal record; an exchange has one for each.
+The inode that loses its name to another stays, with the bytes that it had, until that one's bytes
+are sealed (``guards``): after a power cut it may have to come back.
 """
 
 from __future__ import annotations
@@ -50,30 +50,29 @@ class TreeRename(TreeNames):
         batch: Batch = []
         tree = self.tree
         undo = None
-        displaced = 0
-        is_in_place = target is None and parent is new_parent
-        if is_in_place:
+        is_exchange = target is not None and bool(flags & RENAME_EXCHANGE)
+        if target is None and parent is new_parent:
             tree.change_name(batch, parent.ino, name, new_name)
-        else:
+        elif target is None:
             tree.drop_name(batch, parent.ino, name)
-        if target is not None:
-            tree.drop_name(batch, new_parent.ino, new_name)
-            if flags & RENAME_EXCHANGE:
-                batch.append(tree.add_name(parent.ino, name, target.ino))
+            batch.append(tree.add_name(new_parent.ino, new_name, inode.ino))
+        else:
+            tree.change_target(batch, new_parent.ino, new_name, inode.ino)
+            if is_exchange:
+                undo = (target.attributes.st_nlink, target.attributes.st_ctime_ns)
+                target.attributes.st_ctime_ns = now
+                tree.change_target(batch, parent.ino, name, target.ino)
                 self._move(target, (new_parent.ino, new_name), (parent.ino, name), batch)
             else:
-                displaced = target.ino
+                tree.drop_name(batch, parent.ino, name)
                 undo = self._drop_link(target, new_parent.ino, new_name, now, batch)
-        if not is_in_place:
-            batch.append(tree.add_name(new_parent.ino, new_name, inode.ino))
         ctime, inode.attributes.st_ctime_ns = inode.attributes.st_ctime_ns, now
         self._move(inode, (parent.ino, name), (new_parent.ino, new_name), batch)
-        renamed = Renamed(new_parent.ino, displaced, bool(flags & RENAME_EXCHANGE), name, new_name)
-        batch.append(self.log.row(Op.RENAME, inode.ino, parent.ino, pack_rename(renamed)))
-        if target is not None:
-            self.note_displaced(target, renamed, parent.ino, batch)
+        displaced = 0 if target is None else target.ino
+        renamed = Renamed(new_parent.ino, displaced, is_exchange, name, new_name)
+        self._record(inode, target, parent.ino, renamed, batch)
         try:
-            tree.commit(batch, frees=displaced != 0)
+            tree.commit(batch, frees=displaced != 0 and not is_exchange)
         except BaseException:
             inode.attributes.st_ctime_ns = ctime
             if target is not None and undo is not None:
@@ -84,9 +83,24 @@ class TreeRename(TreeNames):
         self.writer.mark(self.mount_id, parent.ino, name)
         self.writer.mark(self.mount_id, new_parent.ino, new_name)
 
-    def note_displaced(
-        self, target: TreeInode, renamed: Renamed, old_parent: int, batch: Batch
+    def _record(
+        self,
+        inode: TreeInode,
+        target: TreeInode | None,
+        old_parent: int,
+        renamed: Renamed,
+        batch: Batch,
     ) -> None:
+        batch.append(self.log.row(Op.RENAME, inode.ino, old_parent, pack_rename(renamed)))
+        if target is None:
+            return
+        if renamed.is_exchange:
+            back = Renamed(old_parent, inode.ino, True, renamed.new_name, renamed.name)
+            batch.append(self.log.row(Op.RENAME, target.ino, renamed.new_parent, pack_rename(back)))
+        else:
+            self.note_displaced(target, renamed.new_parent, renamed.new_name, batch)
+
+    def note_displaced(self, target: TreeInode, parent: int, name: bytes, batch: Batch) -> None:
         """Statements of its own for an inode whose name a rename took."""
 
     def _move(
@@ -111,13 +125,13 @@ class TreeRename(TreeNames):
         now = inode.attributes.st_ctime_ns
         moved = [(inode, parent, new_parent)]
         if target is not None:
+            _guard(target, inode)
             if flags & RENAME_EXCHANGE:
                 moved.append((target, new_parent, parent))
+                _guard(inode, target)
             else:
                 if stat.S_ISDIR(target.attributes.st_mode):
                     new_parent.attributes.st_nlink -= 1
-                if inode not in target.guards:
-                    target.guards.append(inode)
                 if target.attributes.st_nlink == 0:
                     self._lost_name(target, now)
                 else:
@@ -166,3 +180,9 @@ class TreeRename(TreeNames):
             if not above.parent:
                 return
             above = self.inodes.get(above.parent)
+
+
+def _guard(inode: TreeInode, guard: TreeInode) -> None:
+    """``guard`` has a name that was the inode's."""
+    if guard not in inode.guards:
+        inode.guards.append(guard)

@@ -30,8 +30,6 @@ from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treerename import TreeRename
 from unifs.vfs.volume import DirectoryHandle, Handle, Volume
-from unifs.vfs.writer import set_blocks
-from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +42,16 @@ if TYPE_CHECKING:
 XATTR_BYTES_MAX = 64 << 10
 
 CID_XATTR = b"ipfs.cid"
+USER_PREFIX = b"user."
 STATE_XATTR = b"user.unifs.state"
 VIRTUAL_PREFIX = b"user.unifs."
+
+
+def _check_namespace(name: bytes) -> None:
+    if not name.startswith(USER_PREFIX):
+        raise AttributeNamespace
+    if name == USER_PREFIX:
+        raise InvalidArgument("an extended attribute has a name behind its namespace")
 
 
 class TreeLoader(Volume):
@@ -132,6 +138,14 @@ class TreeVolume(TreeRename):
     ) -> Attributes:
         assert isinstance(inode, TreeInode)
         attributes = inode.attributes
+        if inode.pending is not None or inode.is_gone:
+            self._change(inode, changes)
+            return attributes
+        is_resized = changes.size_bytes not in (None, attributes.st_size)
+        if is_resized and inode.is_dirty():
+            # What is cut off or added can be undone only down to what is committed.
+            self.writer.commit(inode)
+        self.writer.ready(inode)
         if changes.mtime_ns is not None and stat.S_ISDIR(attributes.st_mode):
             # Recovery dates a directory by its records: what came before the new time has to stand
             # before it in the journal.
@@ -139,17 +153,13 @@ class TreeVolume(TreeRename):
         before = pack_attributes(attributes)
         try:
             self._change(inode, changes)
-            if inode.pending is None and not inode.is_gone:
-                self.writer.commit(inode)
-        except WouldBlock:
-            raise
+            self.writer.commit(inode)
         except BaseException:
-            size = attributes.st_size
+            if is_resized:
+                self.writer.undo(inode)
             fill_attributes(attributes, inode.ino, before, self.timeout_s)
-            # A cut is not undone: the overlay has it, and a later commit may record it.
-            attributes.st_size = size
             raise
-        if inode.pending is None and not inode.is_gone and not inode.opens:
+        if not inode.opens:
             self.writer.detach(inode)
         return attributes
 
@@ -182,7 +192,7 @@ class TreeVolume(TreeRename):
             self.overlays.resize(self.writer.overlay_to_cut(inode, size), size)
         attributes.st_size = size
         self.unsynced.cut(inode)
-        set_blocks(inode)
+        self.writer.set_blocks(inode)
         attributes.st_mtime_ns = time.time_ns()
 
     def readlink(self, inode: Inode) -> bytes:
@@ -213,15 +223,27 @@ class TreeVolume(TreeRename):
             raise IsADirectory
         access = flags & os.O_ACCMODE
         can_write = access != os.O_RDONLY
-        if flags & os.O_TRUNC and inode.attributes.st_size:
-            self._resize(inode, 0)
-            mode = inode.attributes.st_mode
-            if caller.uid and mode & (stat.S_ISUID | stat.S_ISGID):
-                # The kernel clears these on write and truncate, not on open(O_TRUNC).
-                cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
-                inode.attributes.st_mode = mode & ~cleared
-            inode.attributes.st_ctime_ns = inode.attributes.st_mtime_ns
+        if flags & os.O_TRUNC:
+            self._truncate(inode, caller)
         return self.handle_type(inode, self, access != os.O_WRONLY, can_write)
+
+    def _truncate(self, inode: TreeInode, caller: Caller) -> None:
+        """What opening with O_TRUNC does; times and set-ID bits move for an empty file as well."""
+        attributes = inode.attributes
+        mode = attributes.st_mode
+        is_privileged = bool(caller.uid and mode & (stat.S_ISUID | stat.S_ISGID))
+        if attributes.st_size:
+            self._resize(inode, 0)
+        else:
+            attributes.st_mtime_ns = time.time_ns()
+            if inode.pending is None and not inode.is_gone:
+                inode.is_touched = True
+                self.writer.touched[inode.ino] = inode
+        attributes.st_ctime_ns = attributes.st_mtime_ns
+        if is_privileged:
+            # The kernel clears these on write and truncate, not on open(O_TRUNC).
+            cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+            attributes.st_mode = mode & ~cleared
 
     def create(
         self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller
@@ -259,8 +281,7 @@ class TreeVolume(TreeRename):
             return self.cid_of(inode).encode()
         if name == STATE_XATTR:
             return self.state_of(inode).encode()
-        if not name.startswith(b"user."):
-            raise AttributeNamespace
+        _check_namespace(name)
         value = self.tree.xattr(inode.ino, name)
         if value is None:
             raise NoAttribute
@@ -283,8 +304,7 @@ class TreeVolume(TreeRename):
     def _check_xattr(self, name: bytes) -> None:
         if name == CID_XATTR or name.startswith(VIRTUAL_PREFIX):
             raise NotPermitted
-        if not name.startswith(b"user."):
-            raise AttributeNamespace
+        _check_namespace(name)
 
     def _change_xattr(
         self, inode: Inode, name: bytes, statement: tuple[str, tuple[object, ...]]

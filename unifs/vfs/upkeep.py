@@ -6,8 +6,10 @@ full disk) is logged once per kind until it passes; the next tick tries again.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
@@ -33,6 +35,9 @@ TIMES_S = 1.0
 FLUSH_S = 5.0
 ROWS_MAX = 2_000
 
+#: Containers of contents, and whether any content names one.
+HELD = "select container from holding where content in (select value from json_each(?))"
+IS_HELD = "select 1 from holding where container=? limit 1"
 UPDATE_TIMES = "update inode set attributes=?,epoch=? where ino=?"
 
 
@@ -43,6 +48,8 @@ class Upkeep:
         self.writer = writer
         self.storage = writer.storage
         self._failed: set[str] = set()
+        #: Containers that lost a content and are still written to.
+        self._released: set[int] = set()
         self._times_at = 0.0
         self._flushed_at = 0.0
         self._is_flushing = False
@@ -173,7 +180,7 @@ class Upkeep:
         if writer.replaced:
             waiting = []
             for inode, content in writer.replaced:
-                if self.is_sealed(inode):
+                if self.is_sealed(inode) and not self._is_guarded(inode):
                     writer.released.append((self.storage.log.seq, content))
                 else:
                     waiting.append((inode, content))
@@ -217,22 +224,27 @@ class Upkeep:
     def _release_contents(self, ids: list[int]) -> None:
         database = self.storage.database
         batch: Batch = []
-        files: set[int] = set()
-        for content in ids:
+        gone: list[int] = []
+        for content, count in Counter(ids).items():
             row = database.one("select refs from content where id=?", (content,))
             if row is None:
                 continue
-            if row[0] > 1:
-                batch.append(("update content set refs=refs-1 where id=?", (content,)))
+            if row[0] > count:
+                batch.append(("update content set refs=refs-? where id=?", (count, content)))
                 continue
-            query = (
-                "select container from holding h where content=? and not exists"
-                " (select 1 from holding o where o.container=h.container and o.content<>?)"
-            )
-            files.update(held for (held,) in database.all(query, (content, content)))
+            gone.append(content)
             batch.append(("delete from content where id=?", (content,)))
             batch.append(("delete from holding where content=?", (content,)))
+        held = database.all(HELD, (json.dumps(gone),))
         if batch:
             self.writer.tree.commit(batch, frees=True)
+        self._released.update(container for (container,) in held)
         in_use = {held.overlay.container for held in self.writer.open.values() if held.overlay}
-        self.writer.dead_containers.update(files - in_use)
+        idle = self._released - in_use
+        dead = {container for container in idle if database.one(IS_HELD, (container,)) is None}
+        self._released &= in_use
+        carried = self.writer.durability.carried
+        if marks := carried.marks(dead):
+            self.writer.tree.commit(carried.drop(marks), frees=True)
+            carried.dropped(marks)
+        self.writer.dead_containers |= dead

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -37,19 +38,13 @@ log = logging.getLogger(__name__)
 NAMES_MAX = 10_000
 _NONE: set[bytes] = set()
 
-INSERT_CONTENT = "insert into content values(?,1,1,?,?,?,?,null,null,null,null)"
+INSERT_CONTENT = (
+    "insert into content(boot,size,extents,proof,durable_size,durable_extents,id,refs,state)"
+    " values(?,?,?,?,?,?,?,1,1)"
+)
 UPDATE_CONTENT = (
     "update content set boot=?,size=?,extents=?,proof=?,durable_size=?,durable_extents=? where id=?"
 )
-
-
-def set_blocks(inode: TreeInode) -> None:
-    """Count the blocks of a changed file: what no extent covers is a hole and takes none."""
-    overlay = inode.overlay
-    if overlay is not None and overlay.buffer is None:
-        inode.attributes.st_blocks = blocks_of(overlay.extents.held_bytes())
-    elif overlay is not None:
-        inode.attributes.st_blocks = blocks_of(inode.attributes.st_size)
 
 
 class Writer:
@@ -80,7 +75,7 @@ class Writer:
         #: (journal record that must be durable first, content without a row that names it).
         self.released: list[tuple[int, int]] = []
         #: Containers that no content names any more; ``vfs.keeper`` deletes them.
-        self.dead_containers: set[int] = set()
+        self.dead_containers = storage.dead_containers
         #: What changed since the last root: mount number -> directory -> names (None: any).
         self.changed: dict[int, dict[int, set[bytes] | None]] = {}
 
@@ -90,6 +85,23 @@ class Writer:
         attributes.st_mtime_ns = attributes.st_ctime_ns = now_ns
         inode.is_touched = True
         self.touched[inode.ino] = inode
+
+    def set_blocks(self, inode: TreeInode) -> None:
+        """Count the blocks of a changed file: what is a hole takes none."""
+        overlay = inode.overlay
+        if overlay is None:
+            return
+        if overlay.buffer is not None:
+            inode.attributes.st_blocks = blocks_of(inode.attributes.st_size)
+            return
+        blocks = blocks_of(overlay.extents.held_bytes())
+        if overlay.base is not None:
+            # Where a sealed content has holes, its extents lie over holes of files.
+            descriptor = self.contents.containers.descriptor
+            names = set(overlay.extents.containers)
+            allocated = sum(os.fstat(descriptor(name)).st_blocks for name in names)
+            blocks = min(blocks, allocated)
+        inode.attributes.st_blocks = blocks
 
     # --- overlays ---------------------------------------------------------------------------------
 
@@ -178,13 +190,30 @@ class Writer:
         self.tree.commit(batch)
         self.committed(inode, content, blob)
 
+    def ready(self, inode: TreeInode) -> None:
+        """WouldBlock where a commit of this inode would wait; for who changes memory before it."""
+        self.storage.database.admit()
+        if inode.overlay is not None and inode.overlay.buffer is None:
+            self._proof(inode.overlay)
+
+    def undo(self, inode: TreeInode) -> None:
+        """Forget what an overlay holds beyond the committed content."""
+        if inode.overlay is not None:
+            inode.overlay.is_dirty = False
+            self.detach(inode)
+
     def _forgo(self, inode: TreeInode) -> None:
         """Nobody can find this inode after a crash: nothing to record."""
         if inode.overlay is not None:
             inode.overlay.is_dirty = False
 
-    def prepare(self, inode: TreeInode, batch: Batch) -> tuple[Content | None, bytes]:
-        """Bring a dirty overlay's bytes to where a row can name them; (content, its column)."""
+    def prepare(
+        self, inode: TreeInode, batch: Batch, is_carried: bool = False
+    ) -> tuple[Content | None, bytes]:
+        """Bring a dirty overlay's bytes to where a row can name them; (content, its column).
+
+        ``is_carried``: the batch has all bytes that are not durable, so that the form it makes is.
+        """
         overlay = inode.overlay
         if overlay is None or not overlay.is_dirty:
             return inode.content, inode.stored
@@ -195,7 +224,7 @@ class Writer:
                 small = self._append(overlay.buffer)
                 return small, small.blob
             self.overlays.spill(overlay)
-        large = self._large_rows(inode, overlay, batch)
+        large = self._large_rows(inode, overlay, is_carried, batch)
         return large, large.blob
 
     def _append(self, buffer: bytearray) -> SmallContent:
@@ -205,24 +234,26 @@ class Writer:
         small.is_verified = True
         return small
 
-    def _large_rows(self, inode: TreeInode, overlay: Overlay, batch: Batch) -> LargeContent:
+    def _large_rows(
+        self, inode: TreeInode, overlay: Overlay, is_carried: bool, batch: Batch
+    ) -> LargeContent:
         """Statements for the overlay's content row, new at its first commit, updated later."""
         size = inode.attributes.st_size
         extents = overlay.extents.copy()
-        proof = self._proof(overlay)
+        packed = extents.pack()
+        proof = None if is_carried else self._proof(overlay)
+        durable = (size, packed) if is_carried else overlay.durable or (None, None)
         large = overlay.content
+        named: set[int] = set()
+        statement = UPDATE_CONTENT
         if large is None:
             self.contents.last_id += 1
             large = LargeContent(self.contents.last_id, size, extents)
             large.base = overlay.base
-            bindings = (large.id, self.contents.boot, size, extents.pack(), proof)
-            batch.append((INSERT_CONTENT, bindings))
-            named: set[int] = set()
+            statement = INSERT_CONTENT
         else:
-            named = set(large.extents.containers)
-            durable = overlay.durable or (None, None)
-            bindings = (self.contents.boot, size, extents.pack(), proof, *durable, large.id)
-            batch.append((UPDATE_CONTENT, bindings))
+            named.update(large.extents.containers)
+        batch.append((statement, (self.contents.boot, size, packed, proof, *durable, large.id)))
         names = set(extents.containers)
         for container in names - named:
             batch.append(("insert or ignore into holding values(?,?)", (large.id, container)))
@@ -231,13 +262,14 @@ class Writer:
             batch.append((statement, (large.id, container)))
         after = LargeContent(large.id, size, extents)
         after.base = large.base
+        # One that it does not name goes with the overlay.
+        after.own = overlay.container if overlay.container in names else 0
         return after
 
     def _proof(self, overlay: Overlay) -> bytes | None:
         if overlay.unsynced is None:
             return None
-        size = overlay.extents.ends[-1] if overlay.extents.ends else 0
-        ranges = [(start, min(end, size)) for start, end in overlay.unsynced if 0 <= start < size]
+        ranges = overlay.unsynced_ranges()
         if sum(end - start for start, end in ranges) > PROOF_BYTES:
             # fsync asks the overlay, not the row, whether there is a proof.
             overlay.give_up_proof()
@@ -247,15 +279,14 @@ class Writer:
 
     def rows(self, inode: TreeInode, blob: bytes, batch: Batch) -> None:
         """Statements for the inode's own rows and the journal's record of them."""
-        attributes = inode.attributes
-        set_blocks(inode)
+        self.set_blocks(inode)
         tree = self.tree
         log_ = inode.volume.log  # type: ignore[attr-defined]
-        packed = pack_attributes(attributes)
+        packed = pack_attributes(inode.attributes)
         ino = inode.ino
-        mount = inode.volume.mount_id  # type: ignore[attr-defined]
         if inode.pending is not None:
             parent, name = inode.pending
+            mount = inode.volume.mount_id  # type: ignore[attr-defined]
             batch.append((INSERT_INODE, (ino, mount, parent, tree.epoch, packed, blob)))
             batch.append(tree.add_name(parent, name, ino))
             batch.append(log_.row(Op.CREATE, ino, parent, name))
@@ -278,11 +309,13 @@ class Writer:
             inode.pending = None
         inode.epoch = self.tree.epoch
         inode.seq = self.log.seq
-        inode.is_touched = False
-        self.touched.pop(inode.ino, None)
-        before = large_id(inode.stored)
-        if before and before != large_id(blob):
-            self.replaced.append((inode, before))
+        if inode.is_touched:
+            inode.is_touched = False
+            del self.touched[inode.ino]
+        if inode.stored:
+            before = large_id(inode.stored)
+            if before and before != large_id(blob):
+                self.replaced.append((inode, before))
         inode.stored = blob
         inode.content = content
         if overlay is not None and overlay.is_dirty:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import resource
+import threading
 from typing import TYPE_CHECKING
 
 from unifs.errors import NotFound
@@ -15,8 +16,10 @@ from unifs.ipfs.embedded.blocks import Blocks
 from unifs.ipfs.embedded.segments import Descriptor, Place, Segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
+
+    from unifs.ipfs.embedded.marks import Root
 
 
 def digest(data: bytes) -> bytes:
@@ -51,6 +54,18 @@ def file_size_limit(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+class Kept:
+    """Roots that a test keeps in its own way."""
+
+    def __init__(self, roots: Callable[[], Iterable[Root]]) -> None:
+        self.lock = threading.Lock()
+        self.roots = self.all_roots = roots
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        yield
+
+
 class Owner:
     """What the journal is to the collector, in memory."""
 
@@ -70,10 +85,10 @@ class Owner:
         except FileNotFoundError as error:
             raise NotFound(str(error)) from error
 
-    def live_offsets(self, store: int, segment: int) -> set[int]:
+    async def live_offsets(self, store: int, segment: int) -> set[int]:
         return self.live.get((store, segment), set())
 
-    def moved(self, store: int, moves: Sequence[tuple[Place, Place]]) -> None:
+    async def moved(self, store: int, moves: Sequence[tuple[Place, Place]]) -> None:
         for old, new in moves:
             self.moves.append((store, old, new))
             self.live[store, old.segment].discard(old.offset)

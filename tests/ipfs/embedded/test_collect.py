@@ -19,11 +19,11 @@ from unifs.ipfs.embedded.marks import Marks, Root
 from unifs.ipfs.embedded.verify import verify_blocks
 from unifs.ipfs.embedded.writers import Writers
 
-from .stores import Store, digest, put_node, put_raw, raw
+from .stores import Kept, Store, digest, put_node, put_raw, raw
 
 
 def collector(store: Store, roots: set[Cid]) -> Collector:
-    return Collector(store.blocks, [lambda: map(Root, list(roots))], owner=store.owner)
+    return Collector(store.blocks, Kept(lambda: map(Root, list(roots))), owner=store.owner)
 
 
 def tree(store: Store, label: bytes, width: int = 5) -> tuple[Cid, list[Cid]]:
@@ -58,7 +58,7 @@ async def test_garbage_goes_and_roots_stay_and_space_comes_back(store: Store) ->
 
 async def test_a_direct_root_keeps_one_block(store: Store) -> None:
     root, below = tree(store, b"t")
-    collection = Collector(store.blocks, [lambda: [Root(root, is_recursive=False)]])
+    collection = Collector(store.blocks, Kept(lambda: [Root(root, is_recursive=False)]))
     await collection.collect(grace_s=0)
     assert store.blocks.has(root)
     assert not any(store.blocks.has(cid) for cid in below)
@@ -101,7 +101,7 @@ async def test_a_root_made_during_the_sweep_is_seen(
         calls += 1
         return [Root(late)] if calls > 1 else []
 
-    await Collector(store.blocks, [roots]).collect(grace_s=0)
+    await Collector(store.blocks, Kept(roots)).collect(grace_s=0)
     assert is_complete(store, late)
     assert not store.blocks.has(early)
 
@@ -118,7 +118,7 @@ async def test_makers_of_roots_see_what_a_sweep_took(
     async def make_roots() -> None:
         for root in trees:
             await trio.lowlevel.checkpoint()
-            with collection.sweep_lock:
+            with collection.kept.lock:
                 roots.add(root)
             if is_complete(store, root):
                 complete.append(root)
@@ -251,16 +251,16 @@ async def test_cancelling_leaves_everything_reachable(store: Store) -> None:
 
 
 def test_collection_is_due_near_the_limit(store: Store) -> None:
-    collection = Collector(store.blocks, [], limit_bytes=10_000)
+    collection = Collector(store.blocks, Kept(list), limit_bytes=10_000)
     assert not collection.is_due()
     for number in range(90):
         put_raw(store.blocks, b"%d" % number * 40)
     assert collection.is_due()
-    full = Collector(store.blocks, [], limit_bytes=store.own.statistics().size_bytes)
+    full = Collector(store.blocks, Kept(list), limit_bytes=store.own.statistics().size_bytes)
     assert full.is_due()
     full.watermark_percent = 100
     assert not full.is_due()
-    assert not Collector(store.blocks, []).is_due()
+    assert not Collector(store.blocks, Kept(list)).is_due()
 
 
 async def test_too_many_touched_blocks_postpone_a_collection(

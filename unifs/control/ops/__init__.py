@@ -26,10 +26,14 @@ MODULES: Final = {
     "files": "files",
     "mounts": "mounts",
     "journal": "journal",
+    "sync": "journal",
     "pins": "pins",
     "block": "block",
     "dag": "dag",
     "repo": "repo",
+    "backends": "backends",
+    "refresh": "backends",
+    "credentials": "credentials",
 }
 
 

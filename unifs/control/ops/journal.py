@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from unifs.control.daemon_protocol import ChangeState, Daemon, JournalRecord, JournalStatus
+from unifs.control.daemon_protocol import Answer, ChangeState, Daemon, JournalRecord, JournalStatus
 from unifs.control.registry import Emit, Param, operation
 
 MaybePath = Annotated[
@@ -31,6 +31,33 @@ async def list_(
         await emit(record)
 
 
+class Retried(Answer):
+    """Changes that are tried again."""
+
+    retried: int
+
+
+@operation("journal.retry", mutates=True)
+async def retry(daemon: Daemon, path: MaybePath = None) -> Retried:
+    """Try changes that were given up once more."""
+    return Retried(retried=await daemon.journal.retry(path))
+
+
+@operation("journal.drop", mutates=True)
+async def drop(
+    daemon: Daemon,
+    emit: Emit[JournalRecord],
+    path: MaybePath = None,
+    yes: Annotated[bool, Param("lose them; without it they are only listed")] = False,
+) -> None:
+    """Let go of changes that were given up: what the backend has takes their place.
+
+    Lists what is lost, without `--yes` what would be. Changes that are still tried are not touched.
+    """
+    for record in await daemon.journal.drop(path, yes):
+        await emit(record)
+
+
 @operation("journal.sync", mutates=True)
 async def sync(
     daemon: Daemon,
@@ -43,3 +70,13 @@ async def sync(
 ) -> JournalStatus:
     """Bring changes to their backend and wait until they are there."""
     return await daemon.journal.sync(path, until, timeout_s)
+
+
+@operation("sync", mutates=True)
+async def sync_now(
+    daemon: Daemon,
+    path: MaybePath = None,
+    timeout_s: Annotated[float | None, Param("give up after so many seconds")] = None,
+) -> JournalStatus:
+    """Wait until the backends have everything, or everything at and below a path."""
+    return await daemon.journal.sync(path, "synced", timeout_s)

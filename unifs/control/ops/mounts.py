@@ -35,7 +35,7 @@ async def add(
 @operation("mounts.remove", mutates=True)
 async def remove(
     daemon: Daemon,
-    name: Annotated[str, Param("the mount: local/NAME")],
+    name: Annotated[str, Param("the mount: local/NAME, or a backend")],
     force: Annotated[bool, Param("give up changes that have not reached the backend")] = False,
 ) -> Removed:
     """Take a mount out of the tree.

@@ -6,9 +6,9 @@ a thread with pauses between them, so that the event loop keeps its latency, and
 between any two slices: everything done until then stands.
 
 What protects a block that somebody needs:
-- *Roots* are read at the start and again before each batch of the sweep, under ``sweep_lock``.
-  Whoever makes a new root of old blocks does it under that lock, and looks afterwards whether the
-  blocks are all there: so either the sweep sees the root, or the root's maker sees the loss.
+- *Roots* are read at the start, and before each batch of the sweep those that may be new, under
+  ``Kept.lock``. Whoever makes a new root of old blocks takes that lock once before it looks whether
+  the blocks are there: so either the sweep sees the root, or the root's maker sees the loss.
 - *Writers*: nothing that was put, or found present by a put, since the cutoff (``writers``).
 - A reachable node that cannot be read right stops the collection: what it links to is unknown.
 
@@ -18,7 +18,6 @@ needs; what only pins need is copied into the node's own segments before it goes
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,14 +32,14 @@ from unifs.ipfs.embedded.compact import ALIVE_MIN, commit_moves, copy_alive, res
 from unifs.ipfs.embedded.marks import Marks, Root
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterable, Sequence
     from collections.abc import Set as AbstractSet
+    from contextlib import AbstractContextManager
 
     from unifs.ipfs.embedded.blocks import Blocks
     from unifs.ipfs.embedded.segments import Place
     from unifs.ipfs.embedded.writers import Cutoff
-
-    Roots = Callable[[], Iterable[Root]]
 
 T = TypeVar("T")
 
@@ -56,21 +55,40 @@ _ROLL_MIN_BYTES: Final = 1 << 20
 WATERMARK_PERCENT: Final = 90
 
 
+class Kept(Protocol):
+    """What must stay. The two that give roots are called in threads."""
+
+    #: Held by the sweep for each of its batches.
+    lock: threading.Lock
+
+    def collecting(self) -> AbstractContextManager[None]:
+        """Around a whole collection."""
+        ...
+
+    def all_roots(self) -> Iterable[Root]:
+        """Everything, once at the beginning."""
+        ...
+
+    def roots(self) -> Iterable[Root]:
+        """At least what has become a root since, before every batch: this has to be cheap."""
+        ...
+
+
 class ContentOwner(Protocol):
     """Whoever owns containers and the small contents in further stores: the journal.
 
     All methods are called on the event loop.
     """
 
-    def live_offsets(self, store: int, segment: int) -> AbstractSet[int]:
+    async def live_offsets(self, store: int, segment: int) -> AbstractSet[int]:
         """The data offsets of a segment's sections that rows still refer to.
 
         No row may come to refer to another one of them before ``moved``.
         """
         ...
 
-    def moved(self, store: int, moves: Sequence[tuple[Place, Place]]) -> None:
-        """Contents have new places, which are durable. Commit that before returning."""
+    async def moved(self, store: int, moves: Sequence[tuple[Place, Place]]) -> None:
+        """Contents have new places, which are durable. So is who refers to them, at the end."""
         ...
 
     def dead_containers(self) -> Iterable[int]:
@@ -103,18 +121,16 @@ class Collector:
     def __init__(
         self,
         blocks: Blocks,
-        roots: Sequence[Roots],
+        kept: Kept,
         limit_bytes: int | None = None,
         owner: ContentOwner | None = None,
-        sweep_lock: threading.Lock | None = None,
     ) -> None:
-        """``roots`` are called in threads. ``limit_bytes`` is for the node's own segments."""
+        """``limit_bytes`` is for the node's own segments."""
         self.blocks = blocks
-        self.roots = list(roots)
+        self.kept = kept
         self.limit_bytes = limit_bytes
         self.watermark_percent = WATERMARK_PERCENT
         self.owner = owner
-        self.sweep_lock = sweep_lock or threading.Lock()
         self._running = trio.Lock()
 
     def is_due(self) -> bool:
@@ -130,38 +146,38 @@ class Collector:
         TryAgain while large imports run, Corrupt if a reachable node is damaged.
         """
         async with self._running:
-            begin = time.monotonic()
-            report = Collection()
-            cutoff = self.blocks.cutoff(grace_s)
-            if cutoff is None:
-                raise TryAgain("an import is running that has met too many known blocks")
-            await _in_thread(self.blocks.catch_up)
-            await _in_thread(self.blocks.flush)
-            marks = Marks(self.blocks)
-            await self._mark(marks)
-            alive = await self._sweep(marks, cutoff, report)
-            await self._release_containers(marks, report)
-            await self._compact_own(alive, cutoff, report)
-            await self._compact_contents(marks, report)
-            report.marked = marks.marked
-            report.missing = [str(cid) for cid in marks.missing]
-            report.duration_s = time.monotonic() - begin
-            return report
+            with self.kept.collecting():
+                return await self._collect(grace_s)
+
+    async def _collect(self, grace_s: float | None) -> Collection:
+        begin = time.monotonic()
+        report = Collection()
+        cutoff = self.blocks.cutoff(grace_s)
+        if cutoff is None:
+            raise TryAgain("an import is running that has met too many known blocks")
+        await _in_thread(self.blocks.catch_up)
+        await _in_thread(self.blocks.flush)
+        marks = Marks(self.blocks)
+        await self._mark(marks)
+        alive = await self._sweep(marks, cutoff, report)
+        await self._release_containers(marks, report)
+        await self._compact_own(alive, cutoff, report)
+        await self._compact_contents(marks, report)
+        report.marked = marks.marked
+        report.missing = [str(cid) for cid in marks.missing]
+        report.duration_s = time.monotonic() - begin
+        return report
 
     # --- mark -----------------------------------------------------------------------------------
 
     async def _mark(self, marks: Marks) -> None:
-        await _in_thread(partial(self._add_roots, marks))
+        await _in_thread(lambda: marks.add_roots(self.kept.all_roots()))
         while await _slice(partial(marks.run, _MARK_SLICE)):
             pass
 
-    def _add_roots(self, marks: Marks) -> None:
-        for roots in self.roots:
-            marks.add_roots(roots())
-
     def _add_new_roots(self, marks: Marks) -> None:
-        """Under ``sweep_lock``: what became a root since the marks were made."""
-        self._add_roots(marks)
+        """Under the lock: what became a root since the marks were made."""
+        marks.add_roots(self.kept.roots())
         while marks.run(_MARK_SLICE):
             pass
 
@@ -186,7 +202,7 @@ class Collector:
         alive: dict[int, int],
         report: Collection,
     ) -> None:
-        with self.sweep_lock:
+        with self.kept.lock:
             self._add_new_roots(marks)
             dead = []
             for multihash, place in batch:
@@ -219,7 +235,7 @@ class Collector:
     def _release(self, container: int, marks: Marks) -> list[Corrupt]:
         """Copy first what is known to be needed, then, under the lock, what became so meanwhile."""
         rescue(self.blocks, container, marks.__contains__)
-        with self.sweep_lock:
+        with self.kept.lock:
             self._add_new_roots(marks)
             damages = rescue(self.blocks, container, marks.__contains__)
             self.blocks.index.forget_container(container)
@@ -253,7 +269,7 @@ class Collector:
             for segment, end in segments.segments().items():
                 if segment == segments.open_segment():
                     continue
-                live = self.owner.live_offsets(store, segment)
+                live = await self.owner.live_offsets(store, segment)
                 sweep = partial(self._sweep_contents, store, segment, live, marks)
                 if await _in_thread(sweep) < end * ALIVE_MIN:
                     fate = partial(self._content_fate, store, live)
@@ -268,7 +284,7 @@ class Collector:
             (Cid.decode(binary).multihash, place)
             for binary, place in self.blocks.stores[store].iterate(segment)
         ]
-        with self.sweep_lock:
+        with self.kept.lock:
             self._add_new_roots(marks)
             for multihash, place in sections:
                 if place.offset in live or multihash in marks:
@@ -303,7 +319,7 @@ class Collector:
             report.damages.append(str(error))
             return
         if store and self.owner is not None and moves.places:
-            self.owner.moved(store, moves.places)
+            await self.owner.moved(store, moves.places)
         await _in_thread(partial(commit_moves, self.blocks, moves))
         report.segments_removed += 1
         report.freed_bytes += end - sum(new.length for _, _, new in moves.entries)

@@ -1,50 +1,86 @@
-"""What is kept and why: pins and holds, as roots of the collection.
+"""What is kept and why: pins, what somebody reads or links at the moment, and what trees need; as
+the roots of the collection.
 
-A root is written down first, under ``lock``, which a sweep holds for each of its batches; only then
-is its DAG looked through. So a collection running meanwhile either sees the root, or what it took
-before is found missing, and the root is taken back.
+A root is written down first; then whoever made it waits for the batch that a sweep may be at
+(``lock``), and only then looks at blocks. So a collection running meanwhile either sees the root,
+or what it took before is found missing, and the root is taken back.
 
-Used by ``node``, in threads; all methods block.
+What trees need is read once, when a collection begins. It can be much, and what is added later is
+kept from the collection otherwise: an import protects what it puts, and a linked DAG is held while
+its row is made and, by ``_late``, until the collection ends.
+
+``hold_nowait`` and ``let_go`` belong to the event loop's thread; the rest blocks, in threads.
 """
 
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from unifs.errors import NotAvailableOffline, UnifsError
+from unifs.errors import NotAvailableOffline, TryAgain, UnifsError
 from unifs.ipfs.embedded.archives import require_complete
 from unifs.ipfs.embedded.links import has_links, walk
 from unifs.ipfs.embedded.marks import Root
 from unifs.ipfs.node import PinEntry, PinVerdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from unifs.ipfs.cid import Cid
     from unifs.ipfs.embedded.blocks import Blocks
     from unifs.ipfs.embedded.pins import Pin, PinMode, Pins
 
 _LISTED_MAX: Final = 1000
+#: DAGs that may be linked while one collection runs; 10 MB.
+LATE_MAX: Final = 100_000
 
 
 class Keeping:
-    """Pins and holds over one blockstore. Thread-safe."""
+    """Pins and holds over one blockstore."""
 
-    def __init__(self, blocks: Blocks, pins: Pins) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        pins: Pins,
+        tree_roots: Callable[[], Iterable[Root]] | None = None,
+    ) -> None:
+        """``tree_roots`` gives what trees need, and runs in threads."""
         self.lock = threading.Lock()
         self._blocks = blocks
         self._pins = pins
+        self._tree_roots = tree_roots
         self._held: dict[Cid, int] = {}
         self._known: tuple[int, list[Root]] = (-1, [])
+        #: What was linked since the running collection read what trees need; None: none runs.
+        self._late: set[Cid] | None = None
+
+    # --- for the collection ---------------------------------------------------------------------
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Around a collection, from before it reads ``all_roots`` until it has ended."""
+        self._late = set()
+        try:
+            yield
+        finally:
+            self._late = None
+
+    def all_roots(self) -> Iterator[Root]:
+        """Everything that is kept. Asked for once, when a collection begins."""
+        yield from self.roots()
+        if self._tree_roots is not None:
+            yield from self._tree_roots()
 
     def roots(self) -> list[Root]:
-        """Everything that is kept here. Asked for before every batch of a sweep."""
+        """What may have become a root since. Asked for before every batch of a sweep."""
         generation = self._pins.generation
         if self._known[0] != generation:
             pins = [Root(pin.cid, pin.mode == "recursive") for pin in self._pins.scan()]
             self._known = (generation, pins)
-        return [*self._known[1], *map(Root, list(self._held))]
+        return [*self._known[1], *map(Root, [*self._held, *(self._late or ())])]
+
+    # --- keeping --------------------------------------------------------------------------------
 
     def pin(self, cid: Cid, mode: PinMode, name: str | None) -> Pin:
         """Pin a root; NotAvailableOffline, naming a block, if it is not all here."""
@@ -68,14 +104,31 @@ class Keeping:
         for root in roots:
             self.pin(root, "recursive", name)
 
-    def hold(self, cid: Cid, change: int) -> None:
-        """Count up or down how often a DAG is held for the moment."""
+    def hold_nowait(self, cid: Cid) -> None:
+        """Keep a DAG until ``let_go`` is called as often; nobody looks whether it is here."""
+        self._held[cid] = self._held.get(cid, 0) + 1
+
+    def let_go(self, cid: Cid) -> None:
+        """The end of a ``hold_nowait``."""
+        count = self._held[cid] - 1
+        if count:
+            self._held[cid] = count
+        else:
+            del self._held[cid]
+
+    def linked(self, cid: Cid) -> None:
+        """A held DAG has got a row that names it, in the event loop's thread."""
+        if self._late is not None:
+            self._late.add(cid)
+
+    def require_root(self, cid: Cid) -> None:
+        """NotAvailableOffline unless the root block of a held DAG is here, and stays."""
+        if self._late is not None and len(self._late) >= LATE_MAX:
+            raise TryAgain("too much is linked while a collection runs")
         with self.lock:
-            count = self._held.get(cid, 0) + change
-            if count:
-                self._held[cid] = count
-            else:
-                self._held.pop(cid)
+            # The sweep's next batch sees the hold.
+            pass
+        self._blocks.get(cid)
 
     def verify(self, pin: Pin) -> PinVerdict:
         """Hash everything that a pin promises."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -21,14 +21,13 @@ import trio
 import unifs
 from unifs.errors import NotAvailableOffline, TooLarge, UnifsError
 from unifs.ipfs.cid import RAW, Cid
-from unifs.ipfs.embedded import archives
+from unifs.ipfs.embedded import archives, repository
 from unifs.ipfs.embedded.collect import Collector
 from unifs.ipfs.embedded.files import OpenFiles
 from unifs.ipfs.embedded.import_tree import TreeImport
 from unifs.ipfs.embedded.importer import Importer
 from unifs.ipfs.embedded.keeping import Keeping, pin_entry
 from unifs.ipfs.embedded.links import has_links, links
-from unifs.ipfs.embedded.verify import Verification, verify_blocks
 from unifs.ipfs.node import (
     Added,
     AddOptions,
@@ -41,7 +40,6 @@ from unifs.ipfs.node import (
     PinEntry,
     PinVerdict,
     RepoCollected,
-    RepoDamage,
     RepoStat,
     RepoVerified,
     StreamSource,
@@ -54,10 +52,17 @@ from unifs.ipfs.unixfs.profiles import BLOCK_MAX_BYTES, DEFAULT_PROFILE, Profile
 from unifs.ipfs.unixfs.reader import UnixfsStat, resolve, stat_node
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import (
+        AsyncIterable,
+        AsyncIterator,
+        Callable,
+        Iterable,
+        Iterator,
+        Sequence,
+    )
 
     from unifs.ipfs.embedded.blocks import Blocks
-    from unifs.ipfs.embedded.collect import Collection, ContentOwner
+    from unifs.ipfs.embedded.collect import ContentOwner
     from unifs.ipfs.embedded.files import EmbeddedFile
     from unifs.ipfs.embedded.marks import Root
     from unifs.ipfs.embedded.pins import PinMode, Pins
@@ -96,11 +101,8 @@ class EmbeddedNode:
         self.profile = profile
         self._limiter = trio.CapacityLimiter(_THREADS)
         self._files = OpenFiles(blocks, self._limiter)
-        self._keeping = Keeping(blocks, pins)
-        roots: list[Callable[[], Iterable[Root]]] = [self._keeping.roots]
-        if tree_roots is not None:
-            roots.append(tree_roots)
-        self.collector = Collector(blocks, roots, limit_bytes, owner, self._keeping.lock)
+        self._keeping = Keeping(blocks, pins, tree_roots)
+        self.collector = Collector(blocks, self._keeping, limit_bytes, owner)
 
     async def _thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
@@ -133,8 +135,9 @@ class EmbeddedNode:
                 failing = ""
 
     def _index(self) -> None:
-        self.blocks.catch_up()
-        self.blocks.flush()
+        """Commit when nothing new comes: until then the segments say the same after a crash."""
+        if not self.blocks.catch_up():
+            self.blocks.flush()
 
     async def _keep_below_limit(self) -> None:
         while True:
@@ -218,13 +221,15 @@ class EmbeddedNode:
         self, path: str, offset: int = 0, length: int | None = None
     ) -> AsyncIterator[bytes]:
         """A file's bytes in order."""
-        file = await self._files.load(await self.resolve(path))
-        end = file.size_bytes if length is None else min(file.size_bytes, offset + length)
-        while offset < end:
-            # Pieces end where 1 MiB leaves end, so that no leaf is read for two pieces.
-            size = min(end - offset, _CAT_BYTES - offset % _CAT_BYTES)
-            yield await file.read(offset, size)
-            offset += size
+        cid = await self.resolve(path)
+        with self._reading(cid):
+            file = await self._files.load(cid)
+            end = file.size_bytes if length is None else min(file.size_bytes, offset + length)
+            while offset < end:
+                # Pieces end where 1 MiB leaves end, so that no leaf is read for two pieces.
+                size = min(end - offset, _CAT_BYTES - offset % _CAT_BYTES)
+                yield await file.read(offset, size)
+                offset += size
 
     async def ls(self, path: str) -> AsyncIterator[list[LsEntry]]:
         """A directory in pages."""
@@ -252,15 +257,31 @@ class EmbeddedNode:
 
     async def walk(self, path: str) -> AsyncIterator[WalkItem]:
         """Everything at and below a path, parents first."""
-        pending = [(b"", await self.resolve(path))]
-        while pending:
-            where, cid = pending.pop()
-            node = await self._thread(partial(stat_node, cid, self.blocks.get))
-            yield WalkItem(where, cid, node)
-            if node.kind in ("directory", "hamt"):
-                below = await self._thread(lambda c=cid: list(list_directory(c, self.blocks.get)))  # type: ignore[misc]
-                prefix = where + b"/" if where else b""
-                pending += [(prefix + entry.name, entry.cid) for entry in reversed(below)]
+        root = await self.resolve(path)
+        pending = [(b"", root)]
+        with self._reading(root):
+            while pending:
+                where, cid = pending.pop()
+                node = await self._thread(partial(stat_node, cid, self.blocks.get))
+                yield WalkItem(where, cid, node)
+                if node.kind in ("directory", "hamt"):
+                    below = await self._thread(partial(self._entries, cid))
+                    prefix = where + b"/" if where else b""
+                    pending += [(prefix + entry.name, entry.cid) for entry in reversed(below)]
+
+    def _entries(self, cid: Cid) -> list[DirEntry]:
+        return list(list_directory(cid, self.blocks.get))
+
+    @contextmanager
+    def _reading(self, *roots: Cid) -> Iterator[None]:
+        """What somebody reads is not collected under his hands."""
+        for cid in roots:
+            self.hold_nowait(cid)
+        try:
+            yield
+        finally:
+            for cid in roots:
+                self.let_go(cid)
 
     # --- blocks ---------------------------------------------------------------------------------
 
@@ -295,9 +316,10 @@ class EmbeddedNode:
     async def dag_export(self, roots: Sequence[Cid]) -> AsyncIterator[bytes]:
         """A CAR with all blocks of these DAGs."""
         await self._thread(self.blocks.catch_up)
-        async with aclosing(archives.export(roots, self.blocks, self._limiter)) as pieces:
-            async for piece in pieces:
-                yield piece
+        with self._reading(*roots):
+            async with aclosing(archives.export(roots, self.blocks, self._limiter)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     async def dag_import(
         self, pieces: AsyncIterable[bytes], pin_roots: bool = True, pin_name: str | None = None
@@ -341,58 +363,35 @@ class EmbeddedNode:
     async def hold(self, cid: Cid) -> AsyncIterator[None]:
         """Keep a DAG from being collected while it is linked elsewhere (``files cp /ipfs/…``).
 
-        NotAvailableOffline if it is not complete here.
+        NotAvailableOffline if its root block is not here; what is below is not looked at. Where
+        this ends without an error, there is a row that names the DAG.
         """
         await self._thread(self.blocks.catch_up)
-        await self._thread(partial(self._keeping.hold, cid, 1))
-        try:
-            await self._thread(partial(archives.require_complete, cid, self.blocks))
+        with self._reading(cid):
+            await self._thread(partial(self._keeping.require_root, cid))
             yield
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._thread(partial(self._keeping.hold, cid, -1))
+            self._keeping.linked(cid)
+
+    def hold_nowait(self, cid: Cid) -> None:
+        """Keep a DAG from being collected until ``let_go``; it need not be here."""
+        self._keeping.hold_nowait(cid)
+
+    def let_go(self, cid: Cid) -> None:
+        """The end of one ``hold_nowait``."""
+        self._keeping.let_go(cid)
 
     # --- the repository -------------------------------------------------------------------------
 
     async def repo_stat(self) -> RepoStat:
         """The blockstore in numbers."""
-        statistics = [segments.statistics() for segments in self.blocks.stores]
-        return RepoStat(
-            blocks=await self._thread(self.blocks.index.count),
-            own_bytes=statistics[0].size_bytes,
-            content_bytes=sum(store.size_bytes for store in statistics[1:]),
-            segments=sum(store.segments for store in statistics),
-            limit_bytes=self.collector.limit_bytes,
-            pins=len(await self._thread(self.pins.scan)),
-        )
+        pins = len(await self._thread(self.pins.scan))
+        work = partial(repository.stat, self.blocks, self.collector.limit_bytes, pins)
+        return await self._thread(work)
 
     async def repo_gc(self) -> RepoCollected:
         """Collect now, also what was written a moment ago and is not pinned."""
-        report = await self.collector.collect(grace_s=0)
-        return _collected(report)
+        return repository.collected(await self.collector.collect(grace_s=0))
 
     async def repo_verify(self, progress: Callable[[int], None] | None = None) -> RepoVerified:
         """Hash everything again."""
-
-        def tell(state: Verification) -> None:
-            if progress is not None:
-                progress(state.blocks)
-
-        found = await verify_blocks(self.blocks, tell)
-        return RepoVerified(
-            found.blocks,
-            found.size_bytes,
-            tuple(RepoDamage(item.cid, item.where, item.reason) for item in found.damages),
-            found.is_index_rebuilt,
-        )
-
-
-def _collected(report: Collection) -> RepoCollected:
-    return RepoCollected(
-        report.removed_blocks,
-        report.removed_bytes,
-        report.freed_bytes,
-        report.duration_s,
-        tuple(report.missing),
-        tuple(report.damages),
-    )
+        return await repository.verify(self.blocks, progress)

@@ -1,1 +1,1 @@
-"""S3: any service that speaks it as a directory tree of buckets and keys."""
+"""Any S3 service as a directory tree; ``mount.S3Mount`` is the door."""

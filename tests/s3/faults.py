@@ -1,0 +1,369 @@
+"""The fault campaign: a tree over a real S3 server behind a proxy that breaks every third request.
+
+    scripts/campaign s3 --faults 10000 [--seed N]
+
+Two kinds of runs alternate. *Alone*: names and bytes are known to a model; after each round of
+changes the faults stop; tree and bucket must agree, and every byte of the model must be there.
+What is there under another name, or though it was removed, is counted and told. *Together*:
+somebody else writes to the same keys, past the proxy; tree and bucket must agree, and what somebody
+else wrote last, and nobody here touched since, must still be in the bucket, under its name or
+beside it.
+
+The daemon is killed now and then. trio's clock runs twenty times as fast as the wall's, so that
+pauses cost a twentieth; the server and the network do not know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+from trio.testing import MockClock
+
+from tests.remote.system import RemoteSystem
+from tests.remote.test_random import PATHS, Run, shown
+from tests.servers.faultproxy import FaultProxy, Seeded
+from tests.servers.s3 import Weed
+from unifs.errors import NotFound, UnifsError
+from unifs.mounts.s3.mount import S3Mount
+from unifs.mounts.s3.options import Credentials, S3Options
+
+if TYPE_CHECKING:
+    from tests.servers.s3 import S3Server
+
+CLOCK_RATE = 20.0
+#: Of the requests while faults are on.
+FAULT_RATE = 0.33
+STEPS_A_ROUND = 40
+ROUNDS_A_RUN = 5
+#: Of a call that fails for a passing reason; each try meets new luck.
+TRIES_MAX = 200
+#: Requests shown of a run that failed.
+SEEN_SHOWN = 400
+#: Looks at tree and bucket, 40 s apart, before they are said to differ.
+AGREE_TRIES = 5
+#: Runs at a time.
+LANES = 9
+ROUND_S = 600.0
+SIZES = (0, 12, 3_000, 70_000, 300_000)
+#: Above what is stored in one PUT.
+BIG_BYTES = (17 << 20) + 123
+
+
+class Fixed:
+    """One identity for ever."""
+
+    def __init__(self, server: S3Server) -> None:
+        self._identity = Credentials(server.access_key, server.secret_key)
+
+    async def current(self) -> Credentials | None:
+        return self._identity
+
+
+class Bucket:
+    """What the service holds, seen past mount and proxy; and somebody else's hand on it."""
+
+    def __init__(self, server: S3Server) -> None:
+        self.server = server
+        self.name = server.bucket()
+
+    def everything(self) -> dict[str, bytes | None]:
+        """Path -> bytes of every object, None of every directory."""
+        client = self.server.client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        keys = [held["Key"] for page in pages for held in page.get("Contents", [])]
+        found: dict[str, bytes | None] = {}
+        for key in keys:
+            path = ""
+            for depth, segment in enumerate(parts := key.split("/")):
+                path = f"{path}/{segment}" if path else segment
+                if depth == len(parts) - 1:
+                    break
+                if "/".join(parts[: depth + 1]) in keys:
+                    # An object has the name of the directory; docs/s3.md says how that is shown.
+                    path += "%%"
+                found.setdefault(path, None)
+            if not key.endswith("/"):
+                with client.get_object(Bucket=self.name, Key=key)["Body"] as body:
+                    found[path] = body.read()
+        return found
+
+    def change(self, path: str, data: bytes) -> None:
+        self.server.client().put_object(Bucket=self.name, Key=path, Body=data)
+
+    def uploads(self) -> list[str]:
+        """Keys of uploads in parts that nobody completed."""
+        listed = self.server.client().list_multipart_uploads(Bucket=self.name)
+        return [held["Key"] for held in listed.get("Uploads", [])]
+
+
+class FaultyRun(Run):
+    """``Run`` over S3: failures that pass are tried again, as a person would."""
+
+    remote: Any
+
+    def __init__(self, system: RemoteSystem, bucket: Bucket) -> None:
+        super().__init__(system, bucket)  # type: ignore[arg-type]
+        self.bucket = bucket
+        self.tried_again: Counter[str] = Counter()
+
+    async def do(self, step: tuple[Any, ...]) -> None:
+        for _ in range(TRIES_MAX):
+            try:
+                await super().do(step)
+            except UnifsError as error:
+                if not error.is_transient:
+                    raise
+                self.tried_again[type(error).__name__] += 1
+                await trio.sleep(0.2)
+            else:
+                return
+        raise AssertionError(f"{step} fails for ever")
+
+    async def write(self, path: str, number: int) -> None:
+        data = content(number)
+        await self.system.write(path, data)
+        self.model.put(path, data)
+
+    async def big(self, path: str, number: int) -> None:
+        if not await self._has_parents(("write", path)):
+            return
+        data = random.Random(number).randbytes(BIG_BYTES)
+        await self.system.write(path, data)
+        self.model.put(path, data)
+
+    async def read(self, path: str) -> None:
+        data = await self.system.read(path)
+        assert data == self.model.paths.get(path), f"{path} reads wrong"
+
+    async def foreign(self, path: str, number: int) -> None:
+        data = b"foreign%d" % number
+        known = self.bucket.everything()
+        above = known.get(path.rpartition("/")[0]) if "/" in path else None
+        if data in self.unseen or known.get(path, b"") is None or above is not None:
+            # Nobody puts an object where a directory is, or below one that is a file.
+            return
+        self.bucket.change(path, data)
+        self.unseen = {held: where for held, where in self.unseen.items() if where != path}
+        self.unseen[data] = path
+
+    async def settle(self) -> None:
+        await self.system.sync()
+        assert not self.system.volume.status.quarantined()
+
+
+def content(number: int) -> bytes:
+    """Bytes that say whose they are, of a size that the number decides."""
+    size = SIZES[number % len(SIZES)]
+    mark = b"<%d>" % number
+    return (mark * (size // len(mark) + 1))[: max(size, len(mark))]
+
+
+def draw(chance: random.Random, is_alone: bool, number: int) -> tuple[Any, ...]:
+    """The next step; ``number`` is in no other step of the run."""
+    path, other = chance.choice(PATHS), chance.choice(PATHS)
+    steps: list[tuple[float, tuple[Any, ...]]] = [
+        (8, ("write", path, number)),
+        (3, ("patch", path, number)),
+        (3, ("unlink", path)),
+        (3, ("mkdir", path)),
+        (2, ("rmdir", path)),
+        (4, ("rename", path, other)),
+        (1, ("exchange", path, other)),
+        (4, ("sleep", chance.choice((0.1, 0.5, 1.0, 2.5, 2.5, 40.0)))),
+        (0.3, ("big", path, number)),
+        (0.4, ("kill",)),
+    ]
+    steps.append((3, ("read", path)) if is_alone else (4, ("foreign", path, number)))
+    (step,) = chance.choices([step for _, step in steps], [weight for weight, _ in steps])
+    return step
+
+
+class Campaign:
+    """Runs until so many requests have met a fault."""
+
+    def __init__(self, server: S3Server, place: Path, seed: int) -> None:
+        self.server = server
+        self.place = place
+        self.seed = seed
+        self.dealt: Counter[str] = Counter()
+        self.requests = 0
+        self.steps = 0
+        self.rounds = 0
+        #: Not lost, but not where it belongs, and there though it was removed.
+        self.displaced: list[str] = []
+        self.extra: list[str] = []
+
+    async def run(self, faults: int) -> None:
+        """Alternate runs alone and together, several at a time: most of one's time is waiting."""
+        self._faults = faults
+        async with trio.open_nursery() as nursery:
+            for lane in range(min(LANES, faults // 100 + 1)):
+                nursery.start_soon(self._lane, lane)
+
+    async def _lane(self, lane: int) -> None:
+        number = lane
+        while not self._is_enough():
+            await self._one(number, is_alone=number % 2 == 0)
+            # Odd, so that each lane alternates.
+            number += LANES
+
+    def _is_enough(self) -> bool:
+        return sum(self.dealt.values()) >= self._faults
+
+    async def _one(self, number: int, *, is_alone: bool) -> None:
+        chance = random.Random(self.seed * 1_000 + number)
+        place = self.place / f"run-{number}"
+        bucket = Bucket(self.server)
+        async with FaultProxy(self.server.endpoint) as proxy:
+            options = S3Options(endpoint=proxy.endpoint, bucket=bucket.name)
+            mount = S3Mount("s3", options, Fixed(self.server))
+            async with RemoteSystem(place, mount) as system:
+                run = FaultyRun(system, bucket)
+                history: list[Any] = []
+                try:
+                    for _ in range(ROUNDS_A_RUN):
+                        await self._round(run, proxy, (chance, history), is_alone=is_alone)
+                        self._count(proxy)
+                        if self._is_enough():
+                            break
+                except Exception:
+                    print(f"run {number} alone={is_alone}: {history}", file=sys.stderr)
+                    for seen in list(proxy.seen)[-SEEN_SHOWN:]:
+                        print(seen, file=sys.stderr)
+                    raise
+        shutil.rmtree(place)
+
+    def _count(self, proxy: FaultProxy) -> None:
+        self.dealt += proxy.dealt
+        self.requests += proxy.requests
+        proxy.dealt.clear()
+        proxy.requests = 0
+
+    async def _round(
+        self,
+        run: FaultyRun,
+        proxy: FaultProxy,
+        how: tuple[random.Random, list[Any]],
+        *,
+        is_alone: bool,
+    ) -> None:
+        chance, history = how
+        proxy.script = Seeded(chance.randrange(1 << 30), FAULT_RATE)
+        with trio.fail_after(ROUND_S * CLOCK_RATE):
+            for _ in range(STEPS_A_ROUND):
+                step = draw(chance, is_alone, len(history))
+                history.append((round(trio.current_time(), 1), step))
+                await run.do(step)
+                self.steps += 1
+            if chance.random() < 0.5:
+                # Half of the rounds end in the middle of the storm, half come through it.
+                await run.settle()
+            proxy.calm()
+            await run.settle()
+            history.append("settled")
+            await (self._judge_alone(run) if is_alone else self._judge_together(run))
+        self.rounds += 1
+
+    async def _judge_alone(self, run: FaultyRun) -> None:
+        for pause_s in (0, 40):
+            await trio.sleep(pause_s)
+            tree = await self._agreed(run)
+            self._compare(tree, run.model.paths)
+            run.model.paths = tree
+        await run.system.kill()
+        differ("tree after a kill", await shown(run.system), run.model.paths)
+
+    async def _agreed(self, run: FaultyRun) -> dict[str, bytes | None]:
+        """What tree and bucket both hold; fails where they do not come to agree."""
+        for _ in range(AGREE_TRIES):
+            with contextlib.suppress(NotFound):
+                # A name that somebody else removed is believed until it is looked at.
+                tree = await shown(run.system)
+                await run.settle()
+                held = run.bucket.everything()
+                if tree == held:
+                    return tree
+            await trio.sleep(40)
+        differ("tree", tree, held)
+        raise AssertionError("names vanish for ever")
+
+    def _compare(self, tree: dict[str, bytes | None], wanted: dict[str, bytes | None]) -> None:
+        """Count what is not as the model has it; fails where acknowledged bytes are nowhere."""
+        held = set(tree.values())
+        for path in tree.keys() | wanted.keys():
+            if path not in tree or tree[path] != wanted.get(path, tree[path]):
+                lost = f"{path} is lost: {short(wanted, path)}; found {short(tree, path)}"
+                assert wanted[path] in held, lost
+                self.displaced.append(f"{path}: {short(wanted, path)}, found {short(tree, path)}")
+            elif path not in wanted:
+                self.extra.append(f"{path}: {short(tree, path)}")
+
+    async def _judge_together(self, run: FaultyRun) -> None:
+        await trio.sleep(40)
+        held = await self._agreed(run)
+        missing = set(run.unseen) - {data for data in held.values() if data is not None}
+        assert not missing, f"somebody else's changes are lost: {missing}"
+
+
+def differ(what: str, found: dict[str, bytes | None], wanted: dict[str, bytes | None]) -> None:
+    """Fail, naming the paths, where two trees are not the same."""
+    if found == wanted:
+        return
+    paths = [
+        path for path in found.keys() | wanted.keys() if found.get(path, 0) != wanted.get(path, 0)
+    ]
+    told = {path: (short(found, path), short(wanted, path)) for path in sorted(paths)}
+    raise AssertionError(f"{what} differs (found, wanted): {told}")
+
+
+def short(tree: dict[str, bytes | None], path: str) -> str:
+    """What is at a path, in a few letters."""
+    if path not in tree:
+        return "absent"
+    data = tree[path]
+    return "directory" if data is None else f"{len(data)} bytes {data[:20]!r}"
+
+
+def play(server: S3Server, place: Path, seed: int, faults: int) -> Campaign:
+    """Run a campaign to its end."""
+    campaign = Campaign(server, place, seed)
+    trio.run(campaign.run, faults, clock=MockClock(rate=CLOCK_RATE))
+    return campaign
+
+
+def main() -> int:
+    """Play what the command line asks for; 1 where a promise was broken."""
+    parser = argparse.ArgumentParser(prog="scripts/campaign s3", description=__doc__)
+    parser.add_argument("--faults", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)
+    place = Path(tempfile.mkdtemp(prefix="unifs-s3-"))
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        server = stack.enter_context(Weed(place))
+        campaign = play(server, place, options.seed, options.faults)
+    print(
+        f"{sum(campaign.dealt.values())} faults in {campaign.requests} requests, "
+        f"{campaign.steps} steps, {campaign.rounds} rounds, {time.monotonic() - started:.0f} s: "
+        f"nothing lost, nothing of somebody else's overwritten\n{dict(campaign.dealt)}"
+    )
+    for what, told in (("displaced", campaign.displaced), ("left behind", campaign.extra)):
+        print(f"{what}: {len(told)}", *told, sep="\n  ")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""The journal of mounts with a backend: what waits there, why, and what can be done about it."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import trio
+
+from unifs.control.daemon_protocol import JournalRecord
+from unifs.journal.log import Op
+from unifs.vfs.namespace import ROOT_INO
+from unifs.vfs.remotegiveup import give_up
+from unifs.waiting import complete
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unifs.control.daemon_protocol import ChangeState, JournalStatus
+    from unifs.journal.log import Marked
+    from unifs.journal.writeback_due import Due
+    from unifs.remotes import Remote, Remotes
+    from unifs.vfs.remotestatus import Waiting
+    from unifs.vfs.remotevolume import RemoteVolume
+    from unifs.vfs.volume import Inode
+    from unifs.vfs.writer import Writer
+
+
+class RemoteJournal:
+    """Changes on their way to backends. ``top``: at and below this inode; None: everywhere."""
+
+    def __init__(self, remotes: Remotes, writer: Writer) -> None:
+        self._remotes = remotes
+        self._writer = writer
+
+    def volumes(self, top: Inode | None) -> list[tuple[RemoteVolume, int | None]]:
+        """The volumes at and below ``top``, each with the inode below which to look."""
+        if top is None or top.ino == ROOT_INO:
+            return [(remote.volume, None) for remote in self._remotes]
+        remote = self._remotes.of(top.volume)
+        if remote is None:
+            return []
+        volume = remote.volume
+        return [(volume, None if top.ino == volume.root else top.ino)]
+
+    def volume_of(self, mount_id: int | None) -> RemoteVolume | None:
+        """The remote volume of a mount's number."""
+        volumes = (remote.volume for remote in self._remotes)
+        return next((volume for volume in volumes if volume.mount_id == mount_id), None)
+
+    # --- counting ---------------------------------------------------------------------------------
+
+    def count(self, top: Inode | None, counts: JournalStatus) -> None:
+        """Add what waits, and what is not even committed."""
+        for volume, below in self.volumes(top):
+            waiting = volume.status.waiting(below)
+            for each in waiting:
+                setattr(counts, each.state, getattr(counts, each.state) + 1)
+            if waiting:
+                times = [each.time_s for each in waiting]
+                oldest = counts.oldest_unsynced_s
+                counts.oldest_unsynced_s = min(times if oldest is None else [oldest, *times])
+            known = {each.ino for each in waiting}
+            counts.open += sum(ino not in known for ino in self._uncommitted(volume, below))
+            if below is None:
+                counts.unsynced_bytes += volume.unsynced.size_bytes
+            else:
+                counts.unsynced_bytes += sum(each.size_bytes for each in waiting)
+
+    def _uncommitted(self, volume: RemoteVolume, below: int | None) -> Iterator[int]:
+        for inode in {*self._writer.open.values(), *self._writer.pending.values()}:
+            if inode.volume is volume and inode.is_dirty():
+                parent = inode.pending[0] if inode.pending else inode.ino
+                if volume.tree.is_below(parent, below):
+                    yield inode.ino
+
+    # --- listing ----------------------------------------------------------------------------------
+
+    def record(self, marked: Marked, volume: RemoteVolume) -> JournalRecord:
+        """A record of a remote mount with what writeback knows of its inode."""
+        record = marked.record
+        due = None if marked.state is None else volume.writeback.dues.get(record.ino)
+        inode = volume.hot_or_row(record.ino)
+        state: ChangeState = "synced"
+        if marked.state is not None:
+            state = "quarantined" if marked.state else "closed"
+            if inode is not None and not marked.state:
+                state = cast("ChangeState", volume.state_of(inode))
+        return JournalRecord(
+            sequence=record.seq,
+            time_s=record.time_ns / 1e9,
+            operation=record.op.name.lower(),
+            state=state,
+            size_bytes=None if inode is None else inode.attributes.st_size,
+            path=_path(volume, record.ino, volume.tree.path(record.ino)),
+            reason=str(due.error) if due is not None and due.error is not None else None,
+            tries=0 if due is None else due.attempts,
+            next_try_s=None if due is None else _next_try_s(due),
+        )
+
+    def quarantined(self, top: Inode | None) -> Iterator[JournalRecord]:
+        """What was given up, one for each object; the newest first."""
+        for volume, below in self.volumes(top):
+            for each in reversed(volume.status.waiting(below)):
+                if each.state == "quarantined":
+                    yield self._given_up(volume, each)
+
+    def _given_up(self, volume: RemoteVolume, waiting: Waiting) -> JournalRecord:
+        query = "select op from journal where seq=?"
+        row = volume.tree.database.one(query, (waiting.sequence,))
+        due = volume.writeback.dues.get(waiting.ino)
+        return JournalRecord(
+            sequence=waiting.sequence,
+            time_s=waiting.time_s,
+            operation="change" if row is None else Op(row[0]).name.lower(),
+            state="quarantined",
+            size_bytes=waiting.size_bytes,
+            path=_path(volume, waiting.ino, waiting.path),
+            reason=waiting.reason or None,
+            tries=0 if due is None else due.attempts,
+        )
+
+    # --- doing ------------------------------------------------------------------------------------
+
+    async def sync(self, top: Inode | None) -> None:
+        """Return when the backends have everything. Raises the error of what was given up."""
+        async with trio.open_nursery() as nursery:
+            for volume, below in self.volumes(top):
+                for ino in [*self._uncommitted(volume, below)]:
+                    inode = self._writer.inodes.hot.get(ino)
+                    if inode is not None:
+                        await complete(self._writer.commit, inode)
+                inos = None if below is None else volume.status.inos(below)
+                nursery.start_soon(partial(volume.writeback.sync, inos))
+
+    def retry(self, top: Inode | None) -> int:
+        """Try what was given up again; how many."""
+        count = 0
+        for volume, below in self.volumes(top):
+            for each in volume.status.waiting(below):
+                if each.state == "quarantined":
+                    volume.writeback.retry(each.ino)
+                    count += 1
+        return count
+
+    async def drop(self, top: Inode | None) -> list[JournalRecord]:
+        """What was given up gives way to what the backend has; which changes they were."""
+        dropped: list[JournalRecord] = []
+        for volume, below in self.volumes(top):
+            for each in volume.status.waiting(below):
+                if each.state == "quarantined":
+                    dropped.append(self._given_up(volume, each))
+                    await complete(give_up, volume, each.ino)
+        return dropped
+
+    def unsynced_of(self, remote: Remote, below: int | None, limit: int) -> list[str]:
+        """Sentences about what the backend does not have, at most ``limit`` and how many more."""
+        volume = remote.volume
+        waiting = volume.status.waiting(below)
+        told = [_sentence(volume, each) for each in waiting[:limit]]
+        if len(waiting) > limit:
+            told.append(f"and {len(waiting) - limit} more")
+        return told
+
+
+def _sentence(volume: RemoteVolume, waiting: Waiting) -> str:
+    due = volume.writeback.dues.get(waiting.ino)
+    text = f"{_path(volume, waiting.ino, waiting.path)} is {waiting.state}"
+    if waiting.path is None:
+        text = f"a removal is {waiting.state}"
+    if waiting.reason:
+        text += f"; tried {due.attempts if due else 0} times: {waiting.reason}"
+    return text
+
+
+def _path(volume: RemoteVolume, ino: int, path: bytes | None) -> str:
+    return f"inode {ino}" if path is None else f"/{volume.name}{os.fsdecode(path)}".rstrip("/")
+
+
+def _next_try_s(due: Due) -> float | None:
+    if due.is_quarantined or due.step is not None or not due.attempts:
+        return None
+    return time.time() + max(0.0, due.retry_at - trio.current_time())

@@ -1,0 +1,270 @@
+"""Copies at the service: rename, and attributes in metadata.
+
+S3 renames nothing and changes no metadata: it copies, and what was there is deleted afterwards. A
+directory's rename first puts the marker of the new one with the change's token, then copies and
+deletes page by page: after a crash the token says that what stands there is ours, and what is left
+at the old place says what is to be done. Nothing is deleted that somebody changed after it was
+copied; it is copied again.
+"""
+
+from __future__ import annotations
+
+import stat
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from unifs.errors import (
+    Conflict,
+    InvalidArgument,
+    IsADirectory,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    TryAgain,
+    Unsupported,
+)
+from unifs.mounts.s3.attributes import (
+    TOKEN,
+    copied,
+    marker_headers,
+    size_in,
+    token_in,
+    told,
+    version_in,
+    write_headers,
+)
+from unifs.mounts.s3.encryption import key_headers, source_key_headers
+from unifs.mounts.s3.listing import plain_etag, records
+from unifs.mounts.s3.objects import if_match
+from unifs.mounts.s3.parallel import all_of
+from unifs.mounts.s3.service import Request
+from unifs.mounts.s3.sigv4 import encoded
+from unifs.types import Version
+
+if TYPE_CHECKING:
+    from unifs.mounts.s3.listing import Listed
+    from unifs.mounts.s3.multipart import Multipart
+    from unifs.mounts.s3.removing import Removing
+    from unifs.mounts.s3.writing import Place, Writing
+    from unifs.types import SetAttributes
+
+#: One CopyObject takes no more; above it is UploadPartCopy.
+COPY_MAX_BYTES: Final = 5 << 30
+PAGE_KEYS: Final = 1000
+COPIES_MAX: Final = 32
+#: Rounds of a directory's rename in which everything that was copied was changed again by somebody.
+ROUNDS_MAX: Final = 10
+
+
+class Moving:
+    """rename and set_attributes for one mount."""
+
+    def __init__(self, writing: Writing, removing: Removing, multipart: Multipart) -> None:
+        self._removing = removing
+        self._multipart = multipart
+        self._reading = writing.reading
+        self._objects = writing.objects
+        self._service = writing.service
+        self._directories = writing.directories
+        self._options = writing.options
+
+    # --- one object -------------------------------------------------------------------------------
+
+    async def copy(
+        self, source: Place, headers: dict[str, str], target: Place, metadata: dict[str, str]
+    ) -> Version:
+        """Copy an object with new metadata; ``headers`` are what HEAD said of the source.
+
+        TryAgain if somebody changed it meanwhile. The new object's version.
+        """
+        version = version_in(headers)
+        said = {**copied(headers), **metadata}
+        storage = headers.get("x-amz-storage-class")
+        if storage:
+            said["x-amz-storage-class"] = storage
+        said |= write_headers(self._options)
+        if size_in(headers) > COPY_MAX_BYTES:
+            made = await self._multipart.copy(source, headers, target, said)
+        else:
+            made = await self._copied(
+                source, version, target, {"x-amz-metadata-directive": "REPLACE", **said}
+            )
+        self._objects.remember(target, version, made)
+        return made
+
+    async def _copied(
+        self, source: Place, version: Version, target: Place, headers: dict[str, str]
+    ) -> Version:
+        request = Request(
+            "PUT",
+            *target,
+            headers={
+                **self.source_headers(source, version),
+                **key_headers(self._options),
+                **headers,
+            },
+        )
+        try:
+            answer = await self._service.call(request)
+        except Conflict as error:
+            raise TryAgain(f"{source[1]!r} is being changed by somebody") from error
+        return Version(plain_etag(records(answer.body, "CopyObjectResult").last.get("ETag", "")))
+
+    def source_headers(self, source: Place, version: Version) -> dict[str, str]:
+        """Headers that name the source of a copy, of exactly that version."""
+        return {
+            "x-amz-copy-source": f"/{source[0]}/{encoded(source[1], '/')}",
+            "x-amz-copy-source-if-match": if_match(version),
+            **source_key_headers(self._options),
+        }
+
+    # --- attributes -------------------------------------------------------------------------------
+
+    async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
+        """Keep mode, owner and mtime in an object's, or a directory marker's, metadata."""
+        if not self._options.keeps_attributes:
+            raise Unsupported("keeps_attributes is off: attributes live in the tree only")
+        if self._reading.places.is_top(path):
+            raise Unsupported("a bucket has no attributes")
+        place = self._reading.places.maybe_object_at(path)
+        headers = None if place is None else await self._object(place)
+        if place is None or headers is None:
+            await self._set_directory(path, changes)
+            return
+        node = await self._reading.node_of(place, headers)
+        metadata = told(changes, stat.S_IFMT(node.mode))
+        if any(headers.get(name) != value for name, value in metadata.items()):
+            await self.copy(place, headers, place, metadata)
+
+    async def _object(self, place: Place) -> dict[str, str] | None:
+        """What HEAD says of an object; None where there is none, or a directory's marker."""
+        headers = await self._objects.head(*place)
+        is_marker = headers is not None and place[1].endswith("/") and not size_in(headers)
+        return None if is_marker else headers
+
+    async def _set_directory(self, path: str, changes: SetAttributes) -> None:
+        bucket, prefix = self._reading.places.prefix_at(path)
+        if not await self._directories.is_there(path):
+            raise NotFound(f"there is no {path!r}")
+        metadata = told(changes, stat.S_IFDIR)
+        headers = await self._objects.head(bucket, prefix)
+        if headers is not None and all(headers.get(n) == value for n, value in metadata.items()):
+            return
+        said = {**marker_headers(""), **({} if headers is None else copied(headers)), **metadata}
+        await self._directories.mark(bucket, prefix, said, is_new=False)
+
+    # --- rename -----------------------------------------------------------------------------------
+
+    async def rename(self, path: str, new_path: str, token: str) -> None:
+        """Move an object or a directory; what was done already is not done again."""
+        places = self._reading.places
+        if places.is_top(path) or places.is_top(new_path):
+            raise Unsupported("a bucket cannot be renamed")
+        if f"{new_path}/".startswith(f"{path}/"):
+            raise InvalidArgument(f"{new_path!r} lies in {path!r}")
+        source = places.maybe_object_at(path)
+        headers = None if source is None else await self._object(source)
+        if headers is not None:
+            try:
+                await self._rename_object(path, headers, new_path, token)
+            except NotFound:
+                # An earlier try, of which we heard nothing, may have ended only now.
+                if not await self.has_begun(new_path, token):
+                    raise
+        elif await self._directories.is_there(path):
+            await self._rename_directory(path, new_path, token)
+        elif not await self.has_begun(new_path, token):
+            raise NotFound(f"there is no {path!r}")
+
+    async def has_begun(self, new_path: str, token: str) -> bool:
+        """Whether what stands at ``new_path`` carries the token of this change."""
+        bucket, key = self._reading.places.object_at(new_path)
+        for one in (key, self._reading.places.prefix_at(new_path)[1]):
+            headers = await self._objects.head(bucket, one)
+            if headers is not None and token_in(headers) == token:
+                return True
+        return False
+
+    async def _rename_object(
+        self, path: str, headers: dict[str, str], new_path: str, token: str
+    ) -> None:
+        source = self._reading.places.object_at(path)
+        target = self._reading.places.object_at(new_path)
+        await self._directories.need_above(new_path)
+        if await self._directories.is_there(new_path):
+            raise IsADirectory(f"{new_path!r} is a directory")
+        await self.copy(source, headers, target, {TOKEN: token})
+        try:
+            await self._removing.remove(path, version_in(headers), token)
+        except Conflict:
+            # Somebody stored another object at the old place; it is theirs and stays.
+            return
+
+    async def _rename_directory(self, path: str, new_path: str, token: str) -> None:
+        source = self._reading.places.prefix_at(path)
+        target = self._reading.places.prefix_at(new_path)
+        if not target[1].endswith("/") or not source[1].endswith("/"):
+            raise InvalidArgument("a part of a key cannot be renamed")
+        await self._begin_directory(source, target, new_path, token)
+        for _ in range(ROUNDS_MAX):
+            if not await self._move_below(source, target):
+                break
+        else:
+            raise TryAgain(f"somebody keeps changing {path!r}")
+        await self._directories.keep_above(path)
+        await self._service.call(Request("DELETE", *source))
+        self._directories.gone(path)
+        self._directories.seen(new_path, is_marked=True)
+
+    async def _begin_directory(
+        self, source: Place, target: Place, new_path: str, token: str
+    ) -> None:
+        """The new directory's marker, with the token, unless it is there from an earlier try."""
+        await self._directories.need_above(new_path)
+        if await self._objects.head(target[0], target[1][:-1]) is not None:
+            raise NotADirectory(f"{new_path!r} is a file")
+        there = await self._objects.head(*target)
+        if there is not None and token_in(there) == token:
+            return
+        keys = await self._objects.first_keys(*target, 2)
+        if any(key != target[1] for key in keys):
+            raise NotEmpty(f"{new_path!r} is not empty")
+        headers = await self._objects.head(*source)
+        said = {**({} if headers is None else copied(headers)), **marker_headers(token)}
+        await self._directories.mark(*target, said, is_new=there is None)
+
+    async def _move_below(self, source: Place, target: Place) -> bool:
+        """Copy and delete everything below but the marker; whether there was anything."""
+        bucket, prefix = source
+        had_any = False
+        after = prefix
+        while True:
+            query = {"prefix": prefix, "max-keys": str(PAGE_KEYS), "start-after": after}
+            page = await self._objects.page(bucket, query)
+            found = [one for one in page.objects if one.key != prefix]
+            if found:
+                had_any = True
+                await all_of(
+                    COPIES_MAX, [partial(self._move, one, source, target) for one in found]
+                )
+            if not page.is_truncated or not page.objects:
+                return had_any
+            after = page.objects[-1].key
+
+    async def _move(self, found: Listed, source: Place, target: Place) -> None:
+        old = (source[0], found.key)
+        new = (target[0], target[1] + found.key[len(source[1]) :])
+        version = Version(found.etag)
+        if "-" in version or self._options.encryption or found.size_bytes > COPY_MAX_BYTES:
+            headers = await self._objects.head(*old)
+            if headers is None:
+                return
+            version = version_in(headers)
+            await self.copy(old, headers, new, {})
+        else:
+            try:
+                made = await self._copied(old, version, new, write_headers(self._options))
+            except NotFound:
+                return
+            self._objects.remember(new, version, made)
+        await self._removing.delete_version(old, version)
