@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -20,8 +21,10 @@ from unifs.errors import (
     NotFound,
     NotPermitted,
     Stale,
+    TooManyLinks,
 )
 from unifs.types import PlainCaller
+from unifs.vfs.tree import NEW_DIRECTORIES_MAX, NEW_NAMES_MAX
 from unifs.vfs.treerename import RENAME_EXCHANGE, RENAME_NOREPLACE
 from unifs.vfs.vfs import DOT_DOT
 
@@ -245,6 +248,21 @@ async def test_no_directory_moves_below_itself(fs: FileSystem) -> None:
     assert await fs.listdir("second") == [b"b"]
 
 
+async def test_a_file_may_have_so_many_links(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unifs.vfs.treenames.LINKS_MAX", 3)
+    await fs.write("a", b"x")
+    await fs.link("a", "b")
+    await fs.link("a", "c")
+    with pytest.raises(TooManyLinks) as caught:
+        await fs.link("a", "d")
+    assert caught.value.errno == errno.EMLINK
+    await fs.unlink("b")
+    await fs.link("a", "d")
+    assert (await fs.stat("a")).nlink == 3
+
+
 async def test_hard_links_move_one_by_one(fs: FileSystem) -> None:
     for name in ("d", "e"):
         await fs.mkdir(name)
@@ -345,7 +363,8 @@ class Stream:
                 return False
             names.append(name)
             self.fs.vfs.forget([(attributes.st_ino, 0)])  # type: ignore[attr-defined]
-            seen.append((attributes.st_ino, 1))  # type: ignore[attr-defined]
+            if name not in (b".", b".."):
+                seen.append((attributes.st_ino, 1))  # type: ignore[attr-defined]
             self.offset = offset
             return True
 
@@ -372,10 +391,64 @@ async def test_a_stream_under_changes(fs: FileSystem) -> None:
         seen += page
     gone = {b"010", b"011", b"300", b"599"}
     wanted = [b"%03d" % index for index in range(600) if b"%03d" % index not in gone]
-    assert [*wanted, b"later"] == seen
+    # What comes after the stream's start is for the next one: so every listing ends.
+    assert wanted == seen
     stream.offset = DOT_DOT
     assert stream.next(3) == [b"000", b"001", b"002"]
+    assert stream.next(1000)[-1] == b"later"
     stream.close()
+
+
+async def test_a_listing_starts_with_dots_and_goes_on_in_the_same_reply(fs: FileSystem) -> None:
+    await fs.write("a", b"")
+    open_file = await fs.open_file("b", os.O_CREAT | os.O_RDWR)
+    stream = Stream(fs)
+    stream.offset = 0
+    assert stream.next(9) == [b".", b"..", b"a", b"b"]
+    assert stream.next(9) == []
+    await fs.write("c", b"")
+    assert stream.next(9) == []
+    stream.offset = 0
+    assert [stream.next(1) for _ in range(6)] == [[b"."], [b".."], [b"a"], [b"b"], [b"c"], []]
+    stream.close()
+    await open_file.close()
+
+
+@pytest.mark.parametrize("where", ["", "new/"])
+async def test_a_name_is_looked_for_again_after_every_change(fs: FileSystem, where: str) -> None:
+    await fs.mkdir("new")
+    a, b, c = where + "a", where + "b", where + "c"
+    assert not await fs.exists(a)
+    await fs.write(a, b"1")
+    assert await fs.read(a) == b"1"
+    await fs.rename(a, b)
+    assert not await fs.exists(a)
+    await fs.write(a, b"2")
+    await fs.rename(a, b)
+    assert await fs.read(b) == b"2"
+    await fs.link(b, c)
+    await fs.unlink(b)
+    assert (await fs.exists(b), await fs.exists(c)) == (False, True)
+    await fs.symlink(b"c", a)
+    await fs.rename(a, c, RENAME_EXCHANGE)
+    assert (await fs.read(a), await fs.readlink(c)) == (b"2", b"c")
+    await fs.mkdir(where + "d")
+    with pytest.raises(Exists):
+        await fs.mkdir(where + "d")
+
+
+async def test_more_new_directories_and_names_than_are_kept_in_mind(fs: FileSystem) -> None:
+    for index in range(NEW_NAMES_MAX + 2):
+        await fs.mkdir(f"{index}")
+    await fs.mkdir("many")
+    for index in range(NEW_NAMES_MAX + 2):
+        await fs.mknod(f"many/{index}")
+    assert await fs.exists("0")
+    assert await fs.exists(f"many/{NEW_NAMES_MAX + 1}")
+    assert not await fs.exists(f"many/{NEW_NAMES_MAX + 2}")
+    known = fs.volume.tree._names_of_new
+    assert len(known) == NEW_DIRECTORIES_MAX - 1
+    assert fs.volume.root not in known
 
 
 async def test_removing_while_listing_finds_everything(fs: FileSystem) -> None:

@@ -108,7 +108,11 @@ class RemoteDirectory(TreeDirectory):
 
     __slots__ = ()
 
+    is_prompt = False
     volume: RemoteVolume
+
+    def rewind(self) -> None:
+        """``readdir`` waits by itself, for the backend too."""
 
     def readdir(self, offset: int, emit: Emit) -> None:
         volume = self.volume

@@ -13,8 +13,6 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
-import apsw
-
 from unifs.errors import NoSpace
 from unifs.journal.content import large_id
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 #: holes, in its place.
 ATTRIBUTES = struct.Struct("<IIIIQqqqQ")
 _pack = ATTRIBUTES.pack
+_TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1
 
 Statement = tuple[str, tuple[Any, ...]]
 Batch = list[Statement]
@@ -57,11 +56,16 @@ FIND = "select ino,epoch from dentry where parent=? and name=?"
 ABSENT = (0, 0)
 #: Answers kept until the next commit: the kernel looks a name up, then asks to change it.
 FOUND_MAX = 64
+#: Of how many new directories, and of how many names in each, it is known what is not there:
+#: 6 MiB at most.
+NEW_DIRECTORIES_MAX, NEW_NAMES_MAX = 64, 1_000
 
 
 def clamp_time(time_ns: int) -> int:
     """A time as the row can hold it: years 1677 to 2262."""
-    return max(-(1 << 63), min(time_ns, (1 << 63) - 1))
+    if _TIME_MIN <= time_ns <= _TIME_MAX:
+        return time_ns
+    return _TIME_MIN if time_ns < 0 else _TIME_MAX
 
 
 def pack_attributes(attributes: Attributes) -> bytes:
@@ -135,6 +139,8 @@ class Tree:
         #: What ``find`` was told since the commit of that number, by (directory, name).
         self._found: dict[tuple[int, bytes], tuple[int, int]] = {}
         self._found_at = -1
+        #: Every name that a directory made since the start may have; of no other directory.
+        self._names_of_new: dict[int, set[bytes]] = {}
 
     # --- transactions -----------------------------------------------------------------------------
 
@@ -146,25 +152,11 @@ class Tree:
         while the WAL is above its limit.
         """
         try:
-            self._execute(batch)
+            self.database.execute_batch(batch)
         except NoSpace:
             if not frees or not self._state.give_up_reserve():
                 raise
-            self._execute(batch)
-
-    def _execute(self, batch: Batch) -> None:
-        database = self.database
-        database.begin()
-        execute = database.execute
-        try:
-            for sql, bindings in batch:
-                execute(sql, bindings)
-            database.commit()
-        except apsw.Error as error:
-            raise database.broken(error) from error
-        except BaseException:
-            database.rollback()
-            raise
+            self.database.execute_batch(batch)
 
     # --- statements -------------------------------------------------------------------------------
 
@@ -174,6 +166,7 @@ class Tree:
 
     def add_name(self, parent: int, name: bytes, ino: int) -> Statement:
         self._last_dentry += 1
+        self._name_comes(parent, name)
         return INSERT_DENTRY, (parent, self._last_dentry, name, ino, self.epoch)
 
     def drop_name(self, batch: Batch, parent: int, name: bytes) -> None:
@@ -185,6 +178,22 @@ class Tree:
         """A rename within a directory: the row keeps its id, and so its place in a listing."""
         self._keep_name(batch, (parent, name))
         batch.append((CHANGE_DENTRY, (new_name, self.epoch, parent, name)))
+        self._name_comes(parent, new_name)
+
+    def directory_made(self, ino: int) -> None:
+        """A directory without names has been committed: whoever fills it looks for each name first,
+        and need not be told by a query (2.5 µs) that it is not there."""
+        known = self._names_of_new
+        known[ino] = set()
+        if len(known) > NEW_DIRECTORIES_MAX:
+            del known[next(iter(known))]
+
+    def _name_comes(self, parent: int, name: bytes) -> None:
+        names = self._names_of_new.get(parent)
+        if names is not None:
+            names.add(name)
+            if len(names) > NEW_NAMES_MAX:
+                del self._names_of_new[parent]
 
     def _keep_name(self, batch: Batch, key: tuple[int, bytes]) -> None:
         """Before a row of an earlier epoch changes; one of this epoch leaves no trace."""
@@ -195,9 +204,8 @@ class Tree:
 
     def change_target(self, batch: Batch, parent: int, name: bytes, ino: int) -> None:
         """Another object under a name, which keeps its place in a listing."""
-        epoch = self.epoch
-        batch.append((KEEP_DENTRY, (epoch, parent, name, epoch)))
-        batch.append((CHANGE_TARGET, (ino, epoch, parent, name)))
+        self._keep_name(batch, (parent, name))
+        batch.append((CHANGE_TARGET, (ino, self.epoch, parent, name)))
 
     def keep_inode(self, batch: Batch, ino: int, stored: bytes) -> None:
         """Before a row of an earlier epoch changes: its present form goes to the past."""
@@ -215,6 +223,9 @@ class Tree:
 
     def find(self, parent: int, name: bytes) -> int:
         """The inode of a name, 0 if there is none."""
+        names = self._names_of_new.get(parent)
+        if names is not None and name not in names:
+            return 0
         commits = self.database.commits
         found = self._found
         if self._found_at != commits or len(found) >= FOUND_MAX:

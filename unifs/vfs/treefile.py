@@ -150,7 +150,9 @@ class TreeDirectory(DirectoryHandle):
     was committed since: the kernel would keep a name that is gone.
     """
 
-    __slots__ = ("_at", "_commits", "_last", "_rows", "volume")
+    __slots__ = ("_at", "_commits", "_has_all", "_last", "_rows", "volume")
+
+    is_prompt = True
 
     def __init__(self, inode: TreeInode, volume: TreeVolume) -> None:
         super().__init__(inode)
@@ -159,32 +161,42 @@ class TreeDirectory(DirectoryHandle):
         self._at = -1
         self._last = 1 << 62
         self._commits = -1
+        #: No row follows ``_rows``.
+        self._has_all = False
+
+    def rewind(self) -> None:
+        self._commit_names()
+
+    def _commit_names(self) -> None:
+        try:
+            self.volume.commit_names(self.inode.ino)
+        except (UnifsError, OSError) as error:
+            # On a full disk people list what they may delete; a name that cannot be committed is
+            # not shown.
+            if not is_full(error):
+                raise
 
     def readdir(self, offset: int, emit: Emit) -> None:
         if offset == 0:
-            try:
-                self.volume.commit_names(self.inode.ino)
-            except (UnifsError, OSError) as error:
-                # On a full disk people list what they may delete; a name that cannot be committed
-                # is not shown.
-                if not is_full(error):
-                    raise
+            self._commit_names()
             self._last = self.volume.tree.last_dentry
         commits = self.volume.storage.database.commits
         if self._at != offset or self._commits != commits:
             self._rows = []
+            self._has_all = False
             self._at = offset
             self._commits = commits
         volume = self.volume
         hot = volume.inodes.hot
         remember = volume.inodes.remember
         while True:
-            if not self._rows:
-                self._rows = volume.tree.listing(self.inode.ino, self._at, PAGE)
-                if not self._rows:
-                    return
-                self._rows.reverse()
             rows = self._rows
+            if not rows:
+                if self._has_all:
+                    return
+                rows = self._rows = volume.tree.listing(self.inode.ino, self._at, PAGE)
+                self._has_all = len(rows) < PAGE
+                rows.reverse()
             while rows:
                 row_id, name, ino, packed = rows[-1]
                 if row_id > self._last:

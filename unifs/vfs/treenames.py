@@ -171,6 +171,7 @@ class TreeNames(Volume):
     def mkdir(self, parent: Inode, name: bytes, mode: int, caller: Caller) -> TreeInode:
         self._check_new(parent, name)
         made = self._make(parent, name, self.new_inode(parent, mode | stat.S_IFDIR, caller))
+        self.tree.directory_made(made.ino)
         parent.attributes.st_nlink += 1
         return made
 

@@ -208,11 +208,16 @@ class Vfs:
         return handle.write(offset, data)
 
     def flush(self, fh: int) -> None:
-        self.handle(fh).flush()
+        try:
+            handle = self._handles[fh]
+        except KeyError:
+            raise BadHandle from None
+        handle.flush()
 
     def release(self, fh: int) -> None:
+        handle = self.handle(fh)
         try:
-            self.handle(fh).release()
+            handle.release()
         except WouldBlock:
             raise
         except BaseException:
@@ -248,11 +253,15 @@ class Vfs:
     def readdir(self, fh: int, offset: int, emit: Emit) -> None:
         directory = self._directory(fh)
         if offset == 0 or offset == DOT:
-            # In a reply of their own: a volume waits only before it has emitted anything.
+            directory.rewind()
             attributes = directory.inode.attributes
-            if offset == DOT or emit(b".", attributes, DOT):
-                emit(b"..", attributes, DOT_DOT)
-            return
+            if offset == 0 and not emit(b".", attributes, DOT):
+                return
+            # A volume waits only before it has emitted anything. A request costs 40 µs: its reply's
+            # buffer is new memory.
+            if not emit(b"..", attributes, DOT_DOT) or not directory.is_prompt:
+                return
+            offset = DOT_DOT
         directory.readdir(0 if offset == DOT_DOT else offset, emit)
 
     def releasedir(self, fh: int) -> None:

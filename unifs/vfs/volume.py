@@ -94,9 +94,16 @@ class DirectoryHandle:
 
     __slots__ = ("fh", "inode")
 
+    #: After ``rewind``, ``readdir`` from the start does not wait: "." and ".." need no reply of
+    #: their own.
+    is_prompt = False
+
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.fh = 0
+
+    def rewind(self) -> None:
+        """The stream begins: whatever it has to wait for, it waits for here."""
 
     def readdir(self, offset: int, emit: Emit) -> None:
         """Emit entries after ``offset`` until emit returns False or the directory ends.

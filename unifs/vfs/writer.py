@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from unifs.journal.log import Op, pack_pair, unpack_rename
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
 from unifs.vfs.fsync import Durability
-from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
+from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, blocks_of, pack_attributes
 
 if TYPE_CHECKING:
     from unifs.journal.content import Content
@@ -44,17 +45,6 @@ INSERT_CONTENT = (
 UPDATE_CONTENT = (
     "update content set boot=?,size=?,extents=?,proof=?,durable_size=?,durable_extents=? where id=?"
 )
-
-
-def set_blocks(inode: TreeInode) -> None:
-    """Count the blocks of a changed file: what no extent covers is a hole and takes none."""
-    overlay = inode.overlay
-    if overlay is None:
-        return
-    attributes = inode.attributes
-    is_small = overlay.buffer is not None
-    held_bytes = attributes.st_size if is_small else overlay.extents.held_bytes()
-    attributes.st_blocks = (held_bytes + 511) >> 9
 
 
 class Writer:
@@ -95,6 +85,23 @@ class Writer:
         attributes.st_mtime_ns = attributes.st_ctime_ns = now_ns
         inode.is_touched = True
         self.touched[inode.ino] = inode
+
+    def set_blocks(self, inode: TreeInode) -> None:
+        """Count the blocks of a changed file: what is a hole takes none."""
+        overlay = inode.overlay
+        if overlay is None:
+            return
+        if overlay.buffer is not None:
+            inode.attributes.st_blocks = blocks_of(inode.attributes.st_size)
+            return
+        blocks = blocks_of(overlay.extents.held_bytes())
+        if overlay.base is not None:
+            # Where a sealed content has holes, its extents lie over holes of files.
+            descriptor = self.contents.containers.descriptor
+            names = set(overlay.extents.containers)
+            allocated = sum(os.fstat(descriptor(name)).st_blocks for name in names)
+            blocks = min(blocks, allocated)
+        inode.attributes.st_blocks = blocks
 
     # --- overlays ---------------------------------------------------------------------------------
 
@@ -156,13 +163,16 @@ class Writer:
             return
         inode.overlay = None
         del self.open[inode.ino]
-        if overlay.container:
-            if overlay.content is None:
-                self.overlays.discard(overlay)
-                volume = inode.volume
-                volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
-            else:
-                self.contents.containers.release(overlay.container)
+        content = overlay.content
+        if content is None and overlay.container:
+            volume = inode.volume
+            volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
+        named = content.extents.containers if content is not None else ()
+        if overlay.container in named:
+            self.contents.containers.release(overlay.container)
+        else:
+            # Nothing was committed, or only cuts.
+            self.overlays.discard(overlay)
 
     # --- commit -----------------------------------------------------------------------------------
 
@@ -179,6 +189,18 @@ class Writer:
         self.rows(inode, blob, batch)
         self.tree.commit(batch)
         self.committed(inode, content, blob)
+
+    def ready(self, inode: TreeInode) -> None:
+        """WouldBlock where a commit of this inode would wait; for who changes memory before it."""
+        self.storage.database.admit()
+        if inode.overlay is not None and inode.overlay.buffer is None:
+            self._proof(inode.overlay)
+
+    def undo(self, inode: TreeInode) -> None:
+        """Forget what an overlay holds beyond the committed content."""
+        if inode.overlay is not None:
+            inode.overlay.is_dirty = False
+            self.detach(inode)
 
     def _forgo(self, inode: TreeInode) -> None:
         """Nobody can find this inode after a crash: nothing to record."""
@@ -239,7 +261,9 @@ class Writer:
             statement = "delete from holding where content=? and container=?"
             batch.append((statement, (large.id, container)))
         after = LargeContent(large.id, size, extents)
-        after.base, after.own = large.base, overlay.container
+        after.base = large.base
+        # One that it does not name goes with the overlay.
+        after.own = overlay.container if overlay.container in names else 0
         return after
 
     def _proof(self, overlay: Overlay) -> bytes | None:
@@ -255,7 +279,7 @@ class Writer:
 
     def rows(self, inode: TreeInode, blob: bytes, batch: Batch) -> None:
         """Statements for the inode's own rows and the journal's record of them."""
-        set_blocks(inode)
+        self.set_blocks(inode)
         tree = self.tree
         log_ = inode.volume.log  # type: ignore[attr-defined]
         packed = pack_attributes(inode.attributes)
