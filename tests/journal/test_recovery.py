@@ -1,6 +1,8 @@
 """Recovery: each crash window of ``unifs.journal.recovery`` by its number.
 
 A "cut" here is a kill, bytes taken from the files, and a start that believes in another boot.
+
+Longer than most because the windows are one list, and share what cuts the power.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python -m tests.model.run --examples 2000 [--steps 100] [--seed N] [--dir DIR]
 
-With --dir the subject is that directory instead of a fresh unifs.
+With --dir the subject is that directory instead of a fresh unifs, with --below-fuse the vfs in this
+process, which is also killed while files are open.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.crash.daemon import Daemon
+from tests.model.crash import CrashMachine
 from tests.model.machine import FileSystemMachine, profile
 from tests.model.operations import Directory
+from tests.model.process import InProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,10 +36,12 @@ def compare(root: Path, renew: Callable[[], None] | None, options: argparse.Name
 
     def make() -> Any:
         directory = root / f"example-{next(numbers)}"
+        if options.below_fuse:
+            return InProcess(directory)
         directory.mkdir()
         return Directory(os.fsencode(directory), renew)
 
-    class Machine(FileSystemMachine):
+    class Machine(CrashMachine if options.below_fuse else FileSystemMachine):  # type: ignore[misc]
         make_subject = staticmethod(make)
 
     chosen = settings(profile(options.examples, options.steps), derandomize=False)
@@ -50,6 +55,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dir", type=Path)
+    parser.add_argument("--below-fuse", action="store_true")
     options = parser.parse_args()
     os.umask(0o022)
     if options.dir:
@@ -57,6 +63,9 @@ def main() -> int:
             compare(Path(name), None, options)
         return 0
     with tempfile.TemporaryDirectory(prefix="unifs-model-") as name:
+        if options.below_fuse:
+            compare(Path(name), None, options)
+            return 0
         daemon = Daemon(Path(name))
 
         def renew() -> None:

@@ -10,14 +10,17 @@ import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.crash.daemon import Daemon
+from tests.model.crash import CrashMachine
 from tests.model.machine import FileSystemMachine, profile
 from tests.model.operations import Directory
+from tests.model.process import InProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 EXAMPLES = 60
+PROCESS_EXAMPLES = 40
 STEPS = 60
 #: A remount is a process that ends and one that starts: about a second each.
 MOUNT_EXAMPLES = 25
@@ -47,6 +50,16 @@ def test_the_model_is_what_a_local_directory_does(tmp_path: Path) -> None:
         make_subject = staticmethod(directories(tmp_path))
 
     run_state_machine_as_test(Local, settings=profile(EXAMPLES, STEPS))
+
+
+def test_the_vfs_does_what_the_model_does_and_keeps_what_it_promised(tmp_path: Path) -> None:
+    """Below FUSE: with sealing, upkeep, remounts, and kill -9 while files are open."""
+    numbers = itertools.count()
+
+    class Crashing(CrashMachine):
+        make_subject = staticmethod(lambda: InProcess(tmp_path / f"state-{next(numbers)}"))
+
+    run_state_machine_as_test(Crashing, settings=profile(PROCESS_EXAMPLES, STEPS))
 
 
 @pytest.mark.fuse

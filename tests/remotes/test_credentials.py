@@ -14,6 +14,7 @@ import trio
 
 from unifs.backends import credentials_of, s3_options
 from unifs.config_mounts import S3Settings
+from unifs.control.daemon_protocol import Secret
 from unifs.errors import (
     Busy,
     ConfigInvalid,
@@ -266,6 +267,19 @@ async def test_credentials_in_use_stay(system: DaemonSystem) -> None:
     await system.daemon.remotes.add("x", {"kind": "s3", "credentials": "work"})
     with pytest.raises(Busy, match="work is used by x"):
         await system.daemon.credentials.remove("work")
+
+
+async def test_a_new_key_tries_again_what_the_old_one_was_refused(system: DaemonSystem) -> None:
+    store, credentials = system.daemon.credential_store, system.daemon.credentials
+    await store.add("work", Entry("AK", SECRET), replace=False)
+    await system.daemon.remotes.add("x", {"kind": "s3", "credentials": "work"})
+    system.choose("x")
+    system.remote("x").fail("put", PermissionDenied("not with this key"))
+    await system.write("a", b"1")
+    await system.until_given_up(1)
+    await credentials.add("work", Secret(access_key="AK2", secret_key=SECRET), replace=True)
+    await system.sync("/x")
+    assert system.remote("x").content("a") == b"1"
 
 
 async def test_no_secret_is_ever_seen(

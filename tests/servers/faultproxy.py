@@ -75,12 +75,16 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One request that came, what was done to it, and what the server said (0: never asked)."""
+    """One request that came, what was done to it, and what the server said (0: never asked).
+
+    ``at_s`` is trio's time when the server had answered.
+    """
 
     method: str
     target: str
     fault: Kind | None
     status: int
+    at_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -103,6 +107,9 @@ class Seeded:
         # Always the same number of draws, so that a request's fate depends on its number only.
         luck, kind = self._random.random(), self._random.choice(self._kinds)
         status, code = self._random.choice(ANSWERS)
+        if request.method == "HEAD" and status == 400:
+            # Without a body to say so, it would not be a timeout.
+            status = 408
         seconds, fraction = self._random.choice((0.0, 0.02, 0.2)), self._random.random()
         retry_after_s = self._random.choice((None, None, 0, 1)) if status == 503 else None
         if luck >= self._rate:
@@ -362,7 +369,8 @@ class _Exchange:
         kind = None if fault is None else fault.kind
         if kind is not None:
             self.proxy.dealt[kind] += 1
-        self.proxy.seen.append(Seen(request.method, request.target, kind, status))
+        at_s = trio.current_time()
+        self.proxy.seen.append(Seen(request.method, request.target, kind, status, at_s))
 
 
 def _date(skew_s: float) -> bytes:

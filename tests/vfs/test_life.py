@@ -57,3 +57,20 @@ async def test_a_kill_loses_what_nobody_closed(tmp_path: Path) -> None:
         await file.write(0, b"x")
         await fs.kill()
         assert await fs.listdir() == []
+
+
+async def test_the_time_of_a_directory_that_somebody_set_survives_a_kill(tmp_path: Path) -> None:
+    """Older than the changes before it, committed or not; a change after it counts again."""
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        for name in ("done", "pending", "changed"):
+            await fs.mkdir(name)
+        await fs.write("done/a", b"")
+        file = await fs.open_file("pending/a", os.O_WRONLY | os.O_CREAT)
+        for name in ("done", "pending", "changed"):
+            await fs.setattr(name, mtime_ns=5)
+        await file.close()
+        await fs.write("changed/a", b"")
+        await fs.kill()
+        assert (await fs.stat("done")).mtime_ns == 5
+        assert (await fs.stat("pending")).mtime_ns == 5
+        assert (await fs.stat("changed")).mtime_ns > 5

@@ -78,3 +78,25 @@ async def test_a_container_that_turns_out_to_be_unneeded_goes(tmp_path: Path) ->
         files = {int(path.name, 16) for path in fs.storage.state.data.iterdir()}
         assert files - named == fs.writer.dead_containers
         assert len(files - named) == 1
+
+
+async def test_holes_of_a_sealed_file_take_no_blocks_after_a_patch(tmp_path: Path) -> None:
+    """`du` tells what is on the disk, whatever was sealed and changed since."""
+    size = 64 << 20
+
+    async def blocks(fs: FileSystem) -> int:
+        return fs.vfs.inodes.get((await fs.stat("a")).ino).attributes.st_blocks
+
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        await fs.write("a", DATA)
+        async with fs.open("a", os.O_RDWR) as file:
+            await file.truncate(size)
+        await seal(fs)
+        for offset in (size // 2, 0):
+            async with fs.open("a", os.O_RDWR) as file:
+                await file.write(offset, b"patch")
+            # Sealing copies leaves that several files share; what lies dead there is allocated too.
+            assert len(DATA) // 512 <= await blocks(fs) < 3 * len(DATA) // 512
+            await seal(fs)
+        await fs.remount()
+        assert await blocks(fs) < 3 * len(DATA) // 512

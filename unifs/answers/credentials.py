@@ -17,7 +17,7 @@ from unifs.state.credentials import Entry
 
 if TYPE_CHECKING:
     from unifs.control.daemon_protocol import Secret
-    from unifs.remotes import Remotes
+    from unifs.remotes import Remote, Remotes
     from unifs.state.credentials import CredentialStore
 
 #: SSE-C takes AES-256 keys.
@@ -30,10 +30,6 @@ class CredentialsAnswer:
     def __init__(self, store: CredentialStore, remotes: Remotes) -> None:
         self._store = store
         self._remotes = remotes
-
-    async def list(self) -> list[CredentialInfo]:
-        """All entries, by name."""
-        return [self._info(name) for name in self._store.names()]
 
     def _info(self, name: str) -> CredentialInfo:
         entry = self._store.get(name)
@@ -51,17 +47,24 @@ class CredentialsAnswer:
             _check_key(secret.secret_key)
         entry = Entry(secret.access_key, secret.secret_key, secret.session_token, time.time())
         await self._store.add(name, entry, replace)
+        for remote in self._users(name):
+            # What was refused to the former key may be granted to this one.
+            for waiting in remote.volume.status.quarantined():
+                remote.volume.writeback.retry(waiting.ino)
         return self._info(name)
 
-    async def remove(self, name: str) -> None:
-        """Busy while a mount uses it; NotFound."""
-        self._store.get(name)
-        users = [
-            remote.name
+    def _users(self, name: str) -> list[Remote]:
+        return [
+            remote
             for remote in self._remotes
             if isinstance(remote.settings, S3Settings)
             and name in (remote.settings.credentials, remote.settings.encryption_key)
         ]
+
+    async def remove(self, name: str) -> None:
+        """Busy while a mount uses it; NotFound."""
+        self._store.get(name)
+        users = [remote.name for remote in self._users(name)]
         if users:
             raise Busy(f"{name} is used by {', '.join(users)}")
         await self._store.remove(name)
@@ -75,6 +78,10 @@ class CredentialsAnswer:
         return CredentialTest(
             name=name, endpoint=settings.source(), buckets=await check(options, found)
         )
+
+    async def list(self) -> list[CredentialInfo]:
+        """All entries, by name."""
+        return [self._info(name) for name in self._store.names()]
 
 
 def _check_key(text: str) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from unifs.ipfs.node import Node
     from unifs.remotes import Remote, Remotes
     from unifs.vfs.paths import Paths
+    from unifs.vfs.storage import Storage
     from unifs.vfs.volume import Inode, Volume
     from unifs.vfs.writer import Writer
 
@@ -36,6 +37,8 @@ FSYNC_MFS = (
 )
 FSYNC_LOCAL = "is the host file system's fsync"
 FSYNC_NONE = "has nothing to do: this cannot be changed"
+#: Damaged places that are named one by one.
+DAMAGES_MAX = 10
 REFUSES_CHANGES = "read-only by its settings: every change is refused (EROFS)"
 
 #: A backend that does not answer must not keep anybody from hearing so.
@@ -123,12 +126,7 @@ class Explainer:
         repo = await node.repo_stat()
         changes = await self._journal.status(None)
         unsynced = changes.open + changes.closed + changes.sealed + changes.quarantined
-        warnings = []
-        if self._writer.storage.database.failed is not None:
-            warnings.append(str(self._writer.storage.database.failed))
-        if not self._writer.storage.state.has_reserve:
-            warnings.append("the disk is full: the reserve for deletes is in use")
-        warnings += self._journal.warnings()
+        warnings = [*state_warnings(self._writer.storage), *self._journal.warnings()]
         for name, why in sorted(self._remotes.problems.items()):
             warnings.append(f"{name} is not shown: {why}")
         warnings += [
@@ -232,3 +230,24 @@ def resident_bytes() -> int:
     """This process's resident set."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def state_warnings(storage: Storage) -> list[str]:
+    """What is wrong with the state directory, a sentence each."""
+    warnings = []
+    if storage.database.failed is not None:
+        warnings.append(str(storage.database.failed))
+    if not storage.state.has_reserve:
+        warnings.append("the disk is full: the reserve for deletes is in use")
+    if storage.receipt is not None and storage.receipt.has_losses():
+        receipt = storage.receipt
+        files = len(receipt.reverted) + len(receipt.returned)
+        warnings.append(
+            f"at the start {files} file{'s' * (files != 1)} went back to an earlier content:"
+            f" lost+found/receipt-{receipt.time_ns}.json names them"
+        )
+    damages = storage.damages(is_lasting=True)
+    if len(damages) > DAMAGES_MAX:
+        rest = f"and {len(damages) - DAMAGES_MAX} more: `unifs ctl repo verify` names all"
+        damages = [*damages[:DAMAGES_MAX], rest]
+    return [*warnings, *(f"damaged: {damage}" for damage in damages)]

@@ -7,8 +7,11 @@ import time
 from typing import TYPE_CHECKING
 
 from unifs.answers.files import state_text
+from unifs.config_mounts import S3Settings
 from unifs.control.daemon_protocol import Explanation
 from unifs.journal.content import REMOTE
+from unifs.mounts.s3.names import Places
+from unifs.mounts.s3.options import S3Options
 
 if TYPE_CHECKING:
     from unifs.answers.remotejournal import RemoteJournal
@@ -73,7 +76,16 @@ def _bytes_from(inode: RemoteInode, remote: Remote) -> str:
 
 
 def _place(inode: RemoteInode, remote: Remote) -> str:
-    return "nowhere" if inode.path is None else remote.settings.place(inode.path)
+    path, settings = inode.path, remote.settings
+    if path is None:
+        return "nowhere"
+    if isinstance(settings, S3Settings):
+        places = Places(S3Options(bucket=settings.bucket, prefix=settings.prefix))
+        if not places.is_top(path):
+            is_directory = stat.S_ISDIR(inode.attributes.st_mode)
+            bucket, key = places.prefix_at(path) if is_directory else places.object_at(path)
+            return f"bucket {bucket}, key {key}"
+    return settings.place(path)
 
 
 def _notes(inode: RemoteInode, remote: Remote) -> list[str]:

@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
 
-import httpx
+import h11
 import trio
 
 from unifs.errors import (
@@ -123,42 +123,73 @@ class _Answer:
 async def _get(target: Target, headers: dict[str, str]) -> _Answer:
     where = f"{target.host}:{target.port}"
     try:
-        async with (
-            httpx.AsyncClient(timeout=None, trust_env=False) as client,
-            client.stream("GET", target.url, headers=headers) as response,
-        ):
-            body = b""
-            async for piece in response.aiter_raw():
-                body += piece
-                if len(body) > ANSWER_BYTES_MAX:
-                    break
-            return _Answer(
-                response.status_code,
-                body.decode("utf-8", "replace"),
-                response.headers.get("date", ""),
-                response.headers.get("content-type", "no type"),
-            )
-    except httpx.ConnectError as error:
-        raise Unreachable(_no_connection(where, error)) from error
-    except httpx.TransportError as error:
+        stream = await _connected(target, where)
+        async with stream:
+            return await _exchange(stream, target, headers)
+    except (h11.RemoteProtocolError, trio.BrokenResourceError) as error:
         raise Unreachable(
             f"{where} does not speak HTTP as it is asked to; https instead?"
         ) from error
 
 
-def _no_connection(where: str, error: BaseException) -> str:
+async def _connected(target: Target, where: str) -> trio.abc.Stream:
+    try:
+        stream = await trio.open_tcp_stream(target.host, target.port)
+    except OSError as error:
+        raise Unreachable(f"nothing listens at {where}: {_refused(error)}") from error
+    if not target.url.startswith("https:"):
+        return stream
+    secured = trio.SSLStream(
+        stream, ssl.create_default_context(), server_hostname=target.host, https_compatible=True
+    )
+    try:
+        await secured.do_handshake()
+    except trio.BrokenResourceError as error:
+        await trio.aclose_forcefully(secured)
+        cause = error.__cause__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = f"the TLS certificate of {where} is not trusted: {cause.verify_message}"
+        else:
+            reason = f"{where} does not speak TLS; http instead of https?"
+        raise Unreachable(reason) from error
+    except BaseException:
+        await trio.aclose_forcefully(secured)
+        raise
+    return secured
+
+
+def _refused(error: OSError) -> str:
+    """The system's words, from whichever of the host's addresses was tried last."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"the TLS certificate of {where} is not trusted: {cause.verify_message}"
-        if isinstance(cause, ssl.SSLError):
-            return f"{where} does not speak TLS; http instead of https?"
-        if isinstance(cause, ConnectionRefusedError):
-            return f"nothing listens at {where}: connection refused"
-        cause = cause.__cause__ or cause.__context__
-    if "refused" in str(error) or "All connection attempts failed" in str(error):
-        return f"nothing listens at {where}: connection refused"
-    return f"{where} cannot be connected to: {error}"
+        errors = getattr(cause, "exceptions", ())
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+        cause = errors[-1] if errors else cause.__cause__
+    return str(error)
+
+
+async def _exchange(stream: trio.abc.Stream, target: Target, headers: dict[str, str]) -> _Answer:
+    connection = h11.Connection(h11.CLIENT)
+    parts = urlsplit(target.url)
+    place = f"{parts.path}?{parts.query}" if parts.query else parts.path
+    lines = [("host", parts.netloc), ("connection", "close"), *headers.items()]
+    for event in (h11.Request(method="GET", target=place, headers=lines), h11.EndOfMessage()):
+        await stream.send_all(connection.send(event) or b"")
+    status, told, body = 0, {}, bytearray()
+    while len(body) < ANSWER_BYTES_MAX:
+        received = connection.next_event()
+        if received is h11.NEED_DATA:
+            connection.receive_data(bytes(await stream.receive_some()))
+        elif isinstance(received, h11.Response):
+            status = received.status_code
+            told = {name.decode(): value.decode("latin-1") for name, value in received.headers}
+        elif isinstance(received, h11.Data):
+            body += received.data
+        elif isinstance(received, h11.EndOfMessage):
+            break
+    text = body.decode("utf-8", "replace")
+    return _Answer(status, text, told.get("date", ""), told.get("content-type", "no type"))
 
 
 def _names(target: Target, answer: _Answer, credentials: Credentials | None) -> list[str]:

@@ -215,6 +215,12 @@ class ReadCache:
         self._carried = carried
         return RETRY
 
+    async def keep(self, source: Source, number: int, data: bytes) -> None:
+        """Take an extent whose bytes are known here already, to be evicted like a fetched one."""
+        if self._disk is not None:
+            key = ExtentKey(source.mount, source.object, source.version, number)
+            await self._disk.write(key, data)
+
     # --- fetching -------------------------------------------------------------------------------
 
     async def _join(self, source: Source, key: ExtentKey) -> bytes:

@@ -55,7 +55,7 @@ from unifs.journal.returning import Returning
 from unifs.journal.trust import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from unifs.ipfs.embedded.segments import Segments
@@ -88,6 +88,8 @@ class Receipt:
     #: Files of contents that are removed, but for what pins need of them.
     removed_files: int = 0
     removed_rows: int = 0
+    #: What was no block in the segments that had to be looked through.
+    damaged: list[str] = field(default_factory=list)
     #: Why nothing was removed: the disk refused to sync what took the place of it.
     kept: str = ""
 
@@ -98,14 +100,21 @@ class Receipt:
 class Recovery:
     """One run over a state directory."""
 
-    def __init__(self, database: Database, segments: Segments, state: StateDirectory) -> None:
+    def __init__(
+        self,
+        database: Database,
+        segments: Segments,
+        state: StateDirectory,
+        damaged: Sequence[str] = (),
+    ) -> None:
+        """``damaged``: what was found wrong while the segments were opened, for the receipt."""
         self._database = database
         self._state = state
         self._trust = Trust(database, segments, state)
         self._sealed_seq: int = database.get_meta("sealed_seq", 0)
         self._last_seq: int = Log(database).seq
         is_other_boot = str(database.get_meta("boot", state.boot_id)) != state.boot_id
-        self._receipt = Receipt(time.time_ns(), is_other_boot)
+        self._receipt = Receipt(time.time_ns(), is_other_boot, damaged=[*damaged])
 
     def run(self) -> Receipt | None:
         """Make the tree right; the receipt, or None after a clean stop."""
@@ -123,6 +132,7 @@ class Recovery:
                 raise
             receipt = self._receipt
             self._receipt = Receipt(receipt.time_ns, receipt.is_other_boot, kept=receipt.kept)
+            self._receipt.damaged = receipt.damaged
             self._commit(is_needed)
         if not is_needed:
             return None
@@ -232,6 +242,9 @@ class Recovery:
                 newest[record.parent] = record.time_ns
             if record.op is Op.RENAME:
                 newest[unpack_rename(record.data).new_parent] = record.time_ns
+            if record.op is Op.SETATTR:
+                # Times that somebody set, older ones too, stand in the row.
+                newest.pop(record.ino, None)
         for ino, time_ns in newest.items():
             row = self._database.one("select attributes from inode where ino=?", (ino,))
             if row is None:

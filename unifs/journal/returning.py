@@ -241,14 +241,15 @@ class Returning:
     def _save(self, ino: int, blob: bytes) -> None:
         """What is left of a content's bytes goes to lost+found."""
         target = self._lost_found / f"{self._stamp}-{ino}"
-        if target.exists():
+        if target.exists() or target.with_name(f"{target.name}.0").exists():
             target = self._lost_found / f"{self._stamp}-{ino}-before"
         try:
-            self._trust.save(blob, target)
+            kept = self._trust.save(blob, target)
         except (OSError, UnifsError) as error:
             self._note(self.saved, ino, f"nothing of its bytes could be read: {error}")
             return
-        self._note(self.saved, ino, f"what was left of its bytes is in {target.name}")
+        names = ", ".join(path.name for path in kept)
+        self._note(self.saved, ino, f"what was left of its bytes is in {names}")
 
     def _note(self, sentences: list[str], ino: int, what: str) -> None:
         names = self._names.get(ino)

@@ -191,6 +191,9 @@ class Calls:
                 await self.mount.stat(step.path)
             except NotFound:
                 return True
+            # Or the half of it is done: a copy is there, and what it is a copy of.
+            if await self.mount.has_begun(step.new_path, known.attempt.token):
+                return True
             await complete(self.local.end, ino)
         await complete(self.local.conflict, ino, step.new_path, there)
         return False

@@ -110,6 +110,13 @@ class Mount:
         """Move an object or a directory, replacing what is there. Done already is success."""
         raise Unsupported(f"{self.kind} has no rename")
 
+    async def has_begun(self, new_path: str, token: str) -> bool:
+        """Whether what stands at ``new_path`` is there by an earlier try of this ``rename``.
+
+        For backends whose rename is not one step: the old path is still there then.
+        """
+        return False
+
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         """Keep mode, owner or times at the backend."""
         raise Unsupported(f"{self.kind} keeps no attributes")

@@ -145,6 +145,10 @@ class Observed(Mount):
     def is_conditional(self) -> bool:  # type: ignore[override]
         return self.mount.is_conditional
 
+    @property
+    def batched(self) -> frozenset[str] | None:  # type: ignore[override]
+        return self.mount.batched
+
     def supports(self, capability: str) -> bool:
         return self.mount.supports(capability)
 
@@ -214,6 +218,7 @@ class Observed(Mount):
         with self._calling("commit") as mount:
             outcomes = await mount.commit(counted)
         for outcome in outcomes:
+            # The calls behind it are the mount's own affair; what failed is told one by one.
             if isinstance(outcome, FAULTS):
                 self.health.failed(outcome)
         return outcomes

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 #: RESTART checkpoint above this; a PASSIVE one each time it has grown by ``PASSIVE_BYTES``.
 WAL_LIMIT_BYTES = 64 << 20
 PASSIVE_BYTES = 16 << 20
+#: The part of the limit, 1 MiB, that is left for what a request commits once it was admitted.
+WAL_ROOM = 64
 FRAME_BYTES = schema.PAGE_BYTES + 24
 
 #: Locks between connections of this process only, and the WAL's index in memory: no system call
@@ -129,12 +131,22 @@ class Database:
 
     # --- transactions -----------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Start a transaction; WouldBlock while the WAL is above its limit."""
+    def admit(self, room: int = WAL_ROOM) -> None:
+        """WouldBlock where a mutation would have to wait; for who changes memory before he commits.
+
+        After this a few small transactions follow without one.
+        """
         if self.failed is not None:
             raise self.failed
-        if self.wal_bytes > WAL_LIMIT_BYTES and self._thread is not None:
+        limit_bytes = WAL_LIMIT_BYTES
+        if room:
+            limit_bytes -= limit_bytes // room
+        if self.wal_bytes > limit_bytes and self._thread is not None:
             raise WouldBlock(self._restarted)
+
+    def begin(self) -> None:
+        """Start a transaction; WouldBlock while the WAL is above its limit."""
+        self.admit(room=0)
         self.execute("begin immediate")
         self.is_in_transaction = True
 

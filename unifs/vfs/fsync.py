@@ -74,14 +74,15 @@ class Durability:
         pieces = None if overlay is None else self._pieces(overlay, content)
         is_changed = inode.is_dirty() or inode.is_touched
         if is_changed:
-            content, blob = self.writer.prepare(inode, batch, needs_proof=pieces is None)
+            content, blob = self.writer.prepare(inode, batch, is_carried=pieces is not None)
             self.writer.rows(inode, blob, batch)
         if blob != inode.synced:
             batch.append(self.storage.log.row(Op.SYNC, inode.ino, inode.parent, blob))
         if overlay is not None and pieces is not None:
             assert isinstance(content, LargeContent)
             batch += self.carried.rows(overlay.container, pieces)
-            batch.append((SET_CARRIED, (content.id,)))
+            if not overlay.is_dirty:
+                batch.append((SET_CARRIED, (content.id,)))
         if batch:
             self.writer.tree.commit(batch)
         if is_changed:

@@ -359,6 +359,7 @@ class RemoteSync(Places, Journal):
             if not inode.is_dirty():
                 self.volume.unsynced.reached(inode, inode.unsynced_bytes)
         self.volume.writer.changed.pop(self.volume.mount_id, None)
+        self.volume.cold.note(ino)
 
     def set_quarantined(self, ino: int, is_quarantined: bool) -> None:
         statement = "update journal set state=? where ino=? and state is not null"

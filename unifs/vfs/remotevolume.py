@@ -36,6 +36,7 @@ from unifs.journal.writeback import Writeback
 from unifs.journal.writeback_calls import Calls
 from unifs.types import NAME_MAX_BYTES
 from unifs.vfs.remotebase import Bases
+from unifs.vfs.remotecold import Cold
 from unifs.vfs.remoteepoch import Epoch
 from unifs.vfs.remotefile import RemoteDirectory, RemoteHandle
 from unifs.vfs.remotemerge import Merge
@@ -96,6 +97,7 @@ class RemoteVolume(TreeVolume):
         #: fsync waits for the backend too; ``moved_bytes`` tells whether anything moves there.
         self.waits_for_backend = False
         self.moved_bytes: Callable[[], int] = lambda: 0
+        self.cold = Cold(self)
         self.rows = 0
         self.rows_max = ROWS_MAX
         #: Wall-clock time: what is remembered over a restart.
@@ -138,6 +140,7 @@ class RemoteVolume(TreeVolume):
                 self.sync.load()
                 self.writeback.load()
                 nursery.start_soon(self.writeback.run)
+                nursery.start_soon(self.cold.run)
             nursery.start_soon(self._trim_rows)
             try:
                 yield

@@ -318,7 +318,7 @@ class Sealer:
         try:
             own = content.own
             if not own:
-                # Closed by an earlier daemon.
+                # Closed by an earlier daemon, or all of it is a base's or a hole.
                 own = content.own = containers.create()
                 held.append(own)
             for name in {own, *content.extents.containers} - set(held):

@@ -7,6 +7,7 @@ mount.
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from unifs.ipfs.unixfs.profiles import Profile
     from unifs.journal.recovery import Receipt
 
+log = logging.getLogger(__name__)
+
 DEFAULT_PROFILE = "unixfs-v1-2025"
 
 
@@ -51,11 +54,14 @@ class Storage:
         self.database = Database(state.database)
         self.profile = self._fixed_profile(profile)
         self.segments = Segments(state.segments)
-        self.receipt: Receipt | None = Recovery(self.database, self.segments, state).run()
-        self.log = Log(self.database)
-        self.contents = Contents(self.database, self.segments, state, self.profile)
         #: The node's own segments: DAG nodes, added and imported blocks.
         self.nodes = Segments(state.nodes)
+        recovery = Recovery(self.database, self.segments, state, self.damages())
+        self.receipt: Receipt | None = recovery.run()
+        for damage in self.damages():
+            log.warning("damaged: what=%s", damage)
+        self.log = Log(self.database)
+        self.contents = Contents(self.database, self.segments, state, self.profile)
         self.blocks = Blocks(
             state.path / "blocks.db",
             (self.nodes, self.segments),
@@ -67,6 +73,18 @@ class Storage:
         self.overlays = Overlays(self.contents.containers)
         self.flusher = Flusher(self.database, self.segments, self.log)
         self.tree = Tree(self.database, state)
+
+    def damages(self, is_lasting: bool = False) -> list[str]:
+        """What is known to be no block in the segments, a sentence each.
+
+        ``is_lasting``: without torn ends, which a killed daemon leaves and nobody was promised.
+        """
+        return [
+            f"{store.directory.name}/{damage}"
+            for store in (self.segments, self.nodes)
+            for damage in store.damages
+            if not (is_lasting and damage.is_torn_tail)
+        ]
 
     def _remove_unnamed(self) -> None:
         """What an earlier daemon did not come to delete; rows that say so are durable by now."""

@@ -30,8 +30,6 @@ from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treerename import TreeRename
 from unifs.vfs.volume import DirectoryHandle, Handle, Volume
-from unifs.vfs.writer import set_blocks
-from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,24 +138,28 @@ class TreeVolume(TreeRename):
     ) -> Attributes:
         assert isinstance(inode, TreeInode)
         attributes = inode.attributes
-        if changes.size_bytes is None and (inode.pending is not None or inode.is_gone):
-            # Nothing is committed, so nothing fails: tar does this three times per file.
+        if inode.pending is not None or inode.is_gone:
             self._change(inode, changes)
             return attributes
+        is_resized = changes.size_bytes not in (None, attributes.st_size)
+        if is_resized and inode.is_dirty():
+            # What is cut off or added can be undone only down to what is committed.
+            self.writer.commit(inode)
+        self.writer.ready(inode)
+        if changes.mtime_ns is not None and stat.S_ISDIR(attributes.st_mode):
+            # Recovery dates a directory by its records: what came before the new time has to stand
+            # before it in the journal.
+            self.commit_names(inode.ino)
         before = pack_attributes(attributes)
         try:
             self._change(inode, changes)
-            if inode.pending is None and not inode.is_gone:
-                self.writer.commit(inode)
-        except WouldBlock:
-            raise
+            self.writer.commit(inode)
         except BaseException:
-            size = attributes.st_size
+            if is_resized:
+                self.writer.undo(inode)
             fill_attributes(attributes, inode.ino, before, self.timeout_s)
-            # A cut is not undone: the overlay has it, and a later commit may record it.
-            attributes.st_size = size
             raise
-        if inode.pending is None and not inode.is_gone and not inode.opens:
+        if not inode.opens:
             self.writer.detach(inode)
         return attributes
 
@@ -190,7 +192,7 @@ class TreeVolume(TreeRename):
             self.overlays.resize(self.writer.overlay_to_cut(inode, size), size)
         attributes.st_size = size
         self.unsynced.cut(inode)
-        set_blocks(inode)
+        self.writer.set_blocks(inode)
         attributes.st_mtime_ns = time.time_ns()
 
     def readlink(self, inode: Inode) -> bytes:

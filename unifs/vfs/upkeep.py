@@ -83,7 +83,8 @@ class Upkeep:
         await self.storage.flusher.flush()
         await complete(self.release)
         # What still waits to be released is known to nobody after this: recovery finds it.
-        self.storage.is_tidy = not (writer.replaced or writer.released or writer.forgotten)
+        left = writer.replaced or writer.released or writer.forgotten or writer.dead_containers
+        self.storage.is_tidy = not left
 
     def tick(self, now: float) -> None:
         """One round of everything that is due."""

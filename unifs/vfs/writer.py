@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from unifs.journal.log import Op, pack_pair, unpack_rename
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
 from unifs.vfs.fsync import Durability
-from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
+from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, blocks_of, pack_attributes
 
 if TYPE_CHECKING:
     from unifs.journal.content import Content
@@ -37,21 +38,13 @@ log = logging.getLogger(__name__)
 NAMES_MAX = 10_000
 _NONE: set[bytes] = set()
 
-INSERT_CONTENT = "insert into content values(?,1,1,?,?,?,?,null,null,null,null)"
+INSERT_CONTENT = (
+    "insert into content(boot,size,extents,proof,durable_size,durable_extents,id,refs,state)"
+    " values(?,?,?,?,?,?,?,1,1)"
+)
 UPDATE_CONTENT = (
     "update content set boot=?,size=?,extents=?,proof=?,durable_size=?,durable_extents=? where id=?"
 )
-
-
-def set_blocks(inode: TreeInode) -> None:
-    """Count the blocks of a changed file: what no extent covers is a hole and takes none."""
-    overlay = inode.overlay
-    if overlay is None:
-        return
-    attributes = inode.attributes
-    is_small = overlay.buffer is not None
-    held_bytes = attributes.st_size if is_small else overlay.extents.held_bytes()
-    attributes.st_blocks = (held_bytes + 511) >> 9
 
 
 class Writer:
@@ -92,6 +85,23 @@ class Writer:
         attributes.st_mtime_ns = attributes.st_ctime_ns = now_ns
         inode.is_touched = True
         self.touched[inode.ino] = inode
+
+    def set_blocks(self, inode: TreeInode) -> None:
+        """Count the blocks of a changed file: what is a hole takes none."""
+        overlay = inode.overlay
+        if overlay is None:
+            return
+        if overlay.buffer is not None:
+            inode.attributes.st_blocks = blocks_of(inode.attributes.st_size)
+            return
+        blocks = blocks_of(overlay.extents.held_bytes())
+        if overlay.base is not None:
+            # Where a sealed content has holes, its extents lie over holes of files.
+            descriptor = self.contents.containers.descriptor
+            names = set(overlay.extents.containers)
+            allocated = sum(os.fstat(descriptor(name)).st_blocks for name in names)
+            blocks = min(blocks, allocated)
+        inode.attributes.st_blocks = blocks
 
     # --- overlays ---------------------------------------------------------------------------------
 
@@ -153,13 +163,16 @@ class Writer:
             return
         inode.overlay = None
         del self.open[inode.ino]
-        if overlay.container:
-            if overlay.content is None:
-                self.overlays.discard(overlay)
-                volume = inode.volume
-                volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
-            else:
-                self.contents.containers.release(overlay.container)
+        content = overlay.content
+        if content is None and overlay.container:
+            volume = inode.volume
+            volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
+        named = content.extents.containers if content is not None else ()
+        if overlay.container in named:
+            self.contents.containers.release(overlay.container)
+        else:
+            # Nothing was committed, or only cuts.
+            self.overlays.discard(overlay)
 
     # --- commit -----------------------------------------------------------------------------------
 
@@ -177,15 +190,30 @@ class Writer:
         self.tree.commit(batch)
         self.committed(inode, content, blob)
 
+    def ready(self, inode: TreeInode) -> None:
+        """WouldBlock where a commit of this inode would wait; for who changes memory before it."""
+        self.storage.database.admit()
+        if inode.overlay is not None and inode.overlay.buffer is None:
+            self._proof(inode.overlay)
+
+    def undo(self, inode: TreeInode) -> None:
+        """Forget what an overlay holds beyond the committed content."""
+        if inode.overlay is not None:
+            inode.overlay.is_dirty = False
+            self.detach(inode)
+
     def _forgo(self, inode: TreeInode) -> None:
         """Nobody can find this inode after a crash: nothing to record."""
         if inode.overlay is not None:
             inode.overlay.is_dirty = False
 
     def prepare(
-        self, inode: TreeInode, batch: Batch, needs_proof: bool = True
+        self, inode: TreeInode, batch: Batch, is_carried: bool = False
     ) -> tuple[Content | None, bytes]:
-        """Bring a dirty overlay's bytes to where a row can name them; (content, its column)."""
+        """Bring a dirty overlay's bytes to where a row can name them; (content, its column).
+
+        ``is_carried``: the batch has all bytes that are not durable, so that the form it makes is.
+        """
         overlay = inode.overlay
         if overlay is None or not overlay.is_dirty:
             return inode.content, inode.stored
@@ -196,8 +224,7 @@ class Writer:
                 small = self._append(overlay.buffer)
                 return small, small.blob
             self.overlays.spill(overlay)
-        proof = self._proof(overlay) if needs_proof else None
-        large = self._large_rows(inode, overlay, proof, batch)
+        large = self._large_rows(inode, overlay, is_carried, batch)
         return large, large.blob
 
     def _append(self, buffer: bytearray) -> SmallContent:
@@ -208,24 +235,25 @@ class Writer:
         return small
 
     def _large_rows(
-        self, inode: TreeInode, overlay: Overlay, proof: bytes | None, batch: Batch
+        self, inode: TreeInode, overlay: Overlay, is_carried: bool, batch: Batch
     ) -> LargeContent:
         """Statements for the overlay's content row, new at its first commit, updated later."""
         size = inode.attributes.st_size
         extents = overlay.extents.copy()
+        packed = extents.pack()
+        proof = None if is_carried else self._proof(overlay)
+        durable = (size, packed) if is_carried else overlay.durable or (None, None)
         large = overlay.content
+        named: set[int] = set()
+        statement = UPDATE_CONTENT
         if large is None:
             self.contents.last_id += 1
             large = LargeContent(self.contents.last_id, size, extents)
             large.base = overlay.base
-            bindings = (large.id, self.contents.boot, size, extents.pack(), proof)
-            batch.append((INSERT_CONTENT, bindings))
-            named: set[int] = set()
+            statement = INSERT_CONTENT
         else:
-            named = set(large.extents.containers)
-            durable = overlay.durable or (None, None)
-            bindings = (self.contents.boot, size, extents.pack(), proof, *durable, large.id)
-            batch.append((UPDATE_CONTENT, bindings))
+            named.update(large.extents.containers)
+        batch.append((statement, (self.contents.boot, size, packed, proof, *durable, large.id)))
         names = set(extents.containers)
         for container in names - named:
             batch.append(("insert or ignore into holding values(?,?)", (large.id, container)))
@@ -233,7 +261,9 @@ class Writer:
             statement = "delete from holding where content=? and container=?"
             batch.append((statement, (large.id, container)))
         after = LargeContent(large.id, size, extents)
-        after.base, after.own = large.base, overlay.container
+        after.base = large.base
+        # One that it does not name goes with the overlay.
+        after.own = overlay.container if overlay.container in names else 0
         return after
 
     def _proof(self, overlay: Overlay) -> bytes | None:
@@ -249,7 +279,7 @@ class Writer:
 
     def rows(self, inode: TreeInode, blob: bytes, batch: Batch) -> None:
         """Statements for the inode's own rows and the journal's record of them."""
-        set_blocks(inode)
+        self.set_blocks(inode)
         tree = self.tree
         log_ = inode.volume.log  # type: ignore[attr-defined]
         packed = pack_attributes(inode.attributes)

@@ -147,6 +147,9 @@ def test_places() -> None:
     assert not everything.is_top("bucket/a")
     with pytest.raises(NotFound):
         everything.split("bücket/a")
+    for path in ("bucket", "bucket/%%"):
+        with pytest.raises(InvalidArgument):
+            everything.object_at(path)
     part = Places(S3Options(bucket="one", prefix="/a/b/"))
     assert part.object_at("c") == ("one", "a/b/c")
     assert part.prefix_at("") == ("one", "a/b/")

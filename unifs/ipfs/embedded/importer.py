@@ -114,7 +114,7 @@ class Importer:
                     # At most one batch per worker is kept out of order.
                     while start >= due + step * _WORKERS:
                         await turn.wait()
-                await self.sync_behind(length)
+                self._sync_beside(nursery, length)
 
         async with _workers() as nursery:
             for _ in range(_WORKERS):
@@ -169,7 +169,7 @@ class Importer:
             async for batch in receive:
                 for digest, length in await self.thread(partial(self._batch, memoryview(batch))):
                     builder.leaf_digest(digest, length)
-                await self.sync_behind(len(batch))
+                self._sync_beside(nursery, len(batch))
 
         async with _workers() as nursery:
             nursery.start_soon(store)
@@ -200,6 +200,12 @@ class Importer:
         except OSError as error:
             raise from_os_error(error) from error
         return build_symlink(target, self.profile, self.put)
+
+    def _sync_beside(self, nursery: trio.Nursery, written: int) -> None:
+        """As ``sync_behind``, while the caller goes on."""
+        self._unsynced += written
+        if self._unsynced >= _SYNC_BYTES and not self._is_syncing:
+            nursery.start_soon(self.sync_behind, 0)
 
     async def sync_behind(self, written: int) -> None:
         """Bring data to disk while the rest is being hashed."""
@@ -239,7 +245,7 @@ async def _workers() -> AsyncIterator[trio.Nursery]:
         failed: BaseException = failures or group
         while failures is not None and isinstance(failed, BaseExceptionGroup):
             failed = failed.exceptions[0]
-        raise failed from None
+        raise failed from group
 
 
 def open_file(path: bytes) -> int:

@@ -42,6 +42,12 @@ class Damage:
     length: int
     is_torn_tail: bool
 
+    def __str__(self) -> str:
+        where = f"{self.segment}.car, {self.length} bytes at {self.offset}"
+        if self.is_torn_tail:
+            return f"{where}: the end of something that was never written completely"
+        return f"{where}: no block can be read there"
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

@@ -41,6 +41,7 @@ class Directories:
         #: path -> when it was seen; those with a marker in the second.
         self._seen: OrderedDict[str, float] = OrderedDict()
         self._marked: OrderedDict[str, None] = OrderedDict()
+        self._marking = trio.Lock()
 
     def seen(self, path: str, is_marked: bool = False) -> None:
         """The directory is there."""
@@ -89,13 +90,23 @@ class Directories:
         above = path.rpartition("/")[0]
         if above in self._marked or self._places.is_top(above):
             return
+        # One for all who remove at the same time.
+        async with self._marking:
+            if above not in self._marked:
+                await self._keep(above)
+
+    async def _keep(self, above: str) -> None:
         bucket, prefix = self._places.prefix_at(above)
         if not prefix.endswith("/"):
             return
+        headers = marker_headers("")
         try:
-            await self.mark(bucket, prefix, marker_headers(""))
-        except Conflict:
-            pass
+            try:
+                await self.mark(bucket, prefix, headers)
+            except Conflict:
+                # SeaweedFS says so of every directory; only one that is listed stays.
+                if await self._objects.first_keys(bucket, prefix, 1) != [prefix]:
+                    await self.mark(bucket, prefix, headers, is_new=False)
         except PermissionDenied:
             return
         self.seen(above, is_marked=True)

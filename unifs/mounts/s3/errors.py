@@ -63,6 +63,8 @@ CODES: Final[dict[str, type[UnifsError]]] = {
     "XAmzContentChecksumMismatch": Corrupt,
     "IncompleteBody": Unreachable,
     "InternalError": Unreachable,
+    # A part that an answer gone wrong told us wrongly of: the next try lists what is there.
+    "InvalidPart": Unreachable,
     "OperationAborted": Unreachable,
     "RequestTimeout": Unreachable,
     "ServiceUnavailable": RateLimited,

@@ -16,6 +16,8 @@ from contextlib import asynccontextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, Final
 
+import trio
+
 from unifs.errors import Exists, InvalidArgument, NotFound, UnifsError, Unsupported
 from unifs.mounts.base import Mount
 from unifs.mounts.blocking import Blocking
@@ -61,6 +63,10 @@ class S3Mount(Mount):
         self.name = name
         self.options = options
         self.service = Service(options, credentials, now_s)
+        self._now_s = now_s
+        self._nursery: trio.Nursery | None = None
+        #: Buckets in which orphaned uploads were looked for.
+        self._swept: set[str] = set()
         self.places = Places(options)
         self._blocking = Blocking(THREADS_MAX)
         self.control = Control(options, credentials, self._blocking)
@@ -90,7 +96,24 @@ class S3Mount(Mount):
         place = await self._writing.place_for(path, base)
         if content.size_bytes <= SINGLE_BYTES:
             return await self._writing.put_single(place, content, base, token)
+        self._sweep_once(place[0])
         return await self._multipart.put(place, content, base, token)
+
+    def _sweep_once(self, bucket: str) -> None:
+        if self._nursery is not None and bucket not in self._swept:
+            self._swept.add(bucket)
+            self._nursery.start_soon(self._sweep, bucket)
+
+    async def _sweep(self, bucket: str) -> None:
+        """Abort what uploads of the past left in a bucket that is written to."""
+        try:
+            count = await self._multipart.sweep(bucket, self.places.prefix, self._now_s())
+        except UnifsError as error:
+            # Nobody waits for it; the next start of the daemon sweeps again.
+            log.info("no sweep: mount=%s bucket=%s error=%s", self.name, bucket, error)
+            return
+        if count:
+            log.info("uploads aborted: mount=%s bucket=%s count=%d", self.name, bucket, count)
 
     async def make(self, path: str, node: Node, token: str) -> Node:
         if stat.S_ISREG(node.mode):
@@ -126,6 +149,9 @@ class S3Mount(Mount):
 
     async def rename(self, path: str, new_path: str, token: str) -> None:
         await self._moving.rename(path, new_path, token)
+
+    async def has_begun(self, new_path: str, token: str) -> bool:
+        return await self._moving.has_begun(new_path, token)
 
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         await self._moving.set_attributes(path, changes, token)
@@ -185,11 +211,15 @@ class S3Mount(Mount):
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
-        """Idle connections are closed at the end of this."""
-        try:
-            yield
-        finally:
-            self.service.close()
+        """What runs beside requests ends with this, and idle connections are closed."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                yield
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
+                self.service.close()
 
     def supports(self, capability: str) -> bool:
         if capability == "set_attributes":

@@ -126,15 +126,21 @@ class Moving:
             raise Unsupported("keeps_attributes is off: attributes live in the tree only")
         if self._reading.places.is_top(path):
             raise Unsupported("a bucket has no attributes")
-        place = self._reading.places.object_at(path)
-        headers = await self._objects.head(*place)
-        if headers is None or (place[1].endswith("/") and headers["content-length"] == "0"):
+        place = self._reading.places.maybe_object_at(path)
+        headers = None if place is None else await self._object(place)
+        if place is None or headers is None:
             await self._set_directory(path, changes)
             return
         node = await self._reading.node_of(place, headers)
         metadata = told(changes, stat.S_IFMT(node.mode))
         if any(headers.get(name) != value for name, value in metadata.items()):
             await self.copy(place, headers, place, metadata)
+
+    async def _object(self, place: Place) -> dict[str, str] | None:
+        """What HEAD says of an object; None where there is none, or a directory's marker."""
+        headers = await self._objects.head(*place)
+        is_marker = headers is not None and place[1].endswith("/") and not size_in(headers)
+        return None if is_marker else headers
 
     async def _set_directory(self, path: str, changes: SetAttributes) -> None:
         bucket, prefix = self._reading.places.prefix_at(path)
@@ -156,21 +162,22 @@ class Moving:
             raise Unsupported("a bucket cannot be renamed")
         if f"{new_path}/".startswith(f"{path}/"):
             raise InvalidArgument(f"{new_path!r} lies in {path!r}")
-        source = places.object_at(path)
-        headers = await self._objects.head(*source)
-        if headers is not None and not (source[1].endswith("/") and size_in(headers) == 0):
+        source = places.maybe_object_at(path)
+        headers = None if source is None else await self._object(source)
+        if headers is not None:
             try:
                 await self._rename_object(path, headers, new_path, token)
             except NotFound:
                 # An earlier try, of which we heard nothing, may have ended only now.
-                if not await self._is_done(new_path, token):
+                if not await self.has_begun(new_path, token):
                     raise
         elif await self._directories.is_there(path):
             await self._rename_directory(path, new_path, token)
-        elif not await self._is_done(new_path, token):
+        elif not await self.has_begun(new_path, token):
             raise NotFound(f"there is no {path!r}")
 
-    async def _is_done(self, new_path: str, token: str) -> bool:
+    async def has_begun(self, new_path: str, token: str) -> bool:
+        """Whether what stands at ``new_path`` carries the token of this change."""
         bucket, key = self._reading.places.object_at(new_path)
         for one in (key, self._reading.places.prefix_at(new_path)[1]):
             headers = await self._objects.head(bucket, one)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from unifs.errors import NotFound, PermissionDenied, UnifsError, Unsupported
-from unifs.mounts.s3.attributes import size_in, version_in
+from unifs.mounts.s3.attributes import size_in, version_in, was
 from unifs.mounts.s3.encryption import source_key_headers
+from unifs.mounts.s3.fingerprint import PARTS, Fingerprint
 from unifs.mounts.s3.listing import escaped, plain_etag, quoted_etag, records
 from unifs.mounts.s3.objects import if_match
 from unifs.mounts.s3.parallel import all_of
@@ -45,6 +46,8 @@ MARK_PART: Final = 10_000
 MARK_BYTES: Final = 64
 #: Parts of one object on their way at a time.
 PARALLEL_MAX: Final = 8
+#: Parts that are read and hashed at a time, before the first is sent.
+HASHING_MAX: Final = 2
 COPY_PART_BYTES: Final = 1 << 30
 ORPHAN_S: Final = 24 * 3600.0
 ABORT_S: Final = 10.0
@@ -90,14 +93,17 @@ class Multipart:
         there = await self._writing.there(place, base, token)
         if isinstance(there, Node):
             return there
-        headers = self._writing.new_headers(place[1], token)
+        payloads = await self._hashed(content)
+        step = part_bytes(content.size_bytes)
+        mark = Fingerprint.of(step, [payload.sha256 for payload in payloads])
+        headers = {**self._writing.new_headers(place[1], token), PARTS: mark.text()}
         upload = await self._begun(place, token)
         if upload is None:
             upload = await self._begin(place, headers)
             await self._put_part(upload, MARK_PART, BytesPayload(mark_of(token)))
         try:
-            await self._put_parts(upload, content)
-            send = partial(self._complete, upload, content.size_bytes)
+            await self._put_parts(upload, payloads, base)
+            send = partial(self._completed, upload, len(payloads))
             version = await self._writing.stored(place, base, token, send)
         except UnifsError as error:
             if not error.is_transient:
@@ -108,18 +114,47 @@ class Multipart:
             return version
         return self._writing.new_node(content.size_bytes, version, headers)
 
-    async def _put_parts(self, upload: Upload, content: ContentReader) -> None:
-        size = part_bytes(content.size_bytes)
-        starts = range(0, content.size_bytes, size)
+    async def _hashed(self, content: ContentReader) -> list[ContentPayload]:
+        """The parts of a content with their hashes, which the upload begins with."""
+        size, step = content.size_bytes, part_bytes(content.size_bytes)
+        found: dict[int, ContentPayload] = {}
 
-        async def put(number: int, offset: int) -> None:
-            length = min(size, content.size_bytes - offset)
-            payload = await hashed(content, offset, length, self._writing.blocking)
-            if upload.parts.get(number) != (payload.md5, length):
+        async def take(offset: int) -> None:
+            length = min(step, size - offset)
+            found[offset] = await hashed(content, offset, length, self._writing.blocking)
+
+        offsets = range(0, size, step)
+        await all_of(HASHING_MAX, [partial(take, offset) for offset in offsets])
+        return [found[offset] for offset in offsets]
+
+    async def _put_parts(
+        self, upload: Upload, payloads: list[ContentPayload], base: Version | None
+    ) -> None:
+        step = payloads[0].size_bytes
+        unchanged, source = await self._unchanged(upload.place, payloads, base)
+
+        async def put(number: int, payload: ContentPayload) -> None:
+            if upload.parts.get(number) == (payload.md5, payload.size_bytes):
+                return
+            if number in unchanged:
+                span = ((number - 1) * step, payload.size_bytes)
+                await self._copy_part(upload, number, source, span)
+            else:
                 await self._put_part(upload, number, payload)
 
-        calls = [partial(put, number, offset) for number, offset in enumerate(starts, 1)]
+        calls = [partial(put, number, payload) for number, payload in enumerate(payloads, 1)]
         await all_of(PARALLEL_MAX, calls)
+
+    async def _unchanged(
+        self, place: Place, payloads: list[ContentPayload], base: Version | None
+    ) -> tuple[set[int], dict[str, str]]:
+        """The parts that the version to be replaced has too, and how to copy from it."""
+        there = None if base is None else await self._objects.head(*place)
+        known = None if there is None else Fingerprint.read(there)
+        if there is None or known is None or base not in (version_in(there), *was(there)):
+            return set(), {}
+        digests = [payload.sha256 for payload in payloads]
+        return known.unchanged(payloads[0].size_bytes, digests), self._source(place, there)
 
     async def _put_part(
         self, upload: Upload, number: int, payload: BytesPayload | ContentPayload
@@ -143,12 +178,6 @@ class Multipart:
         if not upload_id:
             raise Unsupported(f"{request}: the service begins no upload in parts")
         return Upload(place, upload_id)
-
-    async def _complete(
-        self, upload: Upload, size_bytes: int, condition: dict[str, str]
-    ) -> Version:
-        count = -(-size_bytes // part_bytes(size_bytes))
-        return await self._completed(upload, count, condition)
 
     async def _completed(self, upload: Upload, count: int, condition: dict[str, str]) -> Version:
         parts = "".join(
@@ -246,11 +275,7 @@ class Multipart:
         """Copy an object too large for one CopyObject, range by range at the service."""
         size = size_in(headers)
         upload = await self._begin(target, {**said, **self._objects.key_headers})
-        from_ = {
-            "x-amz-copy-source": f"/{source[0]}/{encoded(source[1], '/')}",
-            "x-amz-copy-source-if-match": if_match(version_in(headers)),
-            **source_key_headers(self._service.options),
-        }
+        from_ = self._source(source, headers)
         try:
             calls = [
                 partial(self._copy_part, upload, number, from_, span)
@@ -261,6 +286,14 @@ class Multipart:
         except BaseException:
             await self.abort(upload)
             raise
+
+    def _source(self, place: Place, headers: dict[str, str]) -> dict[str, str]:
+        """Headers that name the source of a copy, of exactly the version that HEAD told."""
+        return {
+            "x-amz-copy-source": f"/{place[0]}/{encoded(place[1], '/')}",
+            "x-amz-copy-source-if-match": if_match(version_in(headers)),
+            **source_key_headers(self._service.options),
+        }
 
     async def _copy_part(
         self, upload: Upload, number: int, source: dict[str, str], span: tuple[int, int]

@@ -235,7 +235,17 @@ class Places:
     def object_at(self, path: str) -> tuple[str, str]:
         """Bucket and key of the object at ``path``."""
         bucket, rest = self.split(path)
-        return bucket, _bounded(self.prefix + key_of(rest))
+        key = _bounded(self.prefix + key_of(rest))
+        if not key:
+            raise InvalidArgument(f"{path!r} would be an object without a key")
+        return bucket, key
+
+    def maybe_object_at(self, path: str) -> tuple[str, str] | None:
+        """As ``object_at``; None where only a directory can be shown as ``path``."""
+        try:
+            return self.object_at(path)
+        except InvalidArgument:
+            return None
 
     def prefix_at(self, path: str) -> tuple[str, str]:
         """Bucket and prefix of the directory at ``path``."""

@@ -9,7 +9,7 @@ import re
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from unifs.errors import Conflict, Corrupt, InvalidArgument, NotFound, Stale
+from unifs.errors import Conflict, Corrupt, InvalidArgument, NotFound, Stale, TryAgain
 from unifs.mounts.s3.attributes import version_in, was
 from unifs.mounts.s3.encryption import key_headers
 from unifs.mounts.s3.listing import KeyPage, quoted_etag
@@ -56,13 +56,13 @@ class Objects:
         try:
             return await self._ranged(place, known, offset, size)
         except (Conflict, NotFound) as error:
-            current = await self.alias(place, version)
-            if current is None or current == known:
+            current = await self._current(place, version)
+            if current is None:
                 raise Stale(f"{key!r} is not what it was at {version}") from error
         try:
             return await self._ranged(place, current, offset, size)
         except (Conflict, NotFound) as error:
-            raise Stale(f"{key!r} is not what it was at {version}") from error
+            raise TryAgain(f"{key!r} is being written to") from error
 
     async def _ranged(
         self, place: tuple[str, str], version: Version, offset: int, size: int
@@ -92,12 +92,16 @@ class Objects:
             return bytearray(size)
         return self._scratch.pop() if self._scratch else bytearray(SCRATCH_BYTES)
 
-    async def alias(self, place: tuple[str, str], version: Version) -> Version | None:
-        """The version that unifs's own copying made of ``version``; None if it was not that."""
+    async def _current(self, place: tuple[str, str], version: Version) -> Version | None:
+        """The version under which the bytes of ``version`` are there now; None: they are gone."""
         headers = await self.head(*place)
-        if headers is None or version not in was(headers):
+        if headers is None:
             return None
         current = version_in(headers)
+        if version == current:
+            return current
+        if version not in was(headers):
+            return None
         self.remember(place, version, current)
         return current
 

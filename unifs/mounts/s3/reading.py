@@ -97,9 +97,8 @@ class Reading:
         return await self._stat_directory(path)
 
     async def _stat_object(self, path: str) -> Node | None:
-        try:
-            place = self.places.object_at(path)
-        except InvalidArgument:
+        place = self.places.maybe_object_at(path)
+        if place is None:
             return None
         headers = await self.objects.head(*place)
         if headers is None or (place[1].endswith("/") and headers.get("content-length") == "0"):
@@ -122,6 +121,8 @@ class Reading:
             raise NotFound(f"no key is shown as {path!r}") from error
         if is_part(path):
             page = await self.scan(path, None)
+            while not page.entries and page.after is not None:
+                page = await self.scan(path, page.after)
             if not page.entries:
                 raise NotFound(f"no key begins like {path!r}")
             return DIRECTORY
@@ -164,7 +165,10 @@ class Reading:
         entries = list(shown.entries(page))
         if self._is_keeping:
             entries = await self._with_attributes(bucket, prefix, entries)
-        return Page(tuple(entry for entry, _ in entries), _following(page, shown, prefix))
+        following = _following(page, shown, prefix)
+        if is_part(path) and not entries and after is None and following is None:
+            raise NotFound(f"no key begins like {path!r}")
+        return Page(tuple(entry for entry, _ in entries), following)
 
     async def _page(self, bucket: str, prefix: str, cursor: _Cursor) -> KeyPage:
         count = KEEPING_PAGE_KEYS if self._is_keeping else PAGE_KEYS

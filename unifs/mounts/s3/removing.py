@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 
 from unifs.errors import (
     Conflict,
-    InvalidArgument,
     NotEmpty,
     NotFound,
     UnifsError,
@@ -64,10 +63,7 @@ class Removing:
 
     async def remove(self, path: str, base: Version | None, token: str) -> None:
         """Remove a file of that version, or (``base`` None) an empty directory."""
-        try:
-            place = self.reading.places.object_at(path)
-        except InvalidArgument:
-            place = None
+        place = self.reading.places.maybe_object_at(path)
         if base is not None:
             if place is not None:
                 await self._remove_file(path, place, base)

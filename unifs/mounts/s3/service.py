@@ -75,6 +75,9 @@ class Request:
     body: Payload | None = None
     into: memoryview | None = None
     sink: Callable[[bytes], None] | None = None
+    #: What the clock was corrected by when this was signed. Of many requests under way, the first
+    #: answer corrects it, and the others are worth making again, too.
+    skew_s: float = 0.0
 
     def __str__(self) -> str:
         place = "/".join(part for part in (self.bucket, self.key) if part)
@@ -110,6 +113,7 @@ class Service:
         self._signer = Signer()
         self._regions: dict[str, str] = {}
         self._skew_s = 0.0
+        self._refuses_expect = False
         self.requests = 0
         if options.endpoint:
             self._address = _address_of(options.endpoint)
@@ -120,11 +124,10 @@ class Service:
         """The service's answer; an error of unifs where it is no success."""
         reasons: list[str] = []
         while True:
-            skew_s = self._skew_s
             answer = await self._answered(request)
             if isinstance(answer, Answer):
                 return answer
-            reason = self._learn(request, answer, skew_s)
+            reason = self._learn(request, answer)
             if not reason or (reason != "clock" and reason in reasons):
                 error = answer.error(str(request))
                 raise error
@@ -240,7 +243,7 @@ class Service:
         if body is not None or request.method in ("PUT", "POST"):
             size = body.size_bytes if body is not None else 0
             headers["content-length"] = str(size)
-            if size >= EXPECT_BYTES:
+            if size >= EXPECT_BYTES and not self._refuses_expect:
                 headers["expect"] = "100-continue"
         query = encoded_query(request.query)
         lines = [f"{request.method} {path}{'?' if query else ''}{query} HTTP/1.1"]
@@ -250,6 +253,7 @@ class Service:
     def _sign(
         self, headers: dict[str, str], request: Request, path: str, credentials: Credentials
     ) -> None:
+        request.skew_s = self._skew_s
         moment = moment_of(self._now_s() + self._skew_s)
         payload = request.body.sha256 if request.body is not None else EMPTY_SHA256
         headers["x-amz-date"] = moment
@@ -280,12 +284,12 @@ class Service:
 
     # --- what a refusal teaches -------------------------------------------------------------------
 
-    def _learn(self, request: Request, refusal: Refusal, skew_s: float) -> str:
-        """What makes the same request worth making again; "" where nothing does.
-
-        ``skew_s`` is what the clock was corrected by when the request was made: of many that were
-        made together, the first answer corrects it and the others are worth making again, too.
-        """
+    def _learn(self, request: Request, refusal: Refusal) -> str:
+        """What makes the same request worth making again; "" where nothing does."""
+        if refusal.status == 417:
+            # Somebody on the way knows nothing of 100-continue (RFC 9110, 10.1.1): without, then.
+            self._refuses_expect = True
+            return "expect"
         if refusal.status not in (301, 307, 400, 403):
             return ""
         region = refusal.headers.get("x-amz-bucket-region", "")
@@ -297,7 +301,7 @@ class Service:
         if refusal.code == "RequestTimeTooSkewed" or (request.method == "HEAD" and not region):
             theirs = date_s(refusal.headers.get("date", ""))
             skew = 0.0 if theirs is None else theirs - self._now_s()
-            if abs(skew - skew_s) > SKEW_S:
+            if abs(skew - request.skew_s) > SKEW_S:
                 self._skew_s = skew
                 return "clock"
         return ""

@@ -356,11 +356,16 @@ def _number(text: str, base: int) -> int:
         raise Cut("the answer has a length or a status that is no number", False) from error
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Why a connection failed, in words."""
-    cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else error
+    cause: BaseException = error
+    while cause.__cause__ is not None and not getattr(cause, "strerror", None):
+        cause = cause.__cause__
+        if isinstance(cause, BaseExceptionGroup):
+            # One attempt for each address of the host; the first says enough.
+            cause = cause.exceptions[0]
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({cause.verify_message})"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    return str(cause or error)
+    return str(cause)

@@ -1,0 +1,191 @@
+"""Renames and removals of many, cut off anywhere, with somebody else at work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.contract.cancelling import is_reached
+from tests.contract.subjects import Bytes
+from tests.contract.test_reading import scanned
+from unifs.errors import Conflict, NotEmpty, NotFound
+from unifs.mounts.s3 import moving
+from unifs.mounts.s3.removing import BATCH_MIN
+from unifs.types import Change, Version
+
+if TYPE_CHECKING:
+    from tests.mounts.s3.conftest import World
+
+
+def seeded(world: World, top: str, count: int = 6) -> dict[str, bytes]:
+    """Keys below a directory, without their beginning."""
+    below = {
+        f"sub/{number}" if number % 2 else str(number): b"%d" % number for number in range(count)
+    }
+    for name, data in below.items():
+        world.put(f"{top}/{name}", data)
+    return below
+
+
+async def test_a_directory_moves_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving, "PAGE_KEYS", 2)
+    below = seeded(world, "old")
+    world.put("older/stays")
+    await world.mount.rename("old", "new", "t1")
+    assert {key: world.get(key) for key in world.listed() if key.startswith("new/")} == {
+        "new/": b""
+    } | {f"new/{name}": data for name, data in below.items()}
+    assert [key for key in world.listed() if key.startswith("old")] == ["older/stays"]
+    await world.mount.rename("old", "new", "t1")
+    with pytest.raises(NotFound):
+        await world.mount.rename("old", "new", "t2")
+
+
+async def test_a_move_that_was_cut_off_anywhere_goes_on(world: World) -> None:
+    for at in range(1, 200, 7):
+        below = seeded(world, f"old{at}", 4)
+        call = world.mount.rename(f"old{at}", f"new{at}", f"t{at}")
+        was_reached = await is_reached(call, at)
+        after_restart = world.another()
+        await after_restart.rename(f"old{at}", f"new{at}", f"t{at}")
+        there = {key: world.get(key) for key in world.listed() if key.startswith(f"new{at}/")}
+        assert there == {f"new{at}/": b""} | {f"new{at}/{n}": data for n, data in below.items()}
+        assert not [key for key in world.listed() if key.startswith(f"old{at}/")]
+        after_restart.service.close()
+        if not was_reached:
+            return
+    raise AssertionError("the rename has no end")
+
+
+async def test_what_stands_at_the_new_place_is_not_mixed_in(world: World) -> None:
+    seeded(world, "old")
+    world.put("new/theirs")
+    with pytest.raises(NotEmpty):
+        await world.mount.rename("old", "new", "t1")
+    assert "new/theirs" in world.listed()
+    assert len(world.listed()) == 7
+
+
+async def test_what_somebody_changes_while_it_moves_is_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeded(world, "old", 3)
+    copied = world.mount._moving._copied
+    changed = []
+
+    async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
+        made = await copied(source, version, target, headers)
+        if source[1] == "old/2" and not changed:
+            changed.append(world.put("old/2", b"theirs"))
+        return made
+
+    monkeypatch.setattr(world.mount._moving, "_copied", overtaken)
+    await world.mount.rename("old", "new", "t1")
+    assert changed
+    assert world.get("new/2") == b"theirs"
+    assert not [key for key in world.listed() if key.startswith("old")]
+
+
+async def test_a_file_changed_while_it_moves_stays_at_both_places(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.put("old", b"ours")
+    copied = world.mount._moving._copied
+
+    async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
+        made = await copied(source, version, target, headers)
+        world.put("old", b"theirs")
+        return made
+
+    monkeypatch.setattr(world.mount._moving, "_copied", overtaken)
+    await world.mount.rename("old", "new", "t1")
+    assert (world.get("old"), world.get("new")) == (b"theirs", b"ours")
+
+
+# --- many removals --------------------------------------------------------------------------------
+
+
+async def removals(world: World, count: int, top: str = "d") -> list[tuple[Change, None]]:
+    for number in range(count):
+        world.put(f"{top}/f{number}<&>", b"%d" % number)
+    entries = await scanned(world.mount, top)
+    return [
+        (
+            Change("remove", f"{top}/{entry.name.decode()}", f"t{number}", base=entry.node.version),
+            None,
+        )
+        for number, entry in enumerate(entries)
+    ]
+
+
+async def test_many_removals_are_one_request(world: World) -> None:
+    changes = await removals(world, 60)
+    await world.mount.honours(world.bucket)
+    before = world.mount.service.requests
+    assert await world.mount.commit(changes) == [None] * 60
+    assert world.mount.service.requests - before < 10
+    assert world.listed() == ["d/"]
+    assert await world.mount.commit(changes) == [None] * 60
+
+
+async def test_in_a_batch_too_what_somebody_changed_stays(world: World) -> None:
+    changes = await removals(world, BATCH_MIN + 4)
+    world.put("d/f3<&>", b"theirs")
+    world.client.delete_object(Bucket=world.bucket, Key="d/f5<&>")
+    outcomes = await world.mount.commit(changes)
+    failed = [
+        change.path for (change, _), outcome in zip(changes, outcomes, strict=True) if outcome
+    ]
+    assert failed == ["d/f3<&>"]
+    assert all(isinstance(outcome, Conflict) for outcome in outcomes if outcome is not None)
+    assert world.get("d/f3<&>") == b"theirs"
+
+
+async def test_a_service_that_ignores_etags_in_batches_gets_single_removals(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = await removals(world, BATCH_MIN)
+    removing = world.mount._removing
+    delete = removing._delete_objects
+
+    async def careless(bucket, keys):  # type: ignore[no-untyped-def]
+        assert len(keys) == 1, "only the probe"
+        await delete(bucket, [(keys[0][0], world.head(keys[0][0])["ETag"].strip('"'))])
+        return {}
+
+    monkeypatch.setattr(removing, "_delete_objects", careless)
+    world.put("d/f3<&>", b"theirs")
+    outcomes = await world.mount.commit(changes)
+    assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 1
+    assert world.listed() == ["d/", "d/f3<&>"]
+
+
+async def test_puts_and_removals_in_one_commit_keep_their_order(world: World) -> None:
+    version = Version(world.put("a", b"1"))
+    outcomes = await world.mount.commit(
+        [
+            (Change("put", "b", "t1"), Bytes(b"2")),
+            (Change("remove", "a", "t2", base=version), None),
+            (Change("remove", "missing", "t3"), None),
+            (Change("put", "a", "t4"), Bytes(b"3")),
+        ]
+    )
+    assert [type(outcome).__name__ for outcome in outcomes] == [
+        "Node",
+        "NoneType",
+        "NoneType",
+        "Node",
+    ]
+    assert (world.get("a"), world.get("b")) == (b"3", b"2")
+
+
+async def test_a_slow_service_can_be_left(world: World) -> None:
+    world.server.freeze()
+    with trio.move_on_after(0.5) as scope:
+        await world.mount.stat("f")
+    assert scope.cancelled_caught
+    world.server.thaw()
+    with pytest.raises(NotFound):
+        await world.mount.stat("f")

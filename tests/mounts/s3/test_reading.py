@@ -1,0 +1,193 @@
+"""Names, listings and reads on a real server."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.contract.test_reading import scanned
+from unifs.errors import InvalidArgument, NotADirectory, NotFound, Stale
+from unifs.mounts.s3 import reading
+from unifs.types import Version
+
+if TYPE_CHECKING:
+    from tests.mounts.s3.conftest import World
+    from unifs.mounts.s3.mount import S3Mount
+
+
+async def shown(mount: S3Mount, path: str = "") -> dict[str, str]:
+    """Name -> "file" or "dir", each as stat tells it too."""
+    found: dict[str, str] = {}
+    for entry in await scanned(mount, path):
+        name = os.fsdecode(entry.name)
+        assert name not in found
+        node = await mount.stat(f"{path}/{name}" if path else name)
+        assert node == entry.node
+        found[name] = "dir" if stat.S_ISDIR(node.mode) else "file"
+    return found
+
+
+async def walked(mount: S3Mount, path: str = "") -> dict[str, bytes | None]:
+    """Path -> bytes of every file, None for directories."""
+    found: dict[str, bytes | None] = {}
+    for name, kind in (await shown(mount, path)).items():
+        below = f"{path}/{name}" if path else name
+        if kind == "dir":
+            found[below] = None
+            found |= await walked(mount, below)
+        else:
+            node = await mount.stat(below)
+            assert node.version is not None
+            found[below] = await mount.read(below, node.version, 0, 1 << 20)
+    return found
+
+
+async def test_a_prefix_is_a_directory_with_and_without_a_marker(world: World) -> None:
+    world.put("implicit/a/f", b"1")
+    world.put("marked/", b"")
+    assert await walked(world.mount) == {
+        "implicit": None,
+        "implicit/a": None,
+        "implicit/a/f": b"1",
+        "marked": None,
+    }
+
+
+async def test_a_key_that_is_object_and_prefix_is_both(world: World) -> None:
+    world.put("k", b"object")
+    world.put("k/x", b"below")
+    assert await walked(world.mount) == {"k": b"object", "k%%": None, "k%%/x": b"below"}
+    with pytest.raises(NotFound):
+        await world.mount.stat("other%%")
+    world.client.delete_object(Bucket=world.bucket, Key="k")
+    assert await shown(world.mount) == {"k": "dir"}
+    with pytest.raises(NotFound):
+        await world.mount.stat("k%%")
+
+
+async def test_object_and_prefix_on_different_pages(
+    moto: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("k", "k!", "k-a", "k.txt", "k/x", "k0", "kk/y"):
+        moto.put(key)
+    for count in (1, 2, 3, 1000):
+        monkeypatch.setattr(reading, "PAGE_KEYS", count)
+        assert await shown(moto.mount) == {
+            "k": "file",
+            "k!": "file",
+            "k%%": "dir",
+            "k-a": "file",
+            "k.txt": "file",
+            "k0": "file",
+            "kk": "dir",
+        }
+
+
+async def test_odd_keys_are_shown_and_read(moto: World) -> None:
+    keys = {
+        "a//b": b"1",
+        "/lead": b"2",
+        "trail/": b"3",
+        "./x": b"4",
+        "q/../z": b"5",
+        "50%%2F": b"6",
+        "%%FF": b"7",
+        "back\\slash": b"8",
+        "control\x01": b"9",
+        "plus + space": b"10",
+        "x" * 300: b"11",
+        "x" * 300 + "/" + "y" * 600: b"12",
+        "é" * 200: b"13",
+        "k" * 1024: b"14",
+    }
+    for key, data in keys.items():
+        moto.put(key, data)
+    files = {path: data for path, data in (await walked(moto.mount)).items() if data is not None}
+    assert sorted(files.values()) == sorted(keys.values())
+    assert files["a/%%/b"] == b"1"
+    assert files["trail/%%"] == b"3"
+    assert files["%%2E/x"] == b"4"
+    assert files["\udcff"] == b"7"
+    for path, data in files.items():
+        node = await moto.mount.stat(path)
+        put = await moto.mount.put(path, Again(data), node.version, f"t{len(data)}")
+        assert put.version is not None
+    assert sorted(moto.listed()) == sorted(keys)
+
+
+class Again:
+    """The same bytes and one more."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data + b"!"
+        self.size_bytes = len(self.data)
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return self.data[offset : offset + size]
+
+
+async def test_a_cursor_outlives_the_services_token(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PAGE_KEYS", 2)
+    for key in ("a", "b/x", "c", "d/x", "e"):
+        world.put(key)
+    first = await world.mount.scan("", None)
+    assert first.after is not None
+    cursor = reading._Cursor.of(first.after)
+    forgotten = reading._Cursor("", cursor.last, cursor.objects).text()
+    rest = await world.mount.scan("", forgotten)
+    assert rest == await world.mount.scan("", first.after)
+    with pytest.raises(InvalidArgument):
+        await world.mount.scan("", "no cursor")
+
+
+async def test_what_is_no_directory(world: World) -> None:
+    world.put("f")
+    with pytest.raises(NotADirectory):
+        await world.mount.scan("f", None)
+    for absent in ("no", "a%%2Fb", "no%%+"):
+        with pytest.raises(NotFound):
+            await world.mount.scan(absent, None)
+        with pytest.raises(NotFound):
+            await world.mount.stat(absent)
+
+
+async def test_a_version_that_is_gone_is_stale_and_never_mixed(world: World) -> None:
+    old = Version(world.put("f", b"old"))
+    assert await world.mount.read("f", old, 1, 10) == b"ld"
+    new = Version(world.put("f", b"new"))
+    for version in (old, Version("made up"), Version('"quoted"'), Version("line\r\nbreak")):
+        with pytest.raises(Stale):
+            await world.mount.read("f", version, 0, 10)
+    assert await world.mount.read("f", new, 3, 10) == b""
+    assert await world.mount.read("f", new, 0, 0) == b""
+
+
+async def test_attributes_of_s3fs_and_rclone(keeping: World) -> None:
+    keeping.put("s3fs", Metadata={"mode": "33188", "uid": "5", "mtime": "1500000000"})
+    keeping.put("rclone", Metadata={"mtime": "1500000000.123456789"})
+    keeping.put("link", b"../target", Metadata={"mode": str(stat.S_IFLNK | 0o777)})
+    keeping.put("odd", Metadata={"mode": "rwx", "mtime": "noon"})
+    s3fs = await keeping.mount.stat("s3fs")
+    assert (s3fs.mode, s3fs.has_permissions) == (stat.S_IFREG | 0o644, True)
+    assert s3fs.mtime_ns == 1_500_000_000_000_000_000
+    rclone = await keeping.mount.stat("rclone")
+    assert (rclone.mtime_ns, rclone.has_permissions) == (1_500_000_000_123_456_789, False)
+    link = await keeping.mount.stat("link")
+    assert (stat.S_IFMT(link.mode), link.target) == (stat.S_IFLNK, b"../target")
+    assert not (await keeping.mount.stat("odd")).has_permissions
+    await shown(keeping.mount)
+
+
+async def test_without_attributes_a_listing_needs_one_request(world: World) -> None:
+    for number in range(20):
+        world.put(f"d/{number}", Metadata={"mode": str(stat.S_IFLNK | 0o777)})
+    before = world.mount.service.requests
+    entries = await scanned(world.mount, "d")
+    assert world.mount.service.requests == before + 1
+    assert all(stat.S_ISREG(entry.node.mode) for entry in entries)
+    assert not world.mount.supports("set_attributes")
