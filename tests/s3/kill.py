@@ -196,7 +196,8 @@ def same(what: str, found: dict[str, bytes], wanted: dict[str, bytes]) -> None:
     missing = sorted(wanted.keys() - found.keys())
     extra = sorted(found.keys() - wanted.keys())
     other = sorted(key for key in wanted.keys() & found.keys() if found[key] != wanted[key])
-    assert not (missing or extra or other), (
+    difference = missing + extra + other
+    assert not difference, (
         f"{what}: {len(missing)} missing {missing[:3]}, {len(extra)} extra {extra[:3]}, "
         f"{len(other)} with other bytes {other[:3]}"
     )
@@ -295,7 +296,8 @@ def main() -> int:
                 told = scenario(server, place / f"kill-{number}", after)
             except AssertionError as error:
                 failed += 1
-                told = f"FAILED: {str(error)[:2000]}"
+                log = (place / f"kill-{number}" / "daemon.log").read_bytes()[-2000:].decode()
+                told = f"FAILED: {str(error)[:1000]}\n{log}"
             print(json.dumps({"kill": number, "scenario": name, "after": after, "told": told}))
             shutil.rmtree(place / f"kill-{number}", ignore_errors=True)
     print(f"{options.kills} kills, {failed} failed")
