@@ -100,6 +100,15 @@ class Remote:
         return self.mount.health.problem
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the user asked for."""
+
+    name: str
+    settings: RemoteBase
+    is_removable: bool
+
+
 class Remotes:
     """All remote mounts of one daemon. Belongs to the event loop's thread."""
 
@@ -154,7 +163,8 @@ class Remotes:
             if is_new:
                 forget_now(volume)
             self._own(name, settings)
-            self._show(name, settings, volume, is_removable)
+            mount = self._parts.make(name, settings)
+            self._show(volume, _Asked(name, settings, is_removable), mount)
         except UnifsError as error:
             self._refuse(name, error)
             if volume is not None:
@@ -207,26 +217,26 @@ class Remotes:
         if sources.get(name) != settings.source():
             self._keep(SOURCES_KEY, {**sources, name: settings.source()})
 
-    def _show(
-        self, name: str, settings: RemoteBase, volume: RemoteVolume, is_removable: bool
-    ) -> Remote:
+    def _show(self, volume: RemoteVolume, asked: _Asked, mount: Mount) -> Remote:
+        name, settings = asked.name, asked.settings
         parts, journal = self._parts, self._parts.journal
-        mount = Observed(name, parts.make(name, settings))
+        observed = Observed(name, mount)
         limits = WritebackLimits(
             journal.writeback_delay_s,
             journal.writeback_age_max_s,
             min(WRITEBACK_MAX, settings.parallel_max),
         )
-        volume.connect(mount, parts.cache, settings.fresh_s, limits, settings.conflicts)
+        volume.connect(observed, parts.cache, settings.fresh_s, limits, settings.conflicts)
         volume.unsynced.max_bytes = journal.dirty_bytes_max
         volume.invalidator = parts.notifications.for_mount(name)
         volume.refuses_changes = settings.read_only or parts.is_read_only
-        volume.moved_bytes = lambda: mount.health.sent_bytes
+        volume.moved_bytes = lambda: observed.health.sent_bytes
         volume.waits_for_backend = settings.durability == "backend"
         is_writable = not (volume.refuses_changes or volume.is_read_only())
-        entry = TableEntry(name, _kind(settings), settings.source(), is_writable, is_removable)
+        source = settings.source()
+        entry = TableEntry(name, _kind(settings), source, is_writable, asked.is_removable)
         parts.table.add_remote(entry, volume.root)
-        remote = Remote(name, settings, mount, volume, is_removable)
+        remote = Remote(name, settings, observed, volume, asked.is_removable)
         self._remotes[name] = remote
         self.problems.pop(name, None)
         return remote
@@ -245,7 +255,9 @@ class Remotes:
                 if is_new:
                     await forget_all(volume)
                 await complete(self._own, name, settings)
-                remote = self._show(name, settings, volume, is_removable=True)
+                # SDKs are imported and their files read.
+                mount = await trio.to_thread.run_sync(self._parts.make, name, settings)
+                remote = self._show(volume, _Asked(name, settings, True), mount)
             except BaseException:
                 self._parts.trees.volumes.pop(volume.mount_id, None)
                 raise

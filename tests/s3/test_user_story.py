@@ -1,4 +1,4 @@
-"""A user's day with /s3: a settings file, a mount, a real SeaweedFS, and what goes wrong on the way.
+"""A user's day with /s3: a settings file, a mount, a real SeaweedFS, and what goes wrong.
 
 Nothing here looks inside: files through the kernel, the command line as a program, and the service
 through boto3 as anybody else would use it.

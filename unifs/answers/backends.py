@@ -7,6 +7,8 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
+import trio
+
 from unifs.answers.s3check import check
 from unifs.backends import credentials_of, s3_options
 from unifs.config_mounts import S3Settings
@@ -79,7 +81,7 @@ class BackendsAnswer:
         remote = self._remotes.get(name)
         began = time.monotonic()
         if isinstance(remote.settings, S3Settings) and remote.mount.mount.kind == "s3":
-            options = s3_options(remote.settings, self._store)
+            options = await trio.to_thread.run_sync(s3_options, remote.settings, self._store)
             await check(options, await credentials_of(remote.settings, self._store).current())
         page = await remote.mount.scan("", None)
         elapsed_ms = (time.monotonic() - began) * 1e3

@@ -26,6 +26,7 @@ MODULES: Final = {
     "files": "files",
     "mounts": "mounts",
     "journal": "journal",
+    "sync": "journal",
     "pins": "pins",
     "block": "block",
     "dag": "dag",

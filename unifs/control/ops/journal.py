@@ -70,3 +70,13 @@ async def sync(
 ) -> JournalStatus:
     """Bring changes to their backend and wait until they are there."""
     return await daemon.journal.sync(path, until, timeout_s)
+
+
+@operation("sync", mutates=True)
+async def sync_now(
+    daemon: Daemon,
+    path: MaybePath = None,
+    timeout_s: Annotated[float | None, Param("give up after so many seconds")] = None,
+) -> JournalStatus:
+    """Wait until the backends have everything, or everything at and below a path."""
+    return await daemon.journal.sync(path, "synced", timeout_s)
