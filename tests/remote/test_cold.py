@@ -1,4 +1,4 @@
-"""What was written here and is at the backend becomes the backend's, with its bytes in the cache."""
+"""What was written here and is at the backend becomes its own, with the bytes in the cache."""
 
 from __future__ import annotations
 
