@@ -55,6 +55,63 @@ async def test_the_answer_of_one_path_is_about_that_path(system: DaemonSystem) -
     assert system.remote().content("a/file") == b"a"
 
 
+async def test_removals_and_hard_links_belong_to_their_directory(system: DaemonSystem) -> None:
+    remote = system.remote()
+    for name in ("a", "b"):
+        remote.plant_directory(name)
+        remote.change(f"{name}/old", b"x")
+        assert await system.listdir(name) == [b"old"]
+    await system.freeze()
+    await system.unlink("a/old")
+    await system.write("a/new", b"x")
+    await system.link("a/new", "b/linked")
+    assert [await _unsynced(system, path) for path in ("/s3/a", "/s3/b", "/s3")] == [2, 1, 2]
+    explained = await system.daemon.explain("/s3/a")
+    assert len(explained.unsynced) == 2
+    status = await system.daemon.journal.status("/s3/b")
+    assert status.oldest_unsynced_s is not None
+    remote.thaw()
+    await system.sync("/s3/a")
+    with pytest.raises(NotFound):
+        remote.content("a/old")
+
+
+async def test_counting_many_changes_does_not_hold_up_the_loop(system: DaemonSystem) -> None:
+    await system.freeze()
+    await system.mkdir("d")
+    for number in range(300):
+        await system.write(f"d/{number}", b"x")
+    explained = await system.daemon.explain("/s3/d")
+    assert len(explained.unsynced) == 21
+    assert explained.unsynced[-1] == "and 281 more"
+    queries = 0
+    database = system.storage.database
+    one = database.one
+
+    def counted(*arguments):  # type: ignore[no-untyped-def]
+        nonlocal queries
+        queries += 1
+        return one(*arguments)
+
+    database.one = counted  # type: ignore[method-assign]
+    assert system.daemon.journal.count().sealed + system.daemon.journal.count().closed >= 300
+    assert queries < 20
+
+
+async def test_limits_of_the_settings_hold_for_each_mount(tmp_path: Path) -> None:
+    system = DaemonSystem(tmp_path, s3={**S3, "parallel_max": 4, "fresh_s": 7})
+    system.journal = {
+        "writeback_delay_s": 0.5,
+        "writeback_age_max_s": 9.0,
+        "dirty_bytes_max": "5 MiB",
+    }
+    async with system:
+        limits = system.volume.writeback.limits
+        assert (limits.delay_s, limits.age_max_s, limits.parallel_max) == (0.5, 9.0, 4)
+        assert system.volume.unsynced.max_bytes == 5 << 20
+        assert (system.volume.fresh_s, system.volume.timeout_s) == (7.0, 7.0)
+
+
 async def _unsynced(system: DaemonSystem, path: str) -> int:
     counts = await system.daemon.journal.status(path)
     return counts.closed + counts.sealed
