@@ -15,6 +15,9 @@ from unifs.errors import NotFound, PermissionDenied, ReadOnly, Unreachable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from unifs.config_mounts import RemoteBase
+    from unifs.mounts.base import Mount
+
 
 async def test_what_is_written_reaches_the_backend_and_what_is_there_is_read(
     system: DaemonSystem,
@@ -301,6 +304,27 @@ async def test_a_mount_that_cannot_begin_stops_no_other(tmp_path: Path) -> None:
                 await trio.sleep(0.05)
         with pytest.raises(NotFound):
             await system.stat("a")
+
+
+async def test_a_mount_that_cannot_be_made_is_named_and_stops_no_other(tmp_path: Path) -> None:
+    class WithoutKey(DaemonSystem):
+        def make(self, name: str, settings: RemoteBase, /) -> Mount:
+            if name == "s3":
+                raise NotFound("there are no credentials called 'key'")
+            return super().make(name, settings)
+
+    async with WithoutKey(tmp_path, s3=S3, other=S3) as system:
+        assert isinstance(system, DaemonSystem)
+        system.choose("other")
+        await system.write("a", b"fine")
+        await system.sync("/other")
+        assert b"s3" not in system.vfs.namespace.root.children
+        warning = "s3 is not shown: there are no credentials called 'key'"
+        assert warning in (await system.daemon.status()).warnings
+        listed = {each.name: each.problem for each in await system.daemon.backends.list()}
+        assert listed["s3"] == "not shown: there are no credentials called 'key'"
+        with pytest.raises(NotFound, match="there is no backend s3: there are no credentials"):
+            await system.daemon.backends.test("s3")
 
 
 async def test_rows_of_another_backend_are_forgotten_unless_they_wait(tmp_path: Path) -> None:
