@@ -293,3 +293,6 @@ async def test_a_presigned_url_needs_no_identity(world: World) -> None:
     with DIRECT.open(request) as answer:
         assert answer.status == 200
     assert world.get("new") == b"put"
+    for method, expiry_s in (("DELETE", 60), ("GET", 0), ("GET", 8 * 24 * 3600)):
+        with pytest.raises(InvalidArgument):
+            await world.mount.presign(method, "new", expiry_s)
