@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import unifs
 from unifs import telemetry
 from unifs.errors import TooManyHandles
-from unifs.telemetry import Access, AccessLog, Histogram, Metrics
+from unifs.telemetry import Access, AccessLog, Metrics
 
 A_REQUEST = Access(1, "read", 7, b"", 0, 4096, 1, 0, 0, 12_000)
 
@@ -55,15 +55,6 @@ def test_a_histogram_exports_cumulative_buckets_in_seconds() -> None:
     bound = "unifs_request_duration_seconds_bucket[('le', '{}'), ('operation', 'lookup')]"
     assert found[bound.format(2**20 / 1e9)] == 1
     assert found[bound.format(2**21 / 1e9)] == 2
-
-
-def test_a_percentile_is_the_bound_of_its_bucket() -> None:
-    histogram = Histogram()
-    assert histogram.percentile_ns(0.5) == 0
-    for elapsed_ns in [100] * 99 + [5000]:
-        histogram.record(elapsed_ns)
-    assert histogram.percentile_ns(0.5) == 128
-    assert histogram.percentile_ns(1.0) == 8192
 
 
 def test_openmetrics_is_given_to_who_asks() -> None:

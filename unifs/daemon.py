@@ -229,6 +229,7 @@ class Daemon:
             try:
                 await task()
             except Exception:
+                # Only a bug comes here: what may fail is handled in the task.
                 log.exception("task failed and begins again: task=%s", name)
                 self.metrics.counter(TASK_BUGS, name).value += 1
             await trio.sleep(TASK_PAUSE_S)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from unifs.errors import (
     from_os_error,
 )
 from unifs.vfs.host import HostVolume
+from unifs.vfs.volume import INO_SHIFT
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -135,13 +137,16 @@ class MountTable:
         return next(info for info in self.list() if info.name == f"local/{short}")
 
     async def remove(self, name: str) -> None:
-        """Show it no longer. Open files in it stay usable until they are closed."""
+        """Show it no longer. Open files in it stay usable until they are closed.
+
+        With the last of them, and the last inode that the kernel remembers, its descriptors go.
+        """
         if name in [info.name for info in self._fixed]:
             raise Unsupported(f"{name} is always there")
         short = self._local_name(name)
         if short not in self._hosts:
             raise NotFound(f"there is no mount {name}")
-        _, _, is_removable = self._hosts[short]
+        volume, _, is_removable = self._hosts[short]
         if not is_removable:
             raise Unsupported(f"{name} stands in the settings file; remove it there")
         remembered = self._remembered()
@@ -152,6 +157,15 @@ class MountTable:
         del self._hosts[short]
         self._notifications.for_mount("local").entry(self._local.ino, os.fsencode(short))
         self._tell()
+        volume.close_when_idle(partial(self._let_go, volume.root_ino >> INO_SHIFT))
+
+    def _let_go(self, prefix: int) -> bool:
+        """Whether nobody remembers anything of a removed volume; then nobody finds it any more."""
+        inodes = self._vfs.inodes
+        if inodes.known.get(prefix):
+            return False
+        inodes.drop_volume(prefix)
+        return True
 
     def _local_name(self, name: str) -> str:
         kind, _, short = name.partition("/")

@@ -216,16 +216,6 @@ class Histogram:
         """What hot paths do inline."""
         self.counts[elapsed_ns.bit_length()] += 1
 
-    def percentile_ns(self, share: float) -> int:
-        """The upper bound of the bucket that holds that share of all durations; 0 if none."""
-        wanted = share * sum(self.counts)
-        seen = 0
-        for bucket, count in enumerate(self.counts):
-            seen += count
-            if count and seen >= wanted:
-                return 1 << bucket
-        return 0
-
 
 class Metrics:
     """The numbers of one daemon."""

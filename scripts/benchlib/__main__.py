@@ -4,6 +4,7 @@
     scripts/bench --peer rclone --files 1000     # one comparison
     scripts/bench --peer self                    # unifs against itself: how large the noise is
     scripts/bench --special startup,one_gib      # rows of their own only
+    scripts/bench --s3 all                       # S3: against rclone and s3fs, on one SeaweedFS
 
 Peers are started by this script: rclone and juicefs come from the extra `bench`, null is the file
 system in memory of tests/driver, ext4 a plain directory. The exit code is 1 where a limit of
@@ -37,6 +38,7 @@ from benchlib.report import (
     special_rows,
     verdict,
 )
+from benchlib.s3 import Outcome, json_of, measure, rows_of
 from benchlib.sides import PEERS, open_side
 from benchlib.special import SPECIAL_ROWS, Bench, Special
 
@@ -50,6 +52,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--peer", action="append", choices=PEERS, help="may be given again")
     parser.add_argument("--special", default=None, help=f"all, none, or some of: {names}")
+    parser.add_argument("--s3", default=None, help="all, or some of the rows, as s3_list,s3_seq")
     parser.add_argument("--ours", default="unifs", choices=("unifs", *PEERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--files", type=int, default=300, help="files in the trees: 300 or 1000")
@@ -92,6 +95,15 @@ def _special(options: argparse.Namespace, wanted: str, base: Path) -> list[Speci
     return results
 
 
+def _s3(options: argparse.Namespace) -> list[Outcome]:
+    only = frozenset() if options.s3 == "all" else frozenset(options.s3.split(","))
+    base = Path(tempfile.mkdtemp(prefix="unifs-bench-", dir=options.dir))
+    try:
+        return measure(base, options.rounds, options.gib, only)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
 def _first_name(function: str) -> str:
     """Return the limit under which a special row that broke is reported."""
     return {
@@ -111,7 +123,7 @@ def main() -> int:
 
 
 def _measure(options: argparse.Namespace, said: str) -> int:
-    asked = bool(options.peer) or options.special is not None
+    asked = bool(options.peer) or options.special is not None or options.s3 is not None
     peers = options.peer or ([] if asked else ["rclone", "juicefs", "null", "ext4", "self"])
     wanted = options.special or ("none" if asked else "all")
     tables: list[str] = []
@@ -141,6 +153,14 @@ def _measure(options: argparse.Namespace, said: str) -> int:
         tables.append(f"### Rows of their own\n\n{markdown(rows)}\n")
         numbers["special"] = special_json(specials)
         has_failed |= any(not special.is_within for special in specials)
+    if options.s3:
+        outcomes = _s3(options)
+        rows = rows_of(outcomes)
+        title = f"S3: unifs, rclone and s3fs on one SeaweedFS, {options.rounds} rounds"
+        print(f"\n{title} ({machine})\n{plain(rows)}", flush=True)
+        tables.append(f"### {title}\n\n{markdown(rows)}\n")
+        numbers["s3"] = json_of(outcomes)
+        has_failed |= not all(outcome.is_within for outcome in outcomes)
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, **numbers}, indent=1) + "\n")
     if options.markdown:

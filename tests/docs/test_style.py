@@ -183,3 +183,19 @@ def test_errors_are_not_caught_in_silence() -> None:
         and all(isinstance(statement, ast.Pass) for statement in node.body)
     ]
     assert not silent, silent
+
+
+def test_broad_handlers_raise_again_or_say_why_not() -> None:
+    """Catching everything is for cleaning up and for guards; a guard says whom it guards."""
+    unexplained = []
+    for name in MODULES:
+        text = (ROOT / name).read_text()
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.ExceptHandler) or isinstance(node.body[-1], ast.Raise):
+                continue
+            caught = "BaseException" if node.type is None else ast.unparse(node.type)
+            between = text.splitlines()[node.lineno : node.body[0].lineno - 1]
+            is_explained = any(line.strip().startswith("#") for line in between)
+            if caught in ("Exception", "BaseException") and not is_explained:
+                unexplained.append(f"{name}:{node.lineno}")
+    assert not unexplained, "say beside it why everything is caught there"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -13,6 +13,9 @@ from libipld import decode_dag_cbor
 from unifs.errors import Corrupt
 from unifs.ipfs import car
 from unifs.ipfs.cid import RAW, Cid, identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 CONTENTS = [b"", b"a", b"a", bytes(range(256)) * 2]
 CIDS = [
@@ -40,8 +43,21 @@ def car_pragma() -> bytes:
     return bytes.fromhex("0aa16776657273696f6e02")
 
 
+def sections_of(pieces: Iterable[bytes], is_verified: bool = True) -> Iterator[car.Section]:
+    reader = car.CarReader(is_verified)
+    for piece in pieces:
+        yield from reader.feed(piece)
+    reader.close()
+
+
+def roots_of(archive: bytes) -> tuple[Cid, ...]:
+    reader = car.CarReader(is_verified=False)
+    next(iter(reader.feed(archive)), None)
+    return reader.roots or ()
+
+
 def read(archive: bytes) -> list[tuple[Cid, bytes]]:
-    return [(section.cid, section.data) for section in car.read_car(io.BytesIO(archive))]
+    return [(section.cid, section.data) for section in sections_of([archive])]
 
 
 def test_what_is_written_is_read() -> None:
@@ -54,7 +70,7 @@ def test_what_is_written_is_read() -> None:
 def test_roots(count: int) -> None:
     roots = (CIDS * count)[:count]
     head = car.header(roots)
-    assert car.read_roots(io.BytesIO(head)) == tuple(roots)
+    assert roots_of(head) == tuple(roots)
     body = head[1 if head[0] < 0x80 else 2 :]
     assert decode_dag_cbor(body) == {"roots": [root.binary for root in roots], "version": 1}
     reader = car.CarReader()
@@ -64,11 +80,11 @@ def test_roots(count: int) -> None:
 
 
 def test_sections_say_where_they_lie() -> None:
-    sections = list(car.read_car(io.BytesIO(ARCHIVE)))
+    sections = list(sections_of([ARCHIVE]))
     assert [section.offset for section in sections] == BOUNDARIES[:-1]
     for section in sections:
         assert ARCHIVE[section.data_offset :].startswith(section.data)
-    shifted = list(car.read_car(io.BytesIO(v2(ARCHIVE))))
+    shifted = list(sections_of([v2(ARCHIVE)]))
     assert [section.offset for section in shifted] == [at + 61 for at in BOUNDARIES[:-1]]
 
 
@@ -76,12 +92,12 @@ def test_sections_say_where_they_lie() -> None:
 @pytest.mark.parametrize("piece_bytes", [1, 2, 7, 64])
 def test_pieces_of_any_length(archive: bytes, piece_bytes: int) -> None:
     pieces = [archive[at : at + piece_bytes] for at in range(0, len(archive), piece_bytes)]
-    assert [(s.cid, s.data) for s in car.read_car(pieces)] == BLOCKS
+    assert [(s.cid, s.data) for s in sections_of(pieces)] == BLOCKS
 
 
 def test_cut_at_every_byte() -> None:
     for length in range(len(ARCHIVE)):
-        sections = car.read_car(io.BytesIO(ARCHIVE[:length]))
+        sections = sections_of([ARCHIVE[:length]])
         if length in BOUNDARIES:
             assert len(list(sections)) == BOUNDARIES.index(length)
             continue
@@ -107,7 +123,7 @@ def test_a_wrong_byte_in_a_block_is_named_by_its_section() -> None:
     with pytest.raises(Corrupt, match=f"at byte {at}: {CIDS[3]}: the bytes do not match") as caught:
         read(bytes(damaged))
     assert caught.value.context["offset"] == at
-    unverified = list(car.read_car(io.BytesIO(damaged), is_verified=False))
+    unverified = list(sections_of([bytes(damaged)], is_verified=False))
     assert [section.cid for section in unverified] == CIDS
 
 
@@ -157,7 +173,7 @@ def test_a_section_of_8_mib_passes() -> None:
     cid = identity(RAW, b"")
     size = car.SECTION_MAX_BYTES - len(cid.binary)
     archive = car.header([]) + car.section_head(cid, size) + bytes(size)
-    (section,) = car.read_car(io.BytesIO(archive), is_verified=False)
+    (section,) = sections_of([archive], is_verified=False)
     assert len(section.data) == size
 
 
@@ -167,5 +183,5 @@ def test_any_bytes_are_read_or_corrupt(archive: bytes) -> None:
         blocks = read(archive)
     except Corrupt:
         return
-    roots = car.read_roots(io.BytesIO(archive))
+    roots = roots_of(archive)
     assert read(car.header(roots) + b"".join(car.section(*block) for block in blocks)) == blocks

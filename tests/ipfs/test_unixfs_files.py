@@ -27,7 +27,6 @@ from unifs.ipfs.dagpb import PbLink
 from unifs.ipfs.unixfs.builder import (
     build_symlink,
     hash_leaf,
-    import_chunks,
     import_file,
     leaf_block_parts,
     leaf_cid,
@@ -94,7 +93,6 @@ def test_reading_undoes_importing(profile: Profile) -> None:
             for length in (0, 1, CHUNK, CHUNK + 1, CHUNK * WIDTH + 1):
                 if offset >= 0:
                     assert reader.read(offset, length) == content[offset : offset + length]
-        assert import_chunks([content[:5], content[5:6], content[6:]], profile, None) == link
 
 
 @given(

@@ -30,9 +30,10 @@ def path(place: Place) -> Path:
 
 @pytest.fixture
 def file(path: Path) -> Iterator[int]:
-    """A new file, open for reading and writing."""
+    """A new file, open for reading and writing; removed, since some are a million leaves long."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     yield descriptor
+    path.unlink()
     os.close(descriptor)
 
 

@@ -170,6 +170,31 @@ def test_what_the_owner_may(place: Place, call: str, kind: str) -> None:
     assert found == expected(place.name, "ownership", call, OWNERSHIP.rows[call])
 
 
+#: The same where everybody may write: only the time of now is for all.
+OPEN_TO_ALL = grid(
+    "open to all",
+    """
+                       root    owner   member  other
+chmod                  -       -       EPERM   EPERM
+chown                  -       -       EPERM   EPERM
+utimensat              -       -       EPERM   EPERM
+utimensat NOW OMIT     -       -       EPERM   EPERM
+utimensat NOW          -       -       -       -
+""",
+)
+
+
+@pytest.mark.parametrize("call", OPEN_TO_ALL.rows)
+@pytest.mark.parametrize("kind", ["file", "dir", "fifo"])
+def test_what_everybody_may(place: Place, call: str, kind: str) -> None:
+    found = {}
+    for user in OPEN_TO_ALL.columns:
+        directory = place.directory()
+        make(place.path / directory / "x", kind)
+        found[user] = told(_ask(place.users[user], call, f"{directory}/x"))
+    assert found == expected(place.name, "open to all", call, OPEN_TO_ALL.rows[call])
+
+
 STICKY = grid(
     "sticky",
     """

@@ -181,6 +181,11 @@ class Weed(S3Server):
         self._ports = free_ports(len(WEED_PARTS), (0, GRPC_OFFSET))
         self.endpoint = f"http://127.0.0.1:{self._ports[WEED_PARTS.index('s3')]}"
 
+    @property
+    def filer_port(self) -> int:
+        """Where files go in past S3, unsigned: for filling a bucket quickly."""
+        return self._ports[WEED_PARTS.index("filer")]
+
     def start(self) -> None:
         data = self.directory / "weed"
         data.mkdir(exist_ok=True)

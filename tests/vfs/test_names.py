@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from unifs.errors import (
     NotFound,
     NotPermitted,
     Stale,
+    TooManyLinks,
 )
 from unifs.types import PlainCaller
 from unifs.vfs.tree import NEW_DIRECTORIES_MAX, NEW_NAMES_MAX
@@ -246,6 +248,21 @@ async def test_no_directory_moves_below_itself(fs: FileSystem) -> None:
     assert await fs.listdir("second") == [b"b"]
 
 
+async def test_a_file_may_have_so_many_links(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unifs.vfs.treenames.LINKS_MAX", 3)
+    await fs.write("a", b"x")
+    await fs.link("a", "b")
+    await fs.link("a", "c")
+    with pytest.raises(TooManyLinks) as caught:
+        await fs.link("a", "d")
+    assert caught.value.errno == errno.EMLINK
+    await fs.unlink("b")
+    await fs.link("a", "d")
+    assert (await fs.stat("a")).nlink == 3
+
+
 async def test_hard_links_move_one_by_one(fs: FileSystem) -> None:
     for name in ("d", "e"):
         await fs.mkdir(name)
@@ -378,6 +395,7 @@ async def test_a_stream_under_changes(fs: FileSystem) -> None:
     assert wanted == seen
     stream.offset = DOT_DOT
     assert stream.next(3) == [b"000", b"001", b"002"]
+    assert stream.next(1000)[-1] == b"later"
     stream.close()
 
 

@@ -134,6 +134,7 @@ async def while_present(exchange: Exchange, work: Awaitable[None]) -> None:
         try:
             await work
         except Exception as error:
+            # Raised below, outside of the nursery, which would put a group around it.
             failure = _single(error)
         nursery.cancel_scope.cancel()
     if failure is not None:

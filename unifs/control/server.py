@@ -127,6 +127,7 @@ class _Server:
             with scope:
                 await connection.serve(handle)
         except Exception:
+            # A bug in one connection ends that connection and no other.
             log.exception("control_connection_failed")
         finally:
             connection.abort()
@@ -161,6 +162,7 @@ class _Server:
         except (Gone, trio.BrokenResourceError, trio.ClosedResourceError):
             raise
         except Exception as error:
+            # What has no name is a bug: ``_named`` logs it, and the caller is told that it is one.
             named = _named(error, name)
             self._daemon.metrics.counter(
                 telemetry.CONTROL_ERRORS, name or "other", named.code

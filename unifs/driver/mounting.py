@@ -255,6 +255,7 @@ def _become_daemon(
         _log_to(config.log_path(settings.state_directory), settings.log_level)
         code = _serve(settings, place, run, writing)
     except BaseException:
+        # Whatever it is: nothing may leave this frame, which is a copy of the caller's.
         log.exception("the daemon failed")
     finally:
         logging.shutdown()

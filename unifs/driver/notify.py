@@ -121,6 +121,7 @@ class KernelInvalidator:
             except OSError as error:
                 self._log(notice, error)
             except Exception:
+                # A bug costs one invalidation, not the thread that sends all the others.
                 log.exception("mount=%s invalidation failed", self._mount)
 
     def _send(self, notice: _Notice) -> None:

@@ -182,6 +182,7 @@ class Operations(pyfuse3.Operations):
         try:
             self._served.forget(inode_list)
         except Exception as error:
+            # pyfuse3 ends the mount on anything that leaves a handler.
             self._errno_of("forget", error)
 
     # --- the guard -------------------------------------------------------------------------------
@@ -212,6 +213,7 @@ class Operations(pyfuse3.Operations):
             except WouldBlock as block:
                 return await wait(request, started_ns, block, args)
             except Exception as error:
+                # The guard: named failures become their errno, bugs EIO and a traceback.
                 return refuse(request, started_ns, error, args)
             elapsed_ns = clock_ns() - started_ns
             counts[elapsed_ns.bit_length()] += 1
@@ -230,6 +232,7 @@ class Operations(pyfuse3.Operations):
             if request.encode is not None:
                 answer = request.encode(answer)
         except Exception as error:
+            # The guard, as in ``handle``.
             return self._refuse(request, started_ns, error, args)
         self._record(request, started_ns, args, 0)
         return answer

@@ -2,9 +2,8 @@
 
 ``dag export`` and the blockstore's segments write with ``header`` and ``section``; ``dag import``
 and the rescan of a segment read with ``CarReader``, which is fed bytes as they come (a request's
-body) or through ``read_car`` from a file. Version 1 is written; versions 1 and 2 are read (a
-version 2's index is passed over). No I/O beyond the source handed in, no index, no opinion on which
-blocks belong.
+body). Version 1 is written; versions 1 and 2 are read (a version 2's index is passed over). No I/O
+beyond the source handed in, no index, no opinion on which blocks belong.
 
 An archive that ends early, lies about a length or carries other bytes than a CID names raises
 ``Corrupt`` with the byte offset of the section at fault, after all sections before it were handed
@@ -16,7 +15,7 @@ Source: the CARv1 and CARv2 specifications of ipld.io.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from unifs.errors import Corrupt, InvalidCid
 from unifs.ipfs.cid import Cid, encode_varint, verify
@@ -31,14 +30,6 @@ HEADER_MAX_BYTES: Final = 1 << 20
 
 #: A version 2's fixed header: 16 bytes of characteristics, then three 64-bit numbers.
 _V2_HEADER_BYTES: Final = 40
-_READ_BYTES: Final = 1 << 20
-
-
-class Readable(Protocol):
-    """A source of bytes: a binary file object will do."""
-
-    def read(self, size: int, /) -> bytes:
-        """Up to ``size`` bytes; empty at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,38 +81,6 @@ def _cbor_head(major: int, count: int) -> bytes:
 
 
 # --- reading --------------------------------------------------------------------------------------
-
-
-def read_car(source: Readable | Iterable[bytes], is_verified: bool = True) -> Iterator[Section]:
-    """The blocks of an archive, from a file object or from pieces of any length.
-
-    ``is_verified`` checks each block against its CID. Raises ``Corrupt`` at the first fault.
-    """
-    reader = CarReader(is_verified)
-    for piece in _pieces(source):
-        yield from reader.feed(piece)
-    reader.close()
-
-
-def read_roots(source: Readable | Iterable[bytes]) -> tuple[Cid, ...]:
-    """The roots that an archive names; reads no further than its header."""
-    reader = CarReader(is_verified=False)
-    for piece in _pieces(source):
-        for _section in reader.feed(piece):
-            break
-        if reader.roots is not None:
-            return reader.roots
-    reader.close()
-    return reader.roots or ()
-
-
-def _pieces(source: Readable | Iterable[bytes]) -> Iterator[bytes]:
-    read = getattr(source, "read", None)
-    if read is None:
-        yield from source  # type: ignore[misc]
-        return
-    while piece := read(_READ_BYTES):
-        yield piece
 
 
 class CarReader:

@@ -55,15 +55,19 @@ _REMOTE = struct.Struct("<BQ")
 class SmallContent:
     """Bytes of a segment, named by their sha2-256."""
 
-    __slots__ = ("blob", "digest", "is_verified", "length", "offset", "segment")
+    __slots__ = ("blob", "is_verified", "length", "offset", "segment")
 
     def __init__(self, segment: int, offset: int, length: int, digest: bytes) -> None:
         self.segment = segment
         self.offset = offset
         self.length = length
-        self.digest = digest
         self.is_verified = False
         self.blob = _SMALL.pack(SMALL, segment, offset, length, digest)
+
+    @property
+    def digest(self) -> bytes:
+        """sha2-256 of the bytes."""
+        return self.blob[-32:]
 
     def place(self) -> Place:
         """Where its bytes lie."""

@@ -91,10 +91,25 @@ class HostVolume(Volume):
         #: What look-ups found most recently, until the vfs has made it hot.
         self._fresh: deque[HostInode] = deque(maxlen=FRESH_MAX)
         self._ownership = Ownership()
+        self._on_idle: Callable[[], bool] | None = None
 
     def close(self) -> None:
         """Give the host's directory up. Handles must have been released."""
         self._nodes.close()
+
+    def close_when_idle(self, on_idle: Callable[[], bool]) -> None:
+        """Close as soon as no handle is open and ``on_idle`` agrees.
+
+        It is asked whenever a handle was closed or an inode forgotten.
+        """
+        self._on_idle = on_idle
+        self._io.on_release = self._look_if_idle
+        self._look_if_idle()
+
+    def _look_if_idle(self) -> None:
+        if self._on_idle is not None and not self._io.handles and self._on_idle():
+            self._on_idle = None
+            self.close()
 
     @property
     def root_ino(self) -> int:
@@ -122,6 +137,7 @@ class HostVolume(Volume):
         number = ino & _NUMBER_MASK
         if self._nodes.forget(number):
             self._hot.pop(number, None)
+        self._look_if_idle()
 
     def lookup(self, parent: Inode, name: bytes) -> Inode:
         above = _node_of(parent)

@@ -40,12 +40,21 @@ _SYNC_FLAGS: Final = os.O_SYNC | os.O_DSYNC
 class HostIo:
     """What the handles of one volume share: a limiter for threads, a buffer for reads."""
 
-    __slots__ = ("_buffer", "_limiter", "_mount")
+    __slots__ = ("_buffer", "_limiter", "_mount", "handles", "on_release")
 
     def __init__(self, mount: str, threads_max: int) -> None:
+        #: Open files and directories.
+        self.handles = 0
+        #: Called after each of them was closed.
+        self.on_release: Callable[[], None] = _nothing
         self._mount = mount
         self._limiter = trio.CapacityLimiter(threads_max)
         self._buffer = bytearray()
+
+    def released(self) -> None:
+        """A handle was closed."""
+        self.handles -= 1
+        self.on_release()
 
     def view(self, size: int) -> memoryview:
         """``size`` bytes to read into, valid until the next read; grows to 1 MiB."""
@@ -77,6 +86,7 @@ class HostHandle(Handle):
         self._is_dirty = False
         node.fds = [*(node.fds or ()), fd]
         inode.opens += 1
+        io.handles += 1
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
         view = self._io.view(size)
@@ -111,6 +121,7 @@ class HostHandle(Handle):
             self.node.fds = None
         self.inode.opens -= 1
         os.close(self.fd)
+        self._io.released()
 
     def fsync(self, datasync: bool) -> None:
         raise self._io.would_block(os.fdatasync if datasync else os.fsync, self.fd)
@@ -133,6 +144,7 @@ class HostDirectoryHandle(DirectoryHandle):
         self._fd = fd
         self._emit_entry = emit_entry
         self._io = io
+        io.handles += 1
         #: Records read from the host and not emitted yet, next one last; ``_at`` is their offset.
         self._pending: list[tuple[bytes, int]] = []
         self._at = 0
@@ -151,6 +163,7 @@ class HostDirectoryHandle(DirectoryHandle):
 
     def release(self) -> None:
         os.close(self._fd)
+        self._io.released()
 
     def fsync(self, datasync: bool) -> None:
         raise self._io.would_block(os.fsync, self._fd)
@@ -160,6 +173,10 @@ class HostDirectoryHandle(DirectoryHandle):
         count = getdents(self._fd, buffer)
         self._pending = list(dirents(ctypes.string_at(buffer, count)))[::-1]
         return count > 0
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _pread_all(fd: int, size: int, offset: int) -> bytes:

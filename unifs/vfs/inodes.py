@@ -31,6 +31,8 @@ class Inodes:
         self.hot_max = hot_max
         self.counts = array("I", bytes(4 * _GROW))
         self._far: dict[int, int] = {}
+        #: By prefix: how many inodes of it the kernel remembers; none has no entry.
+        self.known: dict[int, int] = {}
         self.evictions = 0
 
     def get(self, ino: int) -> Inode:
@@ -66,7 +68,11 @@ class Inodes:
     def remember(self, ino: int) -> None:
         """One look-up more that the kernel will forget."""
         if ino >> INO_SHIFT:
-            self._far[ino] = self._far.get(ino, 0) + 1
+            before = self._far.get(ino, 0)
+            self._far[ino] = before + 1
+            if not before:
+                prefix = ino >> INO_SHIFT
+                self.known[prefix] = self.known.get(prefix, 0) + 1
             return
         try:
             self.counts[ino] += 1
@@ -84,9 +90,12 @@ class Inodes:
     def forget(self, ino: int, lookups: int) -> None:
         """The kernel forgets that many look-ups."""
         if ino >> INO_SHIFT:
-            left = self._far[ino] = self._far.get(ino, 0) - lookups
+            if ino not in self._far:
+                return
+            left = self._far[ino] = self._far[ino] - lookups
             if left <= 0:
                 del self._far[ino]
+                self._unknown(ino >> INO_SHIFT)
                 volume = self.volumes.get(ino >> INO_SHIFT)
                 if volume is not None:
                     volume.forgotten(ino)
@@ -96,6 +105,19 @@ class Inodes:
             inode = self.hot.get(ino)
             if inode is not None:
                 inode.volume.forgotten(ino)
+
+    def _unknown(self, prefix: int) -> None:
+        left = self.known.get(prefix, 1) - 1
+        if left > 0:
+            self.known[prefix] = left
+        else:
+            self.known.pop(prefix, None)
+
+    def drop_volume(self, prefix: int) -> None:
+        """Nobody remembers any of its inodes; who asks for one from now on is told Stale."""
+        del self.volumes[prefix]
+        for ino in [ino for ino in self.hot if ino >> INO_SHIFT == prefix]:
+            del self.hot[ino]
 
     def drop(self, ino: int) -> None:
         """The object is no longer wanted."""

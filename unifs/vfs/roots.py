@@ -58,9 +58,11 @@ AGE_S = 10.0
 LOOK_S = 0.25
 
 CHILDREN = (
-    "select d.name,i.ino,i.attributes,i.content from dentry d join inode i on i.ino=d.ino"
+    "select d.name,i.ino,i.attributes,i.content,d.id from dentry d join inode i on i.ino=d.ino"
     " where d.parent=?"
 )
+#: Rows of a directory that are in memory at once.
+PAGE = 1000
 
 
 def pack_link(link: Link) -> bytes:
@@ -112,8 +114,12 @@ class RowView:
 
     def children(self, ino: int) -> Iterator[Child]:
         """All entries of a directory."""
-        for row in self._connection.execute(CHILDREN, (ino,)).fetchall():
-            yield self._child(row)
+        query = f"{CHILDREN} and d.id>? order by d.id limit ?"
+        last: Any = 0
+        while rows := self._connection.execute(query, (ino, last, PAGE)).fetchall():
+            for row in rows:
+                yield self._child(row)
+            last = rows[-1][4]
 
     def child(self, ino: int, name: bytes) -> Child | None:
         """One entry of a directory."""
@@ -130,7 +136,7 @@ class RowView:
         return None if row[0] is None else unpack_link(row[0])
 
     def _child(self, row: Any) -> Child:
-        name, ino, attributes, content = row
+        name, ino, attributes, content, _ = row
         kind = _kind(attributes)
         if kind == "symlink":
             return Child(name, ino, kind, target=content[1:])

@@ -164,7 +164,7 @@ class Writer:
         inode.overlay = None
         del self.open[inode.ino]
         content = overlay.content
-        if content is None:
+        if content is None and overlay.container:
             volume = inode.volume
             volume.unsynced.reached(inode, inode.unsynced_bytes)  # type: ignore[attr-defined]
         named = content.extents.containers if content is not None else ()

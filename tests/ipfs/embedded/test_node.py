@@ -5,6 +5,7 @@ Longer than most because it goes through the whole protocol with one node and on
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import random
@@ -31,7 +32,7 @@ from unifs.ipfs.embedded import import_tree, importer, large_directory
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
 from unifs.ipfs.node import AddOptions, AddProgress, HostSource, StreamSource, parse_path
-from unifs.ipfs.unixfs.builder import import_chunks
+from unifs.ipfs.unixfs.builder import import_file
 from unifs.ipfs.unixfs.directory import build_directory
 from unifs.ipfs.unixfs.profiles import PROFILES
 from unifs.waiting import RETRY, WouldBlock, complete
@@ -127,7 +128,7 @@ async def test_what_is_added_is_read_back(
     data = content(size)
     path = tmp_path / "file"
     path.write_bytes(data)
-    expected = import_chunks([data], profile, None)
+    expected = import_file(io.BytesIO(data), profile, None)
     options = AddOptions(profile=profile)
     by_path = await node.add(HostSource(path), options)
     by_stream = await node.add(StreamSource(pieces(data)), options)

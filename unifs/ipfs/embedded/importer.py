@@ -245,7 +245,7 @@ async def _workers() -> AsyncIterator[trio.Nursery]:
         failed: BaseException = failures or group
         while failures is not None and isinstance(failed, BaseExceptionGroup):
             failed = failed.exceptions[0]
-        raise failed from None
+        raise failed from group
 
 
 def open_file(path: bytes) -> int:

@@ -27,11 +27,12 @@ _Built = tuple[bytes, int, list[tuple[bytes, bytes]]]
 
 
 async def build_in_process(
-    entries: Sequence[DirEntry], profile: Profile
+    entries: list[DirEntry], profile: Profile
 ) -> tuple[Link, list[tuple[bytes, bytes]]]:
     """A directory's link and its blocks as (CID, bytes). Cancelling kills the worker process.
 
-    ``profile`` must be one of ``PROFILES``: only its name crosses.
+    ``entries`` is empty afterwards: 100,000 of them are 28 MiB. ``profile`` must be one of
+    ``PROFILES``: only its name crosses.
     """
     import trio
     import trio_parallel  # 20 ms to import, needed for large directories only
@@ -48,12 +49,14 @@ def put_all(blocks: Sequence[tuple[bytes, bytes]], put: Callable[[Cid, bytes], N
         put(Cid.decode(binary), block)
 
 
-def _pack(entries: Sequence[DirEntry]) -> _Packed:
-    return (
+def _pack(entries: list[DirEntry]) -> _Packed:
+    packed = (
         [entry.name for entry in entries],
         [entry.cid.binary for entry in entries],
         [entry.tsize for entry in entries],
     )
+    entries.clear()
+    return packed
 
 
 def _build(packed: _Packed, profile_name: str) -> _Built:

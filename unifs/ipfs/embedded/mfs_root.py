@@ -153,11 +153,10 @@ class RootBuilder:
             if ino in self._links:
                 self._stack.pop()
                 continue
-            children = self._relevant(ino)
-            if self._push_new(children):
+            entries = self._build(ino)
+            if self._stack[-1] != ino:
                 continue
             budget -= 1
-            entries = self._build(ino, children)
             if entries is not None:
                 return entries
         return None
@@ -202,28 +201,17 @@ class RootBuilder:
         known = self._changed.get(ino, set())
         self._changed[ino] = None if names is None or known is None else known | set(names)
 
-    def _push_new(self, children: list[Child]) -> bool:
-        """Put directories that were never built on top of the stack; whether there are any."""
-        new = [
-            child.ino
-            for child in children
-            if child.kind == "directory" and self._link(child.ino) is None
-        ]
+    def _push(self, new: list[int]) -> None:
+        """Put directories that were never built on top of the stack."""
         for ino in new:
             self._changed[ino] = None
         self._stack += new
-        return bool(new)
+
+    def _is_new(self, child: Child) -> bool:
+        return child.kind == "directory" and self._link(child.ino) is None
 
     def _link(self, ino: int) -> Link | None:
         return self._links.get(ino) or self._view.directory_link(ino)
-
-    def _relevant(self, ino: int) -> list[Child]:
-        """The children that the build of a directory asks for."""
-        names = self._names_to_update(ino)
-        if names is None:
-            return list(self._view.children(ino))
-        children = (self._view.child(ino, name) for name in names)
-        return [child for child in children if child is not None]
 
     def _names_to_update(self, ino: int) -> set[bytes] | None:
         """The changed names, if changing only them is possible and cheaper; else None."""
@@ -234,29 +222,48 @@ class RootBuilder:
 
     # --- building -------------------------------------------------------------------------------
 
-    def _build(self, ino: int, children: list[Child]) -> list[DirEntry] | None:
+    def _build(self, ino: int) -> list[DirEntry] | None:
+        """Build a directory; the entries of a large one, to be built elsewhere.
+
+        Nothing is built where there are new directories in it: they are on the stack now.
+        """
         names = self._names_to_update(ino)
         old = self._view.directory_link(ino)
         if names is not None and old is not None:
-            changes: dict[bytes, Link | None] = dict.fromkeys(names)
-            changes.update((child.name, self._child_link(child)) for child in children)
-            try:
-                self._links[ino] = update_directory(
-                    old.cid, changes, self._get, self._put, self._profile
-                )
-            except (NotAvailableOffline, Corrupt, NotADirectory):
-                self._lost.append(ino)
-                self._changed[ino] = None
+            self._update(ino, names, old)
             return None
-        entries = [
-            DirEntry(child.name, link.cid, link.tsize)
-            for child in children
-            if (link := self._child_link(child)) is not None
-        ]
-        if len(entries) >= large_directory.PROCESS_ENTRIES_MIN:
+        entries: list[DirEntry] = []
+        new: list[int] = []
+        # One at a time: the rows of 100,000 children are 80 MiB.
+        for child in self._view.children(ino):
+            if self._is_new(child):
+                new.append(child.ino)
+            elif not new and (link := self._child_link(child)) is not None:
+                entries.append(DirEntry(child.name, link.cid, link.tsize))
+        if new:
+            self._push(new)
+        elif len(entries) >= large_directory.PROCESS_ENTRIES_MIN:
             return entries
-        self._links[ino] = build_directory(entries, self._profile, self._put)
+        else:
+            self._links[ino] = build_directory(entries, self._profile, self._put)
         return None
+
+    def _update(self, ino: int, names: set[bytes], old: Link) -> None:
+        """Change some names of a directory along their paths."""
+        found = (self._view.child(ino, name) for name in names)
+        children = [child for child in found if child is not None]
+        if new := [child.ino for child in children if self._is_new(child)]:
+            self._push(new)
+            return
+        changes: dict[bytes, Link | None] = dict.fromkeys(names)
+        changes.update((child.name, self._child_link(child)) for child in children)
+        try:
+            self._links[ino] = update_directory(
+                old.cid, changes, self._get, self._put, self._profile
+            )
+        except (NotAvailableOffline, Corrupt, NotADirectory):
+            self._lost.append(ino)
+            self._changed[ino] = None
 
     def _child_link(self, child: Child) -> Link | None:
         match child.kind:

@@ -179,30 +179,6 @@ def import_file(source: Readable, profile: Profile, put: Put | None) -> Link:
     return builder.finish()
 
 
-def import_chunks(pieces: Iterable[Bytes], profile: Profile, put: Put | None) -> Link:
-    """Like ``import_file`` for bytes that come in pieces of any length."""
-    builder = FileBuilder(profile, put)
-    chunk_bytes = profile.chunk_bytes
-    pending = bytearray()
-    for piece in pieces:
-        view = memoryview(piece)
-        start = 0
-        if pending:
-            start = min(chunk_bytes - len(pending), len(view))
-            pending += view[:start]
-            if len(pending) < chunk_bytes:
-                continue
-            builder.add_leaf(pending)
-            pending = bytearray()
-        while len(view) - start >= chunk_bytes:
-            builder.add_leaf(view[start : start + chunk_bytes])
-            start += chunk_bytes
-        pending += view[start:]
-    if pending:
-        builder.add_leaf(pending)
-    return builder.finish()
-
-
 def _fill(source: Readable, buffer: memoryview) -> int:
     filled = 0
     while filled < len(buffer):
