@@ -1,4 +1,4 @@
-"""What was written here and is at the backend becomes the backend's, with its bytes in the cache."""
+"""What was written here and is at the backend becomes its own, with the bytes in the cache."""
 
 from __future__ import annotations
 
@@ -107,6 +107,20 @@ async def test_what_is_open_or_changed_stays(system: DaemonSystem) -> None:
         assert (await file.read(0, 100)) == b"more" + BIG[4:100]
     await system.sync()
     assert system.remote().content("open") == b"more" + BIG[4:]
+
+
+async def test_a_reader_keeps_what_it_opened(system: DaemonSystem) -> None:
+    system.volume.cold.cold_s = 0.3
+    await system.write("big", BIG)
+    await system.sync()
+    async with system.open("big") as file:
+        await system.write("other", b"x")
+        await settle(system, 1)
+        # The other one was written later and is cold already: this one's turn has been.
+        assert kinds(system)[REMOTE] == 1
+        assert await file.read(5, 100) == BIG[5:105]
+    await settle(system, 2)
+    assert kinds(system) == {REMOTE: 2}
 
 
 async def test_contents_of_an_earlier_daemon_become_cold(system: DaemonSystem) -> None:

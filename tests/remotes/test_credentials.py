@@ -14,7 +14,9 @@ import trio
 
 from unifs.backends import credentials_of, s3_options
 from unifs.config_mounts import S3Settings
+from unifs.control import tools
 from unifs.control.daemon_protocol import Secret
+from unifs.control.ops import operations
 from unifs.errors import (
     Busy,
     ConfigInvalid,
@@ -22,6 +24,7 @@ from unifs.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    Unsupported,
 )
 from unifs.mounts.blocking import Blocking
 from unifs.mounts.s3.credentials import AGAIN_S, AwsCredentials, region_of
@@ -260,6 +263,30 @@ async def test_secrets_come_from_a_variable_or_standard_input(
     ]
     await shell.text("ctl", "credentials", "rm", "key")
     assert system.daemon.credential_store.names() == ["work"]
+
+
+async def test_a_secret_is_asked_for_unseen_at_a_terminal(
+    system: DaemonSystem, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def prompt(text: str, hide_input: bool) -> str:
+        asked.append((text, hide_input))
+        return SECRET
+
+    monkeypatch.setattr("click.prompt", prompt)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    await shell.text("ctl", "credentials", "add", "work", "--access-key", "AK")
+    assert asked == [("The secret key, or an encryption key in base64", True)]
+    assert system.daemon.credential_store.get("work").secret_key == SECRET
+
+
+async def test_an_operation_with_a_secret_is_no_tool_for_an_agent(system: DaemonSystem) -> None:
+    registry = operations()
+    assert "credentials_add" not in {each["name"] for each in tools.descriptions(registry)}
+    arguments = {"name": "x", "secret_key": SECRET}
+    with pytest.raises(Unsupported, match="takes a secret"):
+        await tools.call(registry, system.daemon, "credentials_add", arguments)
 
 
 async def test_credentials_in_use_stay(system: DaemonSystem) -> None:

@@ -15,6 +15,9 @@ from unifs.errors import NotFound, PermissionDenied, ReadOnly, Unreachable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from unifs.config_mounts import RemoteBase
+    from unifs.mounts.base import Mount
+
 
 async def test_what_is_written_reaches_the_backend_and_what_is_there_is_read(
     system: DaemonSystem,
@@ -53,6 +56,63 @@ async def test_the_answer_of_one_path_is_about_that_path(system: DaemonSystem) -
     system.remote().thaw()
     await system.sync("/s3/a")
     assert system.remote().content("a/file") == b"a"
+
+
+async def test_removals_and_hard_links_belong_to_their_directory(system: DaemonSystem) -> None:
+    remote = system.remote()
+    for name in ("a", "b"):
+        remote.plant_directory(name)
+        remote.change(f"{name}/old", b"x")
+        assert await system.listdir(name) == [b"old"]
+    await system.freeze()
+    await system.unlink("a/old")
+    await system.write("a/new", b"x")
+    await system.link("a/new", "b/linked")
+    assert [await _unsynced(system, path) for path in ("/s3/a", "/s3/b", "/s3")] == [2, 1, 2]
+    explained = await system.daemon.explain("/s3/a")
+    assert len(explained.unsynced) == 2
+    status = await system.daemon.journal.status("/s3/b")
+    assert status.oldest_unsynced_s is not None
+    remote.thaw()
+    await system.sync("/s3/a")
+    with pytest.raises(NotFound):
+        remote.content("a/old")
+
+
+async def test_counting_many_changes_does_not_hold_up_the_loop(system: DaemonSystem) -> None:
+    await system.freeze()
+    await system.mkdir("d")
+    for number in range(300):
+        await system.write(f"d/{number}", b"x")
+    explained = await system.daemon.explain("/s3/d")
+    assert len(explained.unsynced) == 21
+    assert explained.unsynced[-1] == "and 281 more"
+    queries = 0
+    database = system.storage.database
+    one = database.one
+
+    def counted(*arguments):  # type: ignore[no-untyped-def]
+        nonlocal queries
+        queries += 1
+        return one(*arguments)
+
+    database.one = counted  # type: ignore[method-assign]
+    assert system.daemon.journal.count().sealed + system.daemon.journal.count().closed >= 300
+    assert queries < 20
+
+
+async def test_limits_of_the_settings_hold_for_each_mount(tmp_path: Path) -> None:
+    system = DaemonSystem(tmp_path, s3={**S3, "parallel_max": 4, "fresh_s": 7})
+    system.journal = {
+        "writeback_delay_s": 0.5,
+        "writeback_age_max_s": 9.0,
+        "dirty_bytes_max": "5 MiB",
+    }
+    async with system:
+        limits = system.volume.writeback.limits
+        assert (limits.delay_s, limits.age_max_s, limits.parallel_max) == (0.5, 9.0, 4)
+        assert system.volume.unsynced.max_bytes == 5 << 20
+        assert (system.volume.fresh_s, system.volume.timeout_s) == (7.0, 7.0)
 
 
 async def _unsynced(system: DaemonSystem, path: str) -> int:
@@ -244,6 +304,27 @@ async def test_a_mount_that_cannot_begin_stops_no_other(tmp_path: Path) -> None:
                 await trio.sleep(0.05)
         with pytest.raises(NotFound):
             await system.stat("a")
+
+
+async def test_a_mount_that_cannot_be_made_is_named_and_stops_no_other(tmp_path: Path) -> None:
+    class WithoutKey(DaemonSystem):
+        def make(self, name: str, settings: RemoteBase, /) -> Mount:
+            if name == "s3":
+                raise NotFound("there are no credentials called 'key'")
+            return super().make(name, settings)
+
+    async with WithoutKey(tmp_path, s3=S3, other=S3) as system:
+        assert isinstance(system, DaemonSystem)
+        system.choose("other")
+        await system.write("a", b"fine")
+        await system.sync("/other")
+        assert b"s3" not in system.vfs.namespace.root.children
+        warning = "s3 is not shown: there are no credentials called 'key'"
+        assert warning in (await system.daemon.status()).warnings
+        listed = {each.name: each.problem for each in await system.daemon.backends.list()}
+        assert listed["s3"] == "not shown: there are no credentials called 'key'"
+        with pytest.raises(NotFound, match="there is no backend s3: there are no credentials"):
+            await system.daemon.backends.test("s3")
 
 
 async def test_rows_of_another_backend_are_forgotten_unless_they_wait(tmp_path: Path) -> None:

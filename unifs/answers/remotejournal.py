@@ -55,19 +55,15 @@ class RemoteJournal:
     def count(self, top: Inode | None, counts: JournalStatus) -> None:
         """Add what waits, and what is not even committed."""
         for volume, below in self.volumes(top):
-            waiting = volume.status.waiting(below)
-            for each in waiting:
-                setattr(counts, each.state, getattr(counts, each.state) + 1)
-            if waiting:
-                times = [each.time_s for each in waiting]
+            found = volume.status.counts(below)
+            for state in ("open", "closed", "sealed", "quarantined"):
+                setattr(counts, state, getattr(counts, state) + getattr(found, state))
+            if found.oldest_s is not None:
                 oldest = counts.oldest_unsynced_s
-                counts.oldest_unsynced_s = min(times if oldest is None else [oldest, *times])
-            known = {each.ino for each in waiting}
-            counts.open += sum(ino not in known for ino in self._uncommitted(volume, below))
-            if below is None:
-                counts.unsynced_bytes += volume.unsynced.size_bytes
-            else:
-                counts.unsynced_bytes += sum(each.size_bytes for each in waiting)
+                counts.oldest_unsynced_s = min(found.oldest_s, oldest or found.oldest_s)
+            dues = volume.writeback.dues
+            counts.open += sum(ino not in dues for ino in self._uncommitted(volume, below))
+            counts.unsynced_bytes += found.size_bytes
 
     def _uncommitted(self, volume: RemoteVolume, below: int | None) -> Iterator[int]:
         for inode in {*self._writer.open.values(), *self._writer.pending.values()}:
@@ -103,9 +99,8 @@ class RemoteJournal:
     def quarantined(self, top: Inode | None) -> Iterator[JournalRecord]:
         """What was given up, one for each object; the newest first."""
         for volume, below in self.volumes(top):
-            for each in reversed(volume.status.waiting(below)):
-                if each.state == "quarantined":
-                    yield self._given_up(volume, each)
+            for each in reversed(volume.status.quarantined(below)):
+                yield self._given_up(volume, each)
 
     def _given_up(self, volume: RemoteVolume, waiting: Waiting) -> JournalRecord:
         query = "select op from journal where seq=?"
@@ -139,29 +134,27 @@ class RemoteJournal:
         """Try what was given up again; how many."""
         count = 0
         for volume, below in self.volumes(top):
-            for each in volume.status.waiting(below):
-                if each.state == "quarantined":
-                    volume.writeback.retry(each.ino)
-                    count += 1
+            for each in volume.status.quarantined(below):
+                volume.writeback.retry(each.ino)
+                count += 1
         return count
 
     async def drop(self, top: Inode | None) -> list[JournalRecord]:
         """What was given up gives way to what the backend has; which changes they were."""
         dropped: list[JournalRecord] = []
         for volume, below in self.volumes(top):
-            for each in volume.status.waiting(below):
-                if each.state == "quarantined":
-                    dropped.append(self._given_up(volume, each))
-                    await complete(give_up, volume, each.ino)
+            for each in volume.status.quarantined(below):
+                dropped.append(self._given_up(volume, each))
+                await complete(give_up, volume, each.ino)
         return dropped
 
     def unsynced_of(self, remote: Remote, below: int | None, limit: int) -> list[str]:
         """Sentences about what the backend does not have, at most ``limit`` and how many more."""
         volume = remote.volume
-        waiting = volume.status.waiting(below)
-        told = [_sentence(volume, each) for each in waiting[:limit]]
-        if len(waiting) > limit:
-            told.append(f"and {len(waiting) - limit} more")
+        told = [_sentence(volume, each) for each in volume.status.waiting(below, limit)]
+        more = len(volume.status.inos(below)) - limit
+        if more > 0:
+            told.append(f"and {more} more")
         return told
 
 

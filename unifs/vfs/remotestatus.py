@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import heapq
+import stat
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from unifs.journal.content import SEALED
 from unifs.vfs.remoterows import UNLISTED
+from unifs.vfs.tree import ATTRIBUTES
+from unifs.vfs.treeinode import TreeInode
 
 if TYPE_CHECKING:
     from unifs.journal.writeback_due import Due
     from unifs.vfs.remotevolume import RemoteVolume
 
 OLDEST = "select min(time_ns) from journal where ino=? and state is not null"
+FIRST = (
+    "select min(j.time_ns) from journal j join inode i on i.ino=j.ino"
+    " where j.state is not null and i.mount=?"
+)
 #: Rows that the backend can give again, the longest unasked first.
 TRIMMABLE = (
     "select r.ino,i.parent from remote r join inode i on i.ino=r.ino where r.mount=? and"
@@ -38,6 +47,50 @@ class Waiting:
     reason: str
 
 
+@dataclass(slots=True)
+class Counts:
+    """How many inodes wait in each state, their bytes, and when the oldest change was made."""
+
+    open: int = 0
+    closed: int = 0
+    sealed: int = 0
+    quarantined: int = 0
+    size_bytes: int = 0
+    oldest_s: float | None = None
+
+
+class Below:
+    """Whether inodes are, or lie below, one; each directory is looked at once.
+
+    What has no name any more is where the backend has it.
+    """
+
+    def __init__(self, volume: RemoteVolume, top: int) -> None:
+        self._volume = volume
+        self._known = {top: True, volume.root: top == volume.root}
+        inode = volume.hot_or_row(top)
+        self._path = None if inode is None or inode.path is None else f"{inode.path}/"
+
+    def __call__(self, ino: int) -> bool:
+        known = self._known.get(ino)
+        if known is not None:
+            return known
+        tree = self._volume.tree
+        row = tree.inode_row(ino)
+        if row is None or row[3] is not None:
+            there = self._volume.remotes.known(ino)
+            path = None if there is None else there.path
+            return path is not None and self._path is not None and path.startswith(self._path)
+        is_below = any(self(parent) for parent, _ in tree.parents(ino, row[1]))
+        if stat.S_ISDIR(ATTRIBUTES.unpack(row[4])[0]):
+            self._known[ino] = is_below
+        return is_below
+
+
+def _seq(due: Due) -> int:
+    return due.seq
+
+
 class RemoteStatus:
     """Answers for one volume. ``top`` is the inode below which to look, None: all of it."""
 
@@ -49,23 +102,57 @@ class RemoteStatus:
         self._volume.writeback.collect()
         return len(self._volume.writeback.dues)
 
-    def waiting(self, top: int | None = None) -> list[Waiting]:
-        """All that waits, the oldest first."""
-        found = [self._waiting(due) for due in self._dues(top)]
-        return sorted(found, key=lambda waiting: waiting.sequence)
+    def waiting(self, top: int | None = None, limit: int | None = None) -> list[Waiting]:
+        """What waits, the oldest first: all of it, or the first ``limit``."""
+        dues = self._dues(top)
+        chosen = sorted(dues, key=_seq) if limit is None else heapq.nsmallest(limit, dues, _seq)
+        return [self._waiting(due) for due in chosen]
 
-    def quarantined(self) -> list[Waiting]:
-        """What was given up, and why."""
-        return [waiting for waiting in self.waiting() if waiting.state == "quarantined"]
+    def quarantined(self, top: int | None = None) -> list[Waiting]:
+        """What was given up, and why, the oldest first."""
+        dues = [due for due in self._dues(top) if due.is_quarantined]
+        return [self._waiting(due) for due in sorted(dues, key=_seq)]
 
     def inos(self, top: int | None = None) -> list[int]:
         """The inodes that wait, as ``Writeback.sync`` takes them."""
         return [due.ino for due in self._dues(top)]
 
+    def counts(self, top: int | None = None) -> Counts:
+        """How many wait in which state: 1 µs each where ``top`` is None, some 10 µs else."""
+        counts = Counts()
+        for due in self._dues(top):
+            setattr(counts, state := self._state(due), getattr(counts, state) + 1)
+            if top is not None:
+                counts.size_bytes += self._size(due.ino)
+        if top is None:
+            counts.size_bytes = self._volume.unsynced.size_bytes
+        row = self._volume.tree.database.one(FIRST, (self._volume.mount_id,))
+        counts.oldest_s = None if row[0] is None else row[0] / 1e9
+        return counts
+
+    def _state(self, due: Due) -> str:
+        if due.is_quarantined:
+            return "quarantined"
+        inode = self._volume.inodes.hot.get(due.ino)
+        if isinstance(inode, TreeInode):
+            if inode.is_dirty() or inode.writers:
+                return "open"
+            if getattr(inode.content, "state", SEALED) != SEALED:
+                return "closed"
+        is_sealed = due.seq <= self._volume.storage.flusher.sealed_seq
+        return "sealed" if is_sealed else "closed"
+
+    def _size(self, ino: int) -> int:
+        row = self._volume.tree.inode_row(ino)
+        return 0 if row is None else int(ATTRIBUTES.unpack(row[4])[4])
+
     def _dues(self, top: int | None) -> list[Due]:
         writeback = self._volume.writeback
         writeback.collect()
-        return [due for due in writeback.dues.values() if self._volume.tree.is_below(due.ino, top)]
+        if top is None:
+            return list(writeback.dues.values())
+        is_below = Below(self._volume, top)
+        return [due for due in writeback.dues.values() if is_below(due.ino)]
 
     def _waiting(self, due: Due) -> Waiting:
         volume = self._volume

@@ -258,7 +258,7 @@ class RemoteVolume(TreeVolume):
     # --- changing ---------------------------------------------------------------------------------
 
     def _check_writable(self) -> None:
-        if self.refuses_changes or self.is_read_only():
+        if self.is_read_only():
             raise ReadOnly
 
     def setattr(
