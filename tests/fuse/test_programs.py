@@ -513,7 +513,7 @@ def test_tail_follows_a_log(place: Path) -> None:
     need("tail")
     log = place / "log"
     log.write_text("one\n")
-    command = ["tail", "-n", "+1", "-F", "--sleep-interval=0.1", log]
+    command = ["tail", "-n", "+1", "-F", "--sleep-interval=0.1", os.fspath(log)]
     tail = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert tail.stdout is not None
     try:
