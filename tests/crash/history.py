@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPEN, CLOSED, SYNCED = 0, 1, 2
+PAGE_BYTES = 4096
 
 #: Any content will do: how a plain disk treats bytes that were not synced.
 ANYTHING = "anything"
@@ -229,6 +230,12 @@ class History:
         piece = noise(event["fill"], event["size"])
         if offset > len(inode.data):
             inode.data.extend(bytes(offset - len(inode.data)))
+        # The kernel asks for a write that begins inside a page in two requests, the first up to the
+        # page's end; the file may be committed between them.
+        head = min(-offset % PAGE_BYTES, len(piece))
+        if 0 < head < len(piece):
+            inode.data[offset : offset + head] = piece[:head]
+            inode.change(OPEN)
         inode.data[offset : offset + len(piece)] = piece
         inode.change(level)
 

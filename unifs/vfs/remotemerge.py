@@ -6,7 +6,9 @@ there is not shown again. A name that stays keeps its row id and its inode. What
 here and not confirmed) is never touched: its conflict is writeback's to see.
 
 An answer that was under way while writeback changed the same path is older than what is known, and
-is passed over (``departed``).
+is passed over (``departed``). While a rename is on its way to the backend, or an earlier daemon left
+one whose outcome is not known, nobody knows on which side of it an answer below either path was
+given: nothing is asked there until it has ended (``RemoteSync.settled``).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import NotFound, Stale, TryAgain
+from unifs.errors import NotFound, Stale
 from unifs.journal.content import REMOTE, large_id, remote_blob, symlink_blob
 from unifs.types import NAME_MAX_BYTES, Version
 from unifs.vfs.remoterows import COMPLETE, PARTIAL, UNLISTED, RemoteInode, join, pack_told
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from unifs.vfs.tree import Batch
 
 VANISHED = (
-    "select d.name,d.ino from dentry d join remote r on r.ino=d.ino"
+    "select d.name,d.ino,r.path from dentry d join remote r on r.ino=d.ino"
     " where d.parent=? and r.path is not null and r.checked_ns<?"
 )
 SUBTREE = (
@@ -63,6 +65,8 @@ class Merge:
             self._departed[path] = self._moment
 
     def _is_late(self, path: str, moment: int) -> bool:
+        if self.volume.sync.is_moving(path):
+            return True
         while True:
             if self._departed.get(path, 0) > moment:
                 return True
@@ -87,13 +91,18 @@ class Merge:
         if path is None:
             assert parent.path is not None
             path = join(parent.path, name)
+        if await volume.sync.settled(path):
+            return RETRY
         moment = self._begin()
         try:
             node = await volume.mount.stat(path)
-            if not self._is_late(path, moment):
-                await complete(self.take, parent, [(name, path, node)])
+            if self._is_late(path, moment):
+                return RETRY
+            await complete(self.take, parent, [(name, path, node)])
         except NotFound:
-            if isinstance(known, RemoteInode) and not self._is_late(path, moment):
+            if self._is_late(path, moment):
+                return RETRY
+            if isinstance(known, RemoteInode):
                 await complete(self.vanish, [(parent.ino, name, known.ino)])
         finally:
             self._end()
@@ -104,7 +113,7 @@ class Merge:
     async def refresh(self, inode: RemoteInode) -> object:
         """Ask for an object that is known."""
         path = inode.path
-        if path is None:
+        if path is None or await self.volume.sync.settled(path):
             return RETRY
         moment = self._begin()
         try:
@@ -112,9 +121,10 @@ class Merge:
             if not self._is_late(path, moment):
                 await complete(self._renew, inode, node)
         except NotFound:
+            if self._is_late(path, moment):
+                return RETRY
             names = [(*name, inode.ino) for name in self.tree.parents(inode.ino, inode.parent)]
-            if not self._is_late(path, moment):
-                await complete(self.vanish, names)
+            await complete(self.vanish, names)
             if inode.is_gone:
                 raise Stale from None
         finally:
@@ -136,6 +146,8 @@ class Merge:
 
     async def scan_page(self, inode: RemoteInode) -> object:
         """Bring one more page of the directory into the tree; one at a time, whoever asks."""
+        if inode.path is not None and await self.volume.sync.settled(inode.path):
+            return RETRY
         running = self._scans.get(inode.ino)
         if running is not None:
             await running.wait()
@@ -151,14 +163,17 @@ class Merge:
                 inode.listed_ns = self.volume.now_ns()
             page = await self.volume.mount.scan(path, inode.cursor)
             if self._is_late(path, moment) or inode.path != path:
+                # The directory moved while it was listed.
                 inode.listing, inode.cursor = UNLISTED, None
-                raise TryAgain("the directory moved while it was listed")
-            entries = []
+                return RETRY
+            entries, late = [], []
             for entry in _shown(page.entries):
                 below = join(path, entry.name)
-                if not self._is_late(below, moment):
+                if self._is_late(below, moment):
+                    late.append(below)
+                else:
                     entries.append((entry.name, below, entry.node))
-            await complete(self._take_page, inode, entries, page.after)
+            await complete(self._take_page, inode, entries, late, page.after)
         finally:
             self._end()
             del self._scans[inode.ino]
@@ -166,20 +181,45 @@ class Merge:
         return RETRY
 
     def _take_page(
-        self, inode: RemoteInode, entries: list[tuple[bytes, str, Node]], after: str | None
+        self,
+        inode: RemoteInode,
+        entries: list[tuple[bytes, str, Node]],
+        late: list[str],
+        after: str | None,
     ) -> None:
         self.take(inode, entries)
-        began_ns = inode.listed_ns
+        batch: Batch = []
+        for path in late:
+            self._see(path, inode.listed_ns, batch)
         if after is None:
-            rows = self.tree.database.all(VANISHED, (inode.ino, began_ns))
-            gone = [(inode.ino, bytes(name), ino) for name, ino in rows]
-            if gone:
-                self.vanish(gone)
+            self.tree.commit(batch)
+            batch = []
+            self.vanish(self._unseen(inode))
             inode.listing, inode.cursor = COMPLETE, None
             inode.listed_ns = self.volume.now_ns()
         else:
             inode.listing, inode.cursor = PARTIAL, after
-        self.tree.commit([self.remotes.store(inode)])
+        batch.append(self.remotes.store(inode))
+        self.tree.commit(batch)
+
+    def _see(self, path: str, now_ns: int, batch: Batch) -> None:
+        """Note that something stands at a path of which nothing else is to be learnt now."""
+        ino = self.remotes.at(path)
+        known = self.volume.hot_or_row(ino) if ino else None
+        if known is not None:
+            known.checked_ns = max(known.checked_ns, now_ns)
+            batch.append(self.remotes.store(known))
+
+    def _unseen(self, inode: RemoteInode) -> list[tuple[int, bytes, int]]:
+        """Names that no page of the listing had, but for those that are on their way there."""
+        sync = self.volume.sync
+        rows = self.tree.database.all(VANISHED, (inode.ino, inode.listed_ns))
+        found = [(bytes(name), ino, os.fsdecode(path)) for name, ino, path in rows]
+        return [
+            (inode.ino, name, ino)
+            for name, ino, path in found
+            if not sync.is_moving(path) and not sync.is_attempted(path)
+        ]
 
     # --- taking -----------------------------------------------------------------------------------
 
@@ -193,6 +233,7 @@ class Merge:
         replaced: list[tuple[int, bytes, int]] = []
         for name, path, node in entries:
             if volume.sync.is_attempted(path) or name in made:
+                self._see(path, now_ns, batch)
                 continue
             ino = self.remotes.at(path)
             known = volume.hot_or_row(ino) if ino else None
@@ -207,6 +248,7 @@ class Merge:
                     seen.append(known)
                     continue
                 if volume.is_changed(known):
+                    self._see(path, now_ns, batch)
                     continue
                 replaced.append((parent.ino, name, known.ino))
             elif volume.find(parent, name) is not None:
@@ -284,6 +326,8 @@ class Merge:
 
     def _update(self, inode: RemoteInode, node: Node, now_ns: int, batch: Batch) -> None:
         if self.volume.is_changed(inode):
+            inode.checked_ns = now_ns
+            batch.append(self.remotes.store(inode))
             return
         attributes = inode.attributes
         before = (inode.version, inode.stored, pack_attributes(attributes))

@@ -133,13 +133,17 @@ class Remotes:
         bindings = (self.mount_id, *bounds(path), limit)
         return [row[0] for row in self._database.all(query, bindings)]
 
-    def move(self, ino: int, old: str, new: str) -> list[Statement]:
-        """Statements for an object, and all below it, that the backend holds elsewhere now."""
+    def move(self, ino: int, old: str, new: str, now_ns: int) -> list[Statement]:
+        """Statements for an object, and all below it, that the backend holds elsewhere now.
+
+        A listing of the new place that is under way does not have it: it counts as seen at
+        ``now_ns``.
+        """
         raw, encoded = os.fsencode(old), os.fsencode(new)
-        whole = "update remote set path=? where ino=?"
+        whole = "update remote set path=?,checked_ns=max(checked_ns,?) where ino=?"
         below = f"update remote set path=cast(?||substr(path,?) as blob) where {BELOW}"
         return [
-            (whole, (encoded, ino)),
+            (whole, (encoded, now_ns, ino)),
             (below, (encoded, len(raw) + 1, self.mount_id, *bounds(old))),
         ]
 

@@ -11,6 +11,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+import trio
+
 from unifs.errors import Stale
 from unifs.journal.content import REMOTE, SYMLINK, large_id, remote_blob
 from unifs.journal.log import Op
@@ -69,6 +71,9 @@ class RemoteSync(Places, Journal):
         self.conflicts = conflicts
         #: path -> inode, for attempts of unknown outcome.
         self._attempts: dict[str, int] = {}
+        #: Of those that are renames: inode -> both paths.
+        self._moving: dict[int, tuple[str, str]] = {}
+        self._has_ended = trio.Event()
 
     def load(self) -> None:
         """After a start: the attempts that an earlier daemon left."""
@@ -76,11 +81,32 @@ class RemoteSync(Places, Journal):
         self.tree.commit([(SETTLE_LOST, ())])
         for found in self.remotes.attempts():
             assert found.known.attempt is not None
-            self._attempts[found.known.attempt.path] = found.ino
+            self._note(found.ino, found.known.attempt, found.known.path)
+
+    def _note(self, ino: int, attempt: Attempt, path: str | None) -> None:
+        self._attempts[attempt.path] = ino
+        if attempt.verb == "rename" and path is not None:
+            self._moving[ino] = (path, attempt.path)
 
     def is_attempted(self, path: str) -> bool:
         """Whether what stands at ``path`` is perhaps ours, without our knowing."""
         return path in self._attempts
+
+    def is_moving(self, path: str) -> bool:
+        """Whether a rename that has not ended moves what stands at ``path``, or goes there."""
+        return any(
+            path == end or path.startswith(f"{end}/")
+            for ends in self._moving.values()
+            for end in ends
+        )
+
+    async def settled(self, path: str) -> bool:
+        """Wait for the end of renames that concern ``path``; whether there was one."""
+        has_waited = False
+        while self.is_moving(path):
+            has_waited = True
+            await self._has_ended.wait()
+        return has_waited
 
     # --- what goes out ----------------------------------------------------------------------------
 
@@ -153,7 +179,8 @@ class RemoteSync(Places, Journal):
         if content:
             batch.append(("update content set refs=refs+1 where id=?", (content,)))
         self.tree.commit(batch)
-        self._attempts[attempt.path] = ino
+        known = self.known(ino)
+        self._note(ino, attempt, None if known is None else known.path)
 
     def end(self, ino: int) -> None:
         self._commit_ended(ino, [])
@@ -165,6 +192,9 @@ class RemoteSync(Places, Journal):
         self.tree.commit(batch)
         for path in [path for path, held in self._attempts.items() if held == ino]:
             del self._attempts[path]
+        if self._moving.pop(ino, None) is not None:
+            self._has_ended.set()
+            self._has_ended = trio.Event()
         content = large_id(bytes(row[1])) if row is not None and row[1] else 0
         if content:
             self.volume.writer.released.append((self.volume.log.seq, content))
@@ -237,7 +267,8 @@ class RemoteSync(Places, Journal):
     def moved(self, ino: int, path: str, new_path: str) -> None:
         batch: Batch = []
         other = self._displace(new_path, ino, batch)
-        batch.extend(self.remotes.move(ino, path, new_path))
+        now_ns = self.volume.now_ns()
+        batch.extend(self.remotes.move(ino, path, new_path, now_ns))
         self._commit_ended(ino, batch)
         self.volume.merge.departed(path)
         self.volume.merge.departed(new_path)
@@ -246,7 +277,7 @@ class RemoteSync(Places, Journal):
             if isinstance(inode, RemoteInode) and inode.volume is self.volume:
                 below = inode.path
                 if below == path:
-                    inode.path = new_path
+                    inode.path, inode.checked_ns = new_path, max(inode.checked_ns, now_ns)
                 elif below is not None and below.startswith(f"{path}/"):
                     inode.path = new_path + below[len(path) :]
 
