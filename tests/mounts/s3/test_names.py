@@ -145,8 +145,9 @@ def test_places() -> None:
     assert everything.split("") == ("", "")
     assert everything.is_top("bucket")
     assert not everything.is_top("bucket/a")
-    with pytest.raises(NotFound):
-        everything.split("bücket/a")
+    for path in ("bücket/a", "b?policy", "b#x/a", "b%2F/a", "b\r\nx", " "):
+        with pytest.raises(NotFound):
+            everything.split(path)
     for path in ("bucket", "bucket/%%"):
         with pytest.raises(InvalidArgument):
             everything.object_at(path)

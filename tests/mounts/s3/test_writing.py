@@ -65,6 +65,14 @@ async def test_what_the_options_ask_for_is_sent(world: World) -> None:
     crc.service.close()
 
 
+async def test_a_header_is_one_line(world: World) -> None:
+    mount = world.another(storage_class="STANDARD\r\nx-amz-acl: public-read")
+    with pytest.raises(InvalidArgument):
+        await mount.put("f", Bytes(b"x"), None, "t1")
+    assert world.listed() == []
+    mount.service.close()
+
+
 async def test_a_service_with_conditions_is_left_without_a_trace(world: World) -> None:
     assert await world.mount.honours(world.bucket) == Honoured(True, True, True)
     assert world.mount.is_conditional

@@ -43,6 +43,8 @@ ESCAPE: Final = "%%"
 
 _ESCAPED = re.compile("%%([0-9A-F]{2})|([\udc80-\udcff])")
 _SPECIAL = re.compile("%%([0-9A-F]{2})|([\udc80-\udcff])|\0")
+#: What services old and new have allowed in the name of a bucket.
+_BUCKET = re.compile("[A-Za-z0-9._-]{1,255}")
 _TOKEN = re.compile("%%[0-9A-F]{2}|.", re.DOTALL)
 
 
@@ -228,7 +230,7 @@ class Places:
         if self._bucket:
             return self._bucket, path
         bucket, _, rest = path.partition("/")
-        if path and (not bucket.isascii() or not bucket.isprintable() or " " in bucket):
+        if path and not _BUCKET.fullmatch(bucket):
             raise NotFound(f"{bucket!r} is not the name of a bucket")
         return bucket, rest
 

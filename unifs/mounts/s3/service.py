@@ -14,11 +14,10 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
-from unifs.errors import ConfigInvalid, Corrupt, DeadlineExceeded, Unreachable
+from unifs.errors import ConfigInvalid, Corrupt, DeadlineExceeded, InvalidArgument, Unreachable
 from unifs.mounts.s3.errors import Refusal, date_s
 from unifs.mounts.s3.limiter import Limiter
 from unifs.mounts.s3.pool import Pool
@@ -140,9 +139,9 @@ class Service:
             self.requests += 1
             host, address, path = self._place(request)
             credentials = await self.credentials.current()
-            make_head = partial(self._head, request, (host, path), credentials)
+            head = self._head(request, (host, path), credentials)
             try:
-                answer = await self._sent(address, make_head, request)
+                answer = await self._sent(address, head, request)
             except Cut as error:
                 raise Unreachable(f"{request}: {error}") from error
             if isinstance(answer, Refusal) and answer.status in (429, 503):
@@ -152,18 +151,16 @@ class Service:
                 self.limiter.served()
             return answer
 
-    async def _sent(
-        self, address: Address, make_head: Callable[[], bytes], request: Request
-    ) -> Answer | Refusal:
+    async def _sent(self, address: Address, head: bytes, request: Request) -> Answer | Refusal:
         idle = self._pool.take(address)
         if idle is not None:
             try:
-                return await self._exchange(address, idle, make_head(), request)
+                return await self._exchange(address, idle, head, request)
             except Cut as error:
                 if not error.is_unheard or request.method == "POST":
                     raise
         fresh = await self._pool.connect(address)
-        return await self._exchange(address, fresh, make_head(), request)
+        return await self._exchange(address, fresh, head, request)
 
     async def _exchange(
         self, address: Address, connection: Connection, head: bytes, request: Request
@@ -245,6 +242,8 @@ class Service:
             headers["content-length"] = str(size)
             if size >= EXPECT_BYTES and not self._refuses_expect:
                 headers["expect"] = "100-continue"
+        if any("\n" in value or "\r" in value for value in headers.values()):
+            raise InvalidArgument(f"{request}: a header cannot hold a line break")
         query = encoded_query(request.query)
         lines = [f"{request.method} {path}{'?' if query else ''}{query} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
