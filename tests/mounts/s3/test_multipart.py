@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -87,6 +87,19 @@ async def test_in_parts_and_back(world: World) -> None:
     with pytest.raises(Conflict):
         await world.mount.put("big", Bytes(BIG), None, "t2")
     assert world.uploads() == []
+
+
+@pytest.mark.parametrize("checksum", ["sha256", "crc32c"])
+@pytest.mark.parametrize("server", ["world", "moto"])
+async def test_parts_carry_the_checksum_that_the_options_ask_for(
+    world: World, moto: World, server: str, checksum: Any
+) -> None:
+    there = {"world": world, "moto": moto}[server]
+    mount = there.another(checksum=checksum)
+    made = await mount.put("big", Bytes(BIG), None, "t1")
+    await mount.put("big", Bytes(BIG + b"more"), made.version, "t2")
+    assert there.get("big") == BIG + b"more"
+    mount.service.close()
 
 
 async def test_what_was_cut_off_goes_on_where_it_was(

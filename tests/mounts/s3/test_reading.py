@@ -191,3 +191,26 @@ async def test_without_attributes_a_listing_needs_one_request(world: World) -> N
     assert world.mount.service.requests == before + 1
     assert all(stat.S_ISREG(entry.node.mode) for entry in entries)
     assert not world.mount.supports("set_attributes")
+
+
+async def test_a_bucket_with_versions_still_serves_the_pinned_one(world: World) -> None:
+    world.client.put_bucket_versioning(
+        Bucket=world.bucket, VersioningConfiguration={"Status": "Enabled"}
+    )
+    first = Version(world.put("f", b"first"))
+    world.put("f.txt", b"another")
+    second = Version(world.put("f", b"second!"))
+    assert await world.mount.read("f", first, 0, 100) == b"first"
+    assert await world.mount.read("f", first, 2, 2) == b"rs"
+    assert await world.mount.read("f", second, 0, 100) == b"second!"
+    found = await world.mount.versions("f")
+    assert [(one.version, one.is_latest) for one in found] == [(second, True), (first, False)]
+    world.client.delete_object(Bucket=world.bucket, Key="f")
+    assert await world.mount.read("f", second, 0, 100) == b"second!"
+    with pytest.raises(NotFound):
+        await world.mount.stat("f")
+    with pytest.raises(Stale):
+        await world.mount.read("f", Version("made up"), 0, 1)
+    await world.mount.restore("f", first)
+    assert world.get("f") == b"first"
+    assert (await world.mount.stat("f")).version == first

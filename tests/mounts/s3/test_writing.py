@@ -19,6 +19,7 @@ from unifs.errors import (
     Conflict,
     Exists,
     InvalidArgument,
+    IsADirectory,
     NotFound,
     PermissionDenied,
     RateLimited,
@@ -208,6 +209,18 @@ async def test_a_directory_is_a_marker_and_outlives_its_files(world: World) -> N
     assert world.listed() == []
 
 
+async def test_a_file_in_a_new_directory_is_one_request(world: World) -> None:
+    await world.mount.make("d", DIRECTORY, "t1")
+    await world.mount.make("d/sub", DIRECTORY, "t2")
+    await world.mount.honours(world.bucket)
+    before = world.mount.service.requests
+    for number in range(10):
+        await world.mount.put(f"d/{number}", Bytes(b"x"), None, f"t{number}")
+    assert world.mount.service.requests - before == 10
+    with pytest.raises(IsADirectory):
+        await world.mount.put("d/sub", Bytes(b"x"), None, "t3")
+
+
 async def test_special_files_need_attributes(world: World, keeping: World) -> None:
     link = Node(stat.S_IFLNK | 0o777, target=b"t")
     with pytest.raises(Unsupported):
@@ -293,3 +306,6 @@ async def test_a_presigned_url_needs_no_identity(world: World) -> None:
     with DIRECT.open(request) as answer:
         assert answer.status == 200
     assert world.get("new") == b"put"
+    for method, expiry_s in (("DELETE", 60), ("GET", 0), ("GET", 8 * 24 * 3600)):
+        with pytest.raises(InvalidArgument):
+            await world.mount.presign(method, "new", expiry_s)

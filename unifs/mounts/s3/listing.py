@@ -1,8 +1,8 @@
 """What a service says in XML: pages of keys as they arrive, and small answers whole.
 
-A page of 1,000 keys is parsed by expat while it is received, about 8 µs a key where boto3 takes 65.
-Keys come URL-encoded (``encoding-type=url``), for XML cannot hold every character that a key may
-have. A document with a DTD, or that is cut short, is Corrupt.
+A page of 1,000 keys is parsed by expat while it is received, about 12 µs a key where boto3 takes
+65. Keys come URL-encoded (``encoding-type=url``), for XML cannot hold every character that a key
+may have. A document with a DTD, or that is cut short, is Corrupt.
 """
 
 from __future__ import annotations
@@ -115,18 +115,22 @@ class KeyPage(Document):
         self.prefixes = [self._key(prefix) for prefix in self._prefixes]
 
     def _key(self, text: str) -> str:
-        if self._is_encoded and ("%" in text or "+" in text):
-            data = unquote_to_bytes(text.replace("+", " "))
-            return data.decode("utf-8", "surrogateescape")
-        return text
+        return key_in(text, self._is_encoded)
 
     def _listed(self, fields: dict[str, str]) -> Listed:
         return Listed(
             self._key(fields["Key"]),
             int(fields["Size"]),
             plain_etag(fields["ETag"]),
-            _moment_ns(fields["LastModified"]),
+            moment_ns(fields["LastModified"]),
         )
+
+
+def key_in(text: str, is_encoded: bool) -> str:
+    """A key as a listing writes it."""
+    if is_encoded and ("%" in text or "+" in text):
+        return unquote_to_bytes(text.replace("+", " ")).decode("utf-8", "surrogateescape")
+    return text
 
 
 class Records(Document):
@@ -177,8 +181,11 @@ def _references(text: str) -> Iterable[str]:
         yield character if character.isprintable() else f"&#{ord(character)};"
 
 
-def _moment_ns(text: str) -> int:
-    # HEAD tells whole seconds; so that both tell the same, fractions are left out.
+def moment_ns(text: str) -> int:
+    """A moment as XML writes it, in nanoseconds; ValueError if it is none.
+
+    HEAD tells whole seconds; so that both tell the same, fractions are left out.
+    """
     moment = datetime.fromisoformat(text)
     return int(moment.timestamp()) * 1_000_000_000
 

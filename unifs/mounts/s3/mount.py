@@ -31,6 +31,8 @@ from unifs.mounts.s3.objects import Objects
 from unifs.mounts.s3.reading import Reading
 from unifs.mounts.s3.removing import Removing
 from unifs.mounts.s3.service import Service
+from unifs.mounts.s3.sigv4 import EXPIRY_MAX_S
+from unifs.mounts.s3.versions import versions_of
 from unifs.mounts.s3.writing import SINGLE_BYTES, Writing
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from unifs.mounts.base import ContentReader
     from unifs.mounts.s3.conditions import Honoured
     from unifs.mounts.s3.options import CredentialSource, S3Options
+    from unifs.mounts.s3.versions import ObjectVersion
     from unifs.types import Change, Node, Page, SetAttributes, Version
 
 log = logging.getLogger(__name__)
@@ -70,7 +73,8 @@ class S3Mount(Mount):
         self.places = Places(options)
         self._blocking = Blocking(THREADS_MAX)
         self.control = Control(options, credentials, self._blocking)
-        self._reading = Reading(Objects(self.service), self.places)
+        self._objects = Objects(self.service)
+        self._reading = Reading(self._objects, self.places)
         self._conditions = Conditions(self.service, self.places.prefix, self._found)
         self._writing = Writing(self._reading, self._conditions, self._blocking)
         self._multipart = Multipart(self._writing)
@@ -194,9 +198,19 @@ class S3Mount(Mount):
         return await self._conditions.of(bucket)
 
     async def presign(self, method: str, path: str, expiry_s: int) -> str:
-        """A URL with which anybody may GET or PUT the object at ``path`` for ``expiry_s``."""
+        """A URL with which anybody may GET or PUT the object at ``path``, for a week at most."""
+        if method not in ("GET", "PUT") or not 0 < expiry_s <= EXPIRY_MAX_S:
+            raise InvalidArgument("a URL is for GET or PUT and for 1 s to 7 days")
         bucket, key = self.places.object_at(path)
         return await self.service.presign(method, bucket, key, expiry_s)
+
+    async def versions(self, path: str) -> list[ObjectVersion]:
+        """The versions that the bucket keeps of the object at ``path``, newest first."""
+        return await versions_of(self.service, self.places.object_at(path))
+
+    async def restore(self, path: str, version: Version) -> None:
+        """Make an earlier version of an object the present one."""
+        await self._objects.restore(self.places.object_at(path), version)
 
     def statistics(self) -> dict[str, int]:
         """Requests, connections and threads, now and at most."""

@@ -25,13 +25,13 @@ from unifs.mounts.s3.fingerprint import PARTS, Fingerprint
 from unifs.mounts.s3.listing import escaped, plain_etag, quoted_etag, records
 from unifs.mounts.s3.objects import if_match
 from unifs.mounts.s3.parallel import all_of
-from unifs.mounts.s3.payload import BytesPayload, hashed
+from unifs.mounts.s3.payload import BytesPayload, checksum_headers, checksum_text, hashed
 from unifs.mounts.s3.service import Request
 from unifs.mounts.s3.sigv4 import encoded
 from unifs.types import Node, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from unifs.mounts.base import ContentReader
     from unifs.mounts.s3.payload import ContentPayload
@@ -83,6 +83,7 @@ class Multipart:
         self._writing = writing
         self._objects = writing.objects
         self._service = writing.service
+        self._checksum = writing.options.checksum
 
     # --- put --------------------------------------------------------------------------------------
 
@@ -97,13 +98,16 @@ class Multipart:
         step = part_bytes(content.size_bytes)
         mark = Fingerprint.of(step, [payload.sha256 for payload in payloads])
         headers = {**self._writing.new_headers(place[1], token), PARTS: mark.text()}
+        if self._checksum != "none":
+            headers["x-amz-checksum-algorithm"] = self._checksum.upper()
         upload = await self._begun(place, token)
         if upload is None:
             upload = await self._begin(place, headers)
             await self._put_part(upload, MARK_PART, BytesPayload(mark_of(token)))
         try:
             await self._put_parts(upload, payloads, base)
-            send = partial(self._completed, upload, len(payloads))
+            checksums = [checksum_text(self._checksum, payload) for payload in payloads]
+            send = partial(self._completed, upload, checksums)
             version = await self._writing.stored(place, base, token, send)
         except UnifsError as error:
             if not error.is_transient:
@@ -121,7 +125,8 @@ class Multipart:
 
         async def take(offset: int) -> None:
             length = min(step, size - offset)
-            found[offset] = await hashed(content, offset, length, self._writing.blocking)
+            span = (offset, length)
+            found[offset] = await hashed(content, span, self._writing.blocking, self._checksum)
 
         offsets = range(0, size, step)
         await all_of(HASHING_MAX, [partial(take, offset) for offset in offsets])
@@ -134,7 +139,9 @@ class Multipart:
         unchanged, source = await self._unchanged(upload.place, payloads, base)
 
         async def put(number: int, payload: ContentPayload) -> None:
-            if upload.parts.get(number) == (payload.md5, payload.size_bytes):
+            etag, size = upload.parts.get(number, ("", 0))
+            is_sized = size == payload.size_bytes
+            if is_sized and etag == await payload.md5(self._writing.blocking):
                 return
             if number in unchanged:
                 span = ((number - 1) * step, payload.size_bytes)
@@ -163,7 +170,7 @@ class Multipart:
             "PUT",
             *upload.place,
             query=upload.query(partNumber=str(number)),
-            headers=dict(self._objects.key_headers),
+            headers={**self._objects.key_headers, **checksum_headers(self._checksum, payload)},
             body=payload,
         )
         answer = await self._service.call(request)
@@ -179,11 +186,17 @@ class Multipart:
             raise Unsupported(f"{request}: the service begins no upload in parts")
         return Upload(place, upload_id)
 
-    async def _completed(self, upload: Upload, count: int, condition: dict[str, str]) -> Version:
+    async def _completed(
+        self, upload: Upload, checksums: Sequence[str], condition: dict[str, str]
+    ) -> Version:
+        """Make the object of its parts, one for each of ``checksums`` ("": none)."""
+        element = f"Checksum{self._checksum.upper()}"
         parts = "".join(
             f"<Part><PartNumber>{number}</PartNumber>"
-            f"<ETag>{escaped(quoted_etag(upload.parts[number][0]))}</ETag></Part>"
-            for number in range(1, count + 1)
+            f"<ETag>{escaped(quoted_etag(upload.parts[number][0]))}</ETag>"
+            + (f"<{element}>{checksum}</{element}>" if checksum else "")
+            + "</Part>"
+            for number, checksum in enumerate(checksums, 1)
         )
         text = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"
         request = Request(
@@ -282,7 +295,7 @@ class Multipart:
                 for number, span in enumerate(_spans(size, COPY_PART_BYTES), 1)
             ]
             await all_of(PARALLEL_MAX, calls)
-            return await self._completed(upload, len(calls), {})
+            return await self._completed(upload, [""] * len(calls), {})
         except BaseException:
             await self.abort(upload)
             raise

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from unifs.errors import Conflict, Corrupt, InvalidArgument, NotFound, Stale, TryAgain
 from unifs.mounts.s3.attributes import version_in, was
-from unifs.mounts.s3.encryption import key_headers
+from unifs.mounts.s3.encryption import key_headers, source_key_headers
 from unifs.mounts.s3.listing import KeyPage, quoted_etag
 from unifs.mounts.s3.service import Request
+from unifs.mounts.s3.sigv4 import encoded
+from unifs.mounts.s3.versions import id_of
 
 if TYPE_CHECKING:
     from unifs.mounts.s3.service import Answer, Service
@@ -36,6 +38,8 @@ class Objects:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.key_headers = key_headers(service.options)
+        #: The service's names of versions that are not the present ones any more.
+        self._ids: OrderedDict[tuple[str, str, str], str] = OrderedDict()
         self._scratch: list[bytearray] = []
         self._aliases: OrderedDict[tuple[str, str, str], Version] = OrderedDict()
 
@@ -53,27 +57,35 @@ class Objects:
         if not size:
             return b""
         known = self._aliases.get((bucket, key, version), version)
+        version_id = self._ids.get((bucket, key, version), "")
         try:
-            return await self._ranged(place, known, offset, size)
+            return await self._ranged(place, known, (offset, size), version_id)
         except (Conflict, NotFound) as error:
             current = await self._current(place, version)
+            version_id = ""
             if current is None:
-                raise Stale(f"{key!r} is not what it was at {version}") from error
+                version_id = await id_of(self.service, place, version) or ""
+                if not version_id:
+                    raise Stale(f"{key!r} is not what it was at {version}") from error
+                self._ids[bucket, key, version] = version_id
+                _trim(self._ids)
         try:
-            return await self._ranged(place, current, offset, size)
+            return await self._ranged(place, current or version, (offset, size), version_id)
         except (Conflict, NotFound) as error:
             raise TryAgain(f"{key!r} is being written to") from error
 
     async def _ranged(
-        self, place: tuple[str, str], version: Version, offset: int, size: int
+        self, place: tuple[str, str], version: Version, span: tuple[int, int], version_id: str
     ) -> bytes:
+        offset, size = span
         headers = {
             "range": f"bytes={offset}-{offset + size - 1}",
             "if-match": if_match(version),
             **self.key_headers,
         }
         buffer = self._buffer(size)
-        request = Request("GET", *place, headers=headers, into=memoryview(buffer)[:size])
+        query = (("versionId", version_id),) if version_id else ()
+        request = Request("GET", *place, query, headers, into=memoryview(buffer)[:size])
         try:
             answer = await self.service.call(request)
             _check_range(request, answer, version, offset)
@@ -108,8 +120,17 @@ class Objects:
     def remember(self, place: tuple[str, str], version: Version, current: Version) -> None:
         """Reads of ``version`` are reads of ``current`` from now on."""
         self._aliases[*place, version] = current
-        if len(self._aliases) > ALIASES_MAX:
-            self._aliases.popitem(last=False)
+        _trim(self._aliases)
+
+    async def restore(self, place: tuple[str, str], version: Version) -> None:
+        """Make an earlier version the present one again; Stale where the bucket has it no more."""
+        version_id = await id_of(self.service, place, version)
+        if version_id is None:
+            raise Stale(f"{place[1]!r} has no version {version}")
+        source = f"/{place[0]}/{encoded(place[1], '/')}?versionId={encoded(version_id)}"
+        headers = {"x-amz-copy-source": source, **self.key_headers}
+        headers |= source_key_headers(self.service.options)
+        await self.service.call(Request("PUT", *place, headers=headers))
 
     async def page(self, bucket: str, query: dict[str, str]) -> KeyPage:
         """One page of ListObjectsV2 with these parameters."""
@@ -135,6 +156,11 @@ def _check_range(request: Request, answer: Answer, version: Version, offset: int
             raise Corrupt(f"{request}: the answer is of another range")
     elif offset:
         raise Corrupt(f"{request}: the service ignores ranges")
+
+
+def _trim(known: OrderedDict[tuple[str, str, str], Any]) -> None:
+    if len(known) > ALIASES_MAX:
+        known.popitem(last=False)
 
 
 def if_match(version: Version) -> str:

@@ -16,8 +16,13 @@ import google_crc32c
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Literal
+
     from unifs.mounts.base import ContentReader
     from unifs.mounts.blocking import Blocking
+
+    Checksum = Literal["none", "crc32c", "sha256"]
 
 PIECE_BYTES: Final = 1 << 20
 #: Hashing more than this on the event loop would be felt: 64 KiB take about 40 µs.
@@ -31,7 +36,6 @@ class BytesPayload:
         self._data = data
         self.size_bytes = len(data)
         self.sha256 = hashlib.sha256(data).hexdigest()
-        self.md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         self.crc32c: int = google_crc32c.value(data)
 
     async def piece(self, offset: int) -> bytes:
@@ -46,36 +50,44 @@ class ContentPayload:
         self._offset = offset
         self.size_bytes = size_bytes
         self._whole: bytes | None = None
-        self.sha256 = self.md5 = ""
+        self.sha256 = ""
         self.crc32c = 0
 
-    async def hash(self, blocking: Blocking) -> None:
-        """Read it and compute what it is signed with."""
-        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    async def hash(self, blocking: Blocking, checksum: Checksum) -> None:
+        """Read it and compute what it is signed with, and the checksum that is sent along."""
+        sha256 = hashlib.sha256()
 
         def update(piece: bytes) -> None:
             sha256.update(piece)
-            md5.update(piece)
-            self.crc32c = google_crc32c.extend(self.crc32c, piece)
+            if checksum == "crc32c":
+                self.crc32c = google_crc32c.extend(self.crc32c, piece)
 
+        await self._each(update, blocking, keeps=True)
+        self.sha256 = sha256.hexdigest()
+
+    async def md5(self, blocking: Blocking) -> str:
+        """The MD5 in hexadecimal, which most services' ETags are; twice the price of sha256."""
+        md5 = hashlib.md5(usedforsecurity=False)
+        await self._each(md5.update, blocking)
+        return md5.hexdigest()
+
+    async def _each(
+        self, update: Callable[[bytes], None], blocking: Blocking, keeps: bool = False
+    ) -> None:
         offset = 0
         while offset < self.size_bytes:
-            piece = await self._read(offset)
+            piece = await self.piece(offset)
             if len(piece) <= INLINE_BYTES:
                 update(piece)
             else:
                 await blocking.change(update, piece)
-            if self.size_bytes <= PIECE_BYTES:
+            if keeps and self.size_bytes <= PIECE_BYTES:
                 self._whole = piece
             offset += len(piece)
-        self.sha256, self.md5 = sha256.hexdigest(), md5.hexdigest()
 
     async def piece(self, offset: int) -> bytes:
         if self._whole is not None:
             return self._whole[offset:]
-        return await self._read(offset)
-
-    async def _read(self, offset: int) -> bytes:
         size = min(PIECE_BYTES, self.size_bytes - offset)
         piece = await self._content.read(self._offset + offset, size)
         if len(piece) != size:
@@ -84,20 +96,23 @@ class ContentPayload:
 
 
 async def hashed(
-    content: ContentReader, offset: int, size_bytes: int, blocking: Blocking
+    content: ContentReader, span: tuple[int, int], blocking: Blocking, checksum: Checksum
 ) -> ContentPayload:
-    """A range of a content, ready to be sent. Corrupt where the content is shorter."""
-    payload = ContentPayload(content, offset, size_bytes)
-    await payload.hash(blocking)
+    """A range (offset, size) of a content, ready to be sent. Corrupt where it is shorter."""
+    payload = ContentPayload(content, *span)
+    await payload.hash(blocking, checksum)
     return payload
 
 
-def checksum_headers(kind: str, payload: BytesPayload | ContentPayload) -> dict[str, str]:
-    """The checksum that the service stores with an object, by the mount's option."""
+def checksum_text(kind: Checksum, payload: BytesPayload | ContentPayload) -> str:
+    """The checksum as requests carry it; "" for none."""
     if kind == "sha256":
-        digest = base64.b64encode(bytes.fromhex(payload.sha256)).decode()
-        return {"x-amz-checksum-sha256": digest}
+        return base64.b64encode(bytes.fromhex(payload.sha256)).decode()
     if kind == "crc32c":
-        digest = base64.b64encode(payload.crc32c.to_bytes(4, "big")).decode()
-        return {"x-amz-checksum-crc32c": digest}
-    return {}
+        return base64.b64encode(payload.crc32c.to_bytes(4, "big")).decode()
+    return ""
+
+
+def checksum_headers(kind: Checksum, payload: BytesPayload | ContentPayload) -> dict[str, str]:
+    """The checksum that the service stores with an object, by the mount's option."""
+    return {f"x-amz-checksum-{kind}": checksum_text(kind, payload)} if kind != "none" else {}

@@ -86,7 +86,7 @@ class Writing:
             raise IsADirectory(f"{path!r} is a bucket or the root; files live in buckets")
         place = self.reading.places.object_at(path)
         await self.directories.need_above(path)
-        if base is None and await self.directories.is_there(path):
+        if base is None and not await self.directories.is_free(path):
             raise IsADirectory(f"{path!r} is a directory")
         return place
 
@@ -94,11 +94,12 @@ class Writing:
         self, place: Place, content: ContentReader, base: Version | None, token: str
     ) -> Node:
         """One PUT, conditional on ``base``."""
-        payload = await hashed(content, 0, content.size_bytes, self.blocking)
+        checksum = self.options.checksum
+        payload = await hashed(content, (0, content.size_bytes), self.blocking, checksum)
         if place[1].endswith("/") and not payload.size_bytes:
             raise InvalidArgument("an empty object with that key would be a directory's marker")
         headers = self.new_headers(place[1], token)
-        headers |= checksum_headers(self.options.checksum, payload)
+        headers |= checksum_headers(checksum, payload)
 
         async def send(condition: dict[str, str]) -> Version:
             request = Request("PUT", *place, headers={**headers, **condition}, body=payload)
@@ -107,7 +108,7 @@ class Writing:
         version = await self.stored(place, base, token, send)
         if isinstance(version, Node):
             return version
-        if version != payload.md5 and self._has_md5:
+        if self._has_md5 and version != await payload.md5(self.blocking):
             version = await self._confirmed(place, version, token)
         return self.new_node(payload.size_bytes, version, headers)
 
@@ -199,7 +200,9 @@ class Writing:
             headers = await self.objects.head(bucket, prefix)
             if headers is None or token_in(headers) != token:
                 raise Exists(f"{path!r} is there") from error
-        self.directories.seen(path, is_marked=True)
+            self.directories.seen(path, is_marked=True)
+        else:
+            self.directories.made(path)
         return await self.reading.stat(path) if self.options.keeps_attributes else DIRECTORY
 
     async def make_special(self, path: str, node: Node, token: str) -> Node:
