@@ -191,7 +191,7 @@ class Weed(S3Server):
         data.mkdir(exist_ok=True)
         identities = self.directory / "identities.json"
         identities.write_text(json.dumps({"identities": IDENTITIES}))
-        command = [program("weed"), "mini", f"-dir={data}", f"-s3.config={identities}"]
+        command = [program("weed"), "-logtostderr=true", "mini", f"-dir={data}", f"-s3.config={identities}"]
         for name, port in zip(
             ("master", "volume", "filer", "s3", "admin"), self._ports, strict=True
         ):
