@@ -42,6 +42,8 @@ from unifs.mounts.s3.options import Credentials, S3Options
 if TYPE_CHECKING:
     from tests.servers.s3 import S3Server
 
+log = logging.getLogger(__name__)
+
 CLOCK_RATE = 10.0
 #: Of the requests while faults are on.
 FAULT_RATE = 0.33
@@ -240,6 +242,7 @@ class Campaign:
                     for _ in range(ROUNDS_A_RUN):
                         await self._round(run, proxy, (chance, history), is_alone=is_alone)
                         self._count(proxy)
+                        log.info("%d faults, %d rounds", sum(self.dealt.values()), self.rounds)
                         if self._is_enough():
                             break
                 except Exception:
@@ -357,6 +360,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
+    log.setLevel(logging.INFO)
     place = Path(tempfile.mkdtemp(prefix="unifs-s3-"))
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
