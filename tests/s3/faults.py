@@ -102,7 +102,9 @@ class Bucket:
             if not key.endswith("/"):
                 # What is removed meanwhile is not held; whoever compares looks again.
                 with contextlib.suppress(client.exceptions.NoSuchKey):
-                    found[path] = client.get_object(Bucket=self.name, Key=key)["Body"].read()
+                    answer = client.get_object(Bucket=self.name, Key=key)
+                    with answer["Body"] as body:
+                        found[path] = body.read()
         return found
 
     async def change(self, path: str, data: bytes) -> None:
