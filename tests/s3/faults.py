@@ -238,7 +238,7 @@ class Campaign:
         async with FaultProxy(self.server.endpoint) as proxy:
             options = S3Options(endpoint=proxy.endpoint, bucket=bucket.name)
             mount = S3Mount("s3", options, Fixed(self.server))
-            async with RemoteSystem(place, mount) as system:
+            async with mount.serve(), RemoteSystem(place, mount) as system:
                 run = FaultyRun(system, bucket)
                 history: list[Any] = []
                 try:
