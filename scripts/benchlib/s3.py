@@ -7,10 +7,8 @@ wait: rows that write count the time until the bucket has every byte.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -18,155 +16,24 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from benchlib.processes import cpu_s, stop, wait_until
+from benchlib.processes import cpu_s
 from benchlib.rows import MIB, timed
-from benchlib.sides import Side, environment, program, unifs_command
+from benchlib.s3store import MANY_KEYS, SMALL_BYTES, SMALL_FILES, Store, open_s3
+from benchlib.sides import Side, environment, unifs_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from tests.servers.s3 import Weed
 
 SIDES = ("unifs", "rclone", "s3fs")
-MANY_KEYS = 100_000
-SMALL_FILES = 1_000
-SMALL_BYTES = 4_096
 RANDOM_READS = 512
 RANDOM_BYTES = 64 << 10
 STORED_LIMIT_S = 120.0
 #: What the issue allows at 64 parallel parts.
 PARALLEL_READS = 64
 MEMORY_MAX_MIB = 300.0
-
-
-@dataclass
-class Store:
-    """The bucket that is mounted, and what the rows find in it."""
-
-    server: Weed
-    bucket: str
-    big_mib: int
-
-    def load(self) -> None:
-        """Put the big object, the many keys and the small files into the bucket."""
-        self._load_big()
-        self._load_keys(MANY_KEYS)
-        for number in range(SMALL_FILES):
-            body = random.Random(number).randbytes(SMALL_BYTES)
-            self.server.client().put_object(
-                Bucket=self.bucket, Key=f"small/f{number:04}", Body=body
-            )
-
-    def _load_big(self) -> None:
-        client, where = self.server.client(), {"Bucket": self.bucket, "Key": "big/object.bin"}
-        where["UploadId"] = client.create_multipart_upload(**where)["UploadId"]
-        parts = []
-        for number in range(1, self.big_mib // 16 + 1):
-            body = os.urandom(16 * MIB)
-            etag = client.upload_part(**where, PartNumber=number, Body=body)["ETag"]
-            parts.append({"PartNumber": number, "ETag": etag})
-        client.complete_multipart_upload(**where, MultipartUpload={"Parts": parts})
-
-    def _load_keys(self, count: int) -> None:
-        """8,000 keys a second: empty objects, put past S3 at the filer, many a round trip."""
-        threads = [
-            threading.Thread(target=self._put_keys, args=(range(start, count, 4),))
-            for start in range(4)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        page = self.server.client().list_objects_v2(
-            Bucket=self.bucket, Prefix=f"many/k{count - 1:06}"
-        )
-        if page["KeyCount"] != 1:
-            raise OSError("the keys did not arrive")
-
-    def _put_keys(self, numbers: range) -> None:
-        with socket.create_connection(("127.0.0.1", self.server.filer_port)) as filer:
-            answers = filer.makefile("rb")
-            for start in range(0, len(numbers), 50):
-                batch = numbers[start : start + 50]
-                filer.sendall(b"".join(self._put_request(number) for number in batch))
-                for _ in batch:
-                    _skip_answer(answers)
-
-    def _put_request(self, number: int) -> bytes:
-        path = f"/buckets/{self.bucket}/many/k{number:06}"
-        return f"PUT {path} HTTP/1.1\r\nHost: filer\r\nContent-Length: 0\r\n\r\n".encode()
-
-    def count(self, prefix: str) -> int:
-        """Keys with bytes below a prefix."""
-        pages = self.server.client().get_paginator("list_objects_v2")
-        found = pages.paginate(Bucket=self.bucket, Prefix=prefix)
-        return sum(held["Size"] > 0 for page in found for held in page.get("Contents", []))
-
-
-def _skip_answer(answers: BinaryIO) -> None:
-    if b" 201 " not in answers.readline():
-        raise OSError("the filer refuses a key")
-    size = 0
-    while (line := answers.readline()) != b"\r\n":
-        if line.lower().startswith(b"content-length:"):
-            size = int(line.split(b":")[1])
-    answers.read(size)
-
-
-@contextlib.contextmanager
-def open_s3(kind: str, store: Store, base: Path) -> Iterator[Side]:
-    """Mount the store's bucket by ``kind`` (one of SIDES); ``base`` is a new directory."""
-    base.mkdir(parents=True)
-    mount, log = base / "mnt", base / "log"
-    mount.mkdir()
-    command, directory = _COMMANDS[kind](store, base)
-    variables = environment() | {
-        "AWS_ACCESS_KEY_ID": store.server.access_key,
-        "AWS_SECRET_ACCESS_KEY": store.server.secret_key,
-    }
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=variables, cwd=base
-        )
-    try:
-        wait_until(lambda: os.path.ismount(mount) and directory.is_dir(), server, log)
-        yield Side(kind, directory, base, server)
-    finally:
-        stop(server, mount)
-
-
-def _unifs(store: Store, base: Path) -> tuple[list[str], Path]:
-    settings = base / "unifs.toml"
-    settings.write_text(
-        f'[mounts.s3]\nkind = "s3"\nendpoint = "{store.server.endpoint}"\n'
-        f'region = "{store.server.region}"\nbucket = "{store.bucket}"\n'
-    )
-    state, mount = str(base / "state"), base / "mnt"
-    command = unifs_command("mount", "--foreground", "--state", state, "--config", str(settings))
-    return [*command, str(mount)], mount / "s3"
-
-
-def _rclone(store: Store, base: Path) -> tuple[list[str], Path]:
-    remote = f":s3,provider=SeaweedFS,env_auth=true,endpoint='{store.server.endpoint}':"
-    command = [program("rclone"), "mount", remote + store.bucket, str(base / "mnt")]
-    command += ["--vfs-cache-mode", "full", "--cache-dir", str(base / "cache")]
-    # Its default waits 5 s before it begins to store.
-    command += ["--vfs-write-back", "0s", "--config", os.devnull]
-    return command, base / "mnt"
-
-
-def _s3fs(store: Store, base: Path) -> tuple[list[str], Path]:
-    options = f"url={store.server.endpoint},use_path_request_style,use_cache={base / 'cache'}"
-    options += f",endpoint={store.server.region},sigv4"
-    return ["s3fs", store.bucket, str(base / "mnt"), "-f", "-o", options], base / "mnt"
-
-
-_COMMANDS = {"unifs": _unifs, "rclone": _rclone, "s3fs": _s3fs}
-
-
-# --- what is measured -----------------------------------------------------------------------------
 
 
 @dataclass
@@ -179,6 +46,8 @@ class Outcome:
     samples: dict[str, list[float]] = field(default_factory=dict)
     failure: dict[str, str] = field(default_factory=dict)
     limit: float | None = None
+    #: Whom the row is compared with; the best of them counts.
+    peers: tuple[str, ...] = SIDES[1:]
 
     def median(self, side: str) -> float | None:
         """The median of a side's samples; None where it failed."""
@@ -189,7 +58,7 @@ class Outcome:
     def ratio(self) -> float | None:
         """Ours to the best of the peers'; below 1, unifs is ahead."""
         ours = self.median("unifs")
-        theirs = [held for side in SIDES[1:] if (held := self.median(side)) is not None]
+        theirs = [held for side in self.peers if (held := self.median(side)) is not None]
         return ours / min(theirs) if ours is not None and theirs else None
 
     @property
@@ -299,7 +168,9 @@ class S3Bench:
             for row in (
                 Outcome("s3_list", f"list {MANY_KEYS:,} keys of one directory", "s"),
                 Outcome("s3_seq", f"read {mib} MiB, cold", "s"),
-                Outcome("s3_seq_cpu", "CPU of that read", "s/GB"),
+                Outcome(
+                    "s3_seq_cpu", "CPU of that read; against rclone", "s/GB", peers=("rclone",)
+                ),
                 Outcome("s3_random", f"{RANDOM_READS} random reads of 64 KiB, cold", "s"),
                 Outcome("s3_small_down", f"read {SMALL_FILES:,} files of 4 KiB, cold", "s"),
                 Outcome("s3_small_up", f"write {SMALL_FILES:,} files of 4 KiB, until stored", "s"),

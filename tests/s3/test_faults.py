@@ -1,4 +1,4 @@
-"""A hundred broken requests between a tree and a real S3 server; scripts/campaign s3 plays 10,000."""
+"""A hundred broken requests between a tree and a real S3 server; scripts/campaign plays 10,000."""
 
 from __future__ import annotations
 

@@ -191,10 +191,9 @@ class Weed(S3Server):
         data.mkdir(exist_ok=True)
         identities = self.directory / "identities.json"
         identities.write_text(json.dumps({"identities": IDENTITIES}))
-        command = [program("weed"), "mini", f"-dir={data}", f"-s3.config={identities}"]
-        for name, port in zip(
-            ("master", "volume", "filer", "s3", "admin"), self._ports, strict=True
-        ):
+        command = [program("weed"), "-logtostderr=true", "mini"]
+        command += [f"-dir={data}", f"-s3.config={identities}"]
+        for name, port in zip(WEED_PARTS, self._ports, strict=True):
             command += [f"-{name}.port={port}", f"-{name}.port.grpc={port + GRPC_OFFSET}"]
         self.process.launch([*command, *WEED_OPTIONS], self._is_ready)
 

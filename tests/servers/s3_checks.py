@@ -4,7 +4,7 @@
 or boto3's ClientError) where the claim does not hold. They read like the mount's assumptions,
 because that is what they are: whoever lets the mount rely on something new adds it here.
 
-Over 400 lines because the claims are one list, and nothing but a list.
+Longer than most because the claims are one list, and nothing but a list.
 """
 
 from __future__ import annotations
