@@ -102,7 +102,6 @@ class Daemon:
         self.trees = TreeLoader(self.writer, self.vfs.factory)
         self.sealer = Sealer(self.writer, self.storage.blocks, self.storage.profile)
         self.keeper = Keeper(self.writer)
-        self.retention = Retention(self.writer)
         self.pins = Pins(settings.state_directory / "pins.db")
         self.node = EmbeddedNode(
             self.storage.blocks,
@@ -148,6 +147,7 @@ class Daemon:
         assert isinstance(mfs, MfsVolume)
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
+        self.retention = Retention(self.writer, built_seq=self.roots.built_seq)
         mfs_settings = self.settings.mounts["mfs"]
         assert isinstance(mfs_settings, MfsSettings)
         mfs.timeout_s = mfs_settings.attribute_timeout_s

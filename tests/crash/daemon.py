@@ -164,7 +164,8 @@ class Daemon:
         if self.process is None:
             return []
         others = self.pids()[1:]
-        os.kill(self.process.pid, signal.SIGKILL)
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGKILL)
         if self.has_servers_below:
             for pid in others:
                 _signal(pid, signal.SIGKILL)

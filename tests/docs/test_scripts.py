@@ -6,6 +6,7 @@ They are run from this checkout, whose environment is set up already: the tests 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,17 @@ def test_what_tests_leave_behind_is_named_and_fails(tmp_path: Path) -> None:
     assert kept.startswith("/tmp/ut.")
     assert kept not in Path("/proc/self/mountinfo").read_text()
     run("rm", "-rf", "--one-file-system", kept, cwd=tmp_path)
+
+
+def test_what_a_test_may_lack_is_set_up_by_the_test_script() -> None:
+    """A skip is for a machine that refuses; what can be installed is, so CI skips nothing."""
+    script = (ROOT / "scripts" / "test").read_text()
+    installed = set(re.findall(r"(\S+):\S+", script))
+    lacking = re.compile(r'which\("([^"]+)"\) is None')
+    found = {
+        (program, path.name)
+        for path in (ROOT / "tests").rglob("*.py")
+        for program in lacking.findall(path.read_text())
+    }
+    assert {program for program, _ in found} >= {"vim", "gcc", "fusermount3"}
+    assert sorted(each for each in found if each[0] not in installed) == []

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.crash.daemon import Daemon
+from tests.posix.portrait import hard_tree, portrait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -307,54 +308,6 @@ def test_pip_installs_into_it(place: Path, tmp_path: Path, pip: str) -> None:
 # --- copying ------------------------------------------------------------------------------------
 
 
-def hard_tree(root: Path) -> None:
-    """What makes copying hard: links, holes, attributes, modes, odd names, special files, times."""
-    root.mkdir()
-    (root / "file").write_bytes(b"bytes" * 1000)
-    os.link(root / "file", root / "hard")
-    (root / "dir").mkdir(mode=0o2750)
-    os.link(root / "file", root / "dir/hard too")
-    (root / "dir" / os.fsdecode(b"odd\xff\n name")).write_text("odd")
-    (root / "soft").symlink_to("dir/nowhere")
-    os.mkfifo(root / "fifo", 0o640)
-    with (root / "holes").open("wb") as file:
-        file.seek(3_000_000)
-        file.write(b"end")
-    for path in (root / "file", root / "dir"):
-        os.setxattr(path, "user.one", b"\0\xffvalue")
-        os.setxattr(path, "user.two", b"")
-    (root / "holes").chmod(0o604)
-    (root / "empty").touch()
-    for path in (root / "holes", root / "dir", root / "soft", root / "fifo", root):
-        os.utime(path, ns=(10**18, 10**18 + 123_456_789), follow_symlinks=False)
-
-
-def portrait(root: Path) -> dict[str, tuple[object, ...]]:
-    """Everything about a tree that an archive has to keep."""
-    found: dict[str, tuple[object, ...]] = {}
-    links: dict[int, list[str]] = {}
-    for path in sorted([root, *root.rglob("*")]):
-        name = os.fspath(path.relative_to(root))
-        status = path.lstat()
-        links.setdefault(status.st_ino, []).append(name)
-        is_plain = path.is_file() and not path.is_symlink()
-        found[name] = (
-            status.st_mode,
-            status.st_uid,
-            status.st_gid,
-            status.st_nlink if not path.is_dir() else 0,
-            status.st_mtime_ns,
-            path.read_bytes() if is_plain else None,
-            os.readlink(path) if path.is_symlink() else None,
-            {
-                key: os.getxattr(path, key, follow_symlinks=False)
-                for key in os.listxattr(path, follow_symlinks=False)
-            },
-            tuple(links[status.st_ino][:1]),
-        )
-    return found
-
-
 @pytest.mark.parametrize("program", ["rsync", "tar", "cp"])
 def test_copies_are_whole(place: Path, tmp_path: Path, program: str) -> None:
     need(program)
@@ -513,7 +466,7 @@ def test_tail_follows_a_log(place: Path) -> None:
     need("tail")
     log = place / "log"
     log.write_text("one\n")
-    command = ["tail", "-n", "+1", "-F", "--sleep-interval=0.1", log]
+    command = ["tail", "-n", "+1", "-F", "--sleep-interval=0.1", os.fspath(log)]
     tail = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert tail.stdout is not None
     try:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -129,6 +130,25 @@ def test_access_control_lists_are_refused(path: Path) -> None:
     acl = struct.pack("<IHHIHHIHHI", 2, 1, 6, 2**32 - 1, 4, 4, 2**32 - 1, 32, 4, 2**32 - 1)
     call = errno_of(lambda: os.setxattr(path, "system.posix_acl_access", acl))
     assert call == "EOPNOTSUPP"
+
+
+@on_mounts
+def test_copies_of_files_with_acls_say_what_is_lost(path: Path, tmp_path: Path) -> None:
+    for program in ("setfacl", "rsync"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    source = tmp_path / "source"
+    source.write_bytes(b"bytes")
+    subprocess.run(["setfacl", "-m", "u:1:rw", source], check=True)
+    codes = {}
+    for name, command in {"cp": ["cp", "-a"], "rsync": ["rsync", "-aAX"]}.items():
+        copy = path.with_name(name)
+        done = subprocess.run([*command, source, copy], capture_output=True, check=False)
+        codes[name] = done.returncode, b"not supported" in done.stderr
+    assert codes == {"cp": (1, True), "rsync": (23, True)}
+    assert path.with_name("cp").read_bytes() == b"bytes"
+    subprocess.run(["rsync", "-aX", source, path.with_name("rsync")], check=True)
+    assert path.with_name("rsync").read_bytes() == b"bytes"
 
 
 @on_mounts

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from tests.posix.conftest import Place
 
 SIZE_BYTES = 20_000
-SAVES = 100
+SAVES = 60
 #: An fsync takes milliseconds, more on a busy disk.
 SAVES_DURABLE = 20
 #: How many looks a reader has to manage while the saves go on.
-LOOKS_MIN = 50
+LOOKS_MIN = 30
 
 READER = """
 import os, select, sys

@@ -13,21 +13,9 @@ from unifs.errors import AttributeNamespace, NoAttribute, Stale
 from unifs.types import PlainCaller, SetAttributes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from unifs.vfs.volume import Inode
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    directory = tmp_path / "shown"
-    directory.mkdir()
-    before = len(os.listdir("/proc/self/fd"))
-    made = World(directory)
-    yield made
-    made.volume.close()
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")

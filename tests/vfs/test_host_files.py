@@ -17,19 +17,7 @@ from unifs.vfs.volume import INO_SHIFT
 from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    directory = tmp_path / "shown"
-    directory.mkdir()
-    before = len(os.listdir("/proc/self/fd"))
-    made = World(directory)
-    yield made
-    made.volume.close()
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # --- files --------------------------------------------------------------------------------------

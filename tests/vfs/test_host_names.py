@@ -12,21 +12,7 @@ from tests.vfs.hostworld import ROOT, World
 from unifs.mounts.hostcalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from unifs.types import Attributes
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    directory = tmp_path / "shown"
-    directory.mkdir()
-    before = len(os.listdir("/proc/self/fd"))
-    made = World(directory)
-    yield made
-    made.volume.close()
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # --- names --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.vfs.harness import FileSystem
+from unifs.vfs import retention as retention_module
 from unifs.vfs.retention import Retention
 
 if TYPE_CHECKING:
@@ -46,9 +47,12 @@ async def change_everything(fs: FileSystem) -> None:
     await fs.storage.flusher.flush()
 
 
-async def test_the_past_is_kept_for_its_time(fs: FileSystem) -> None:
+async def test_the_past_is_kept_for_its_time(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await change_everything(fs)
     retention = Retention(fs.writer, keep_s=3600.0)
+    monkeypatch.setattr(retention, "is_low", lambda: False)
     while retention.prune():
         pass
     assert count(fs, "inode_past") >= 2
@@ -96,3 +100,80 @@ async def test_records_that_recovery_needs_stay(fs: FileSystem) -> None:
     assert records
     assert records[-1] == fs.storage.log.seq
     assert records[0] == needed + 1
+
+
+def prune(fs: FileSystem, retention: Retention) -> None:
+    while retention.prune():
+        pass
+    fs.tick()
+
+
+async def remove_everything(fs: FileSystem) -> None:
+    """Files of an epoch that has ended are removed in the next one."""
+    for number in range(5):
+        await fs.write(f"{number}", b"%d" % number * 100_000, fsync=True)
+    end_epoch(fs)
+    for number in range(5):
+        await fs.unlink(f"{number}")
+    await fs.storage.flusher.flush()
+    fs.writer.unsealed_since.clear()
+    fs.tick()
+
+
+async def test_the_past_goes_though_no_root_is_built(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await remove_everything(fs)
+    monkeypatch.setattr(retention_module, "EPOCH_S", 0.0)
+    retention = Retention(fs.writer, keep_s=0.0, built_seq=lambda: 3)
+    monkeypatch.setattr(retention, "is_low", lambda: False)
+    prune(fs, retention)
+    assert count(fs, "inode where gone is not null") == 0
+    assert count(fs, "dentry_past") == 0
+    assert count(fs, "content") == 0
+    # What a start needs to know of what is not built yet is there.
+    records = [record.seq for record in fs.storage.log.records()]
+    assert records == list(range(3, fs.storage.log.seq + 1))
+
+
+async def test_an_epoch_without_a_root_lasts_a_while(fs: FileSystem) -> None:
+    await remove_everything(fs)
+    retention = Retention(fs.writer)
+    retention.is_low = lambda: False  # type: ignore[method-assign]
+    epoch = fs.writer.tree.epoch
+    prune(fs, retention)
+    assert fs.writer.tree.epoch == epoch
+    assert count(fs, "inode where gone is not null") == 5
+
+
+async def test_deletes_free_a_full_disk_though_no_root_can_be_built(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await remove_everything(fs)
+    retention = Retention(fs.writer, built_seq=lambda: 0)
+    monkeypatch.setattr(retention, "is_low", lambda: True)
+    prune(fs, retention)
+    await fs.storage.flusher.flush()
+    fs.tick()
+    assert count(fs, "content") == 0
+    assert len(fs.writer.dead_containers) == 5
+
+
+async def test_the_newest_root_outlives_epochs_without_one(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fs.write("a", b"1", fsync=True)
+    end_epoch(fs)
+    monkeypatch.setattr(retention_module, "EPOCH_S", 0.0)
+    retention = Retention(fs.writer, keep_s=0.0)
+    monkeypatch.setattr(retention, "is_low", lambda: False)
+    for number in range(3):
+        await fs.write("a", b"%d" % number, fsync=True)
+        prune(fs, retention)
+    await fs.write("a", b"last", fsync=True)
+    prune(fs, retention)
+    roots = [row[0] for row in fs.storage.database.all("select root from epoch")]
+    assert roots[0] == b"root"
+    assert len(roots) <= 3
+    await fs.remount()
+    assert await fs.read("a") == b"last"

@@ -316,7 +316,7 @@ class Calls:
         attempt = known.attempt
         assert attempt is not None
         if attempt.verb == "rename":
-            await self._resolve_rename(ino, known.path or "", attempt.path)
+            await self._resolve_rename(ino, known.path or "", attempt)
             return
         try:
             there = await self.mount.stat(attempt.path)
@@ -348,7 +348,8 @@ class Calls:
         else:
             await complete(self.local.end, ino)
 
-    async def _resolve_rename(self, ino: int, path: str, new_path: str) -> None:
+    async def _resolve_rename(self, ino: int, path: str, attempt: Attempt) -> None:
+        new_path = attempt.path
         try:
             await self.mount.stat(path)
         except (NotFound, NotADirectory):
@@ -359,6 +360,16 @@ class Calls:
                 return
             await complete(self.local.moved, ino, path, new_path)
             return
+        if await self.mount.has_begun(new_path, attempt.token):
+            # Half of it is done. To finish it leaves nothing behind; what is wanted now comes next.
+            try:
+                await self.mount.rename(path, new_path, attempt.token)
+            except UnifsError as error:
+                if error.is_transient:
+                    raise
+            else:
+                await complete(self.local.moved, ino, path, new_path)
+                return
         await complete(self.local.end, ino)
 
 

@@ -202,6 +202,10 @@ class Observed(Mount):
         with self._calling("rename") as mount:
             await mount.rename(path, new_path, token)
 
+    async def has_begun(self, new_path: str, token: str) -> bool:
+        with self._calling("has_begun") as mount:
+            return await mount.has_begun(new_path, token)
+
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         with self._calling("set_attributes") as mount:
             await mount.set_attributes(path, changes, token)

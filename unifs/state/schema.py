@@ -137,12 +137,12 @@ TABLES = (
     ) without rowid""",
     "create index inode_past_until on inode_past(until)",
     "create index dentry_past_until on dentry_past(until)",
-    # One row for each MFS root that was built.
+    # One row for each epoch that has ended: with an MFS root or, where none was built, without.
     """create table epoch(
         epoch integer primary key,
         seq integer,            -- last journal record that it contains
         time_ns integer,
-        root blob               -- CID
+        root blob               -- CID, or null
     )""",
 )
 

@@ -168,7 +168,7 @@ class Keeper:
 
 #: Where the tree names CIDs: table, its key, the CID in a column, and which rows have one.
 _ROOTS = (
-    ("epoch", "epoch", "root", "1"),
+    ("epoch", "epoch", "root", "root is not null"),
     ("content", "id", "substr(cid,9)", "cid is not null"),
     ("inode", "ino", "substr(content,10)", "substr(content,1,1)=x'04'"),
     ("inode_past", "ino", "substr(content,10)", "substr(content,1,1)=x'04'"),

@@ -2,9 +2,10 @@
 result.
 
 Changes mark directories and names. A build starts after a second of quiet, every ten seconds under
-load, or when somebody asks for a directory's CID. How a DAG is built from rows is
-``ipfs.embedded.mfs_root``; here are the rows (``RowView``, read in threads on its own connection)
-and the commit: nodes are durable before the rows name them, and one build is one epoch.
+load (less often where it takes more than half a second), or when somebody asks for a directory's
+CID. How a DAG is built from rows is ``ipfs.embedded.mfs_root``; here are the rows (``RowView``,
+read in threads on its own connection) and the commit: nodes are durable before the rows name them,
+and one build is one epoch.
 
 What is committed while a build reads rows may or may not be in it; its directories stay changed, so
 the next build has it. A file whose large content is not sealed (it is open for writing) is left out
@@ -55,6 +56,9 @@ log = logging.getLogger(__name__)
 
 QUIET_S = 1.0
 AGE_S = 10.0
+#: Under load a build begins at the earliest after so many times as long as the last one took: the
+#: root of a directory that grows and grows is built in a twentieth of the time.
+PAUSE_TIMES = 20
 LOOK_S = 0.25
 
 CHILDREN = (
@@ -193,6 +197,7 @@ class MfsRoots:
         self._seen_seq = 0
         self._quiet_since = 0.0
         self._changed_since: float | None = None
+        self._age_s = AGE_S
         self._find_changed()
 
     def _find_changed(self) -> None:
@@ -207,7 +212,9 @@ class MfsRoots:
 
     def _last(self) -> Any:
         """(root CID, seq, epoch) of the last build, or None."""
-        query = "select root,seq,epoch from epoch order by epoch desc limit 1"
+        query = (
+            "select root,seq,epoch from epoch where root is not null order by epoch desc limit 1"
+        )
         return self.writer.storage.database.one(query)
 
     def current(self) -> Cid | None:
@@ -237,12 +244,13 @@ class MfsRoots:
                 continue
             if self._changed_since is None:
                 self._changed_since = now
-            if now - self._quiet_since >= QUIET_S or now - self._changed_since >= AGE_S:
+            if now - self._quiet_since >= QUIET_S or now - self._changed_since >= self._age_s:
                 self._changed_since = now
                 try:
                     await self.build()
                 except (UnifsError, OSError) as error:
                     log.warning("the root could not be built: error=%s", error)
+                self._age_s = max(AGE_S, PAUSE_TIMES * (time.monotonic() - now))
 
     async def build(self) -> None:
         """Bring the root up to date with everything committed before this call."""

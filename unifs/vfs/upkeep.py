@@ -198,7 +198,7 @@ class Upkeep:
         contents: list[int] = []
         reaped: set[TreeInode] = set()
         for inode in writer.forgotten[:ROWS_MAX]:
-            if self._is_guarded(inode):
+            if inode.guards and self._is_guarded(inode):
                 waiting.append(inode)
                 continue
             reaped.add(inode)

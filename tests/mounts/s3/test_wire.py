@@ -161,6 +161,17 @@ async def test_a_large_body_waits_to_be_wanted(connect) -> None:
     connection.close()
 
 
+async def test_a_large_body_that_was_not_announced_is_sent_at_once(connect, autojump_clock) -> None:
+    peer = Peer(b"", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    connection = await connect(peer)
+    before = trio.current_time()
+    head = await connection.exchange(
+        b"PUT / HTTP/1.1\r\nhost: x\r\n\r\n", "PUT", BytesPayload(bytes(1 << 20))
+    )
+    assert (head.status, trio.current_time()) == (200, before)
+    connection.close()
+
+
 async def test_a_refused_body_is_never_sent(connect) -> None:
     peer = Peer(b"HTTP/1.1 412 No\r\nContent-Length: 2\r\n\r\nno", None)
     connection = await connect(peer)

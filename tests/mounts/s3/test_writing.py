@@ -19,6 +19,7 @@ from unifs.errors import (
     Conflict,
     Exists,
     InvalidArgument,
+    IsADirectory,
     NotFound,
     PermissionDenied,
     RateLimited,
@@ -206,6 +207,18 @@ async def test_a_directory_is_a_marker_and_outlives_its_files(world: World) -> N
     await world.mount.remove("implicit", None, "t3")
     await world.mount.remove("d", None, "t4")
     assert world.listed() == []
+
+
+async def test_a_file_in_a_new_directory_is_one_request(world: World) -> None:
+    await world.mount.make("d", DIRECTORY, "t1")
+    await world.mount.make("d/sub", DIRECTORY, "t2")
+    await world.mount.honours(world.bucket)
+    before = world.mount.service.requests
+    for number in range(10):
+        await world.mount.put(f"d/{number}", Bytes(b"x"), None, f"t{number}")
+    assert world.mount.service.requests - before == 10
+    with pytest.raises(IsADirectory):
+        await world.mount.put("d/sub", Bytes(b"x"), None, "t3")
 
 
 async def test_special_files_need_attributes(world: World, keeping: World) -> None:

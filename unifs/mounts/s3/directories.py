@@ -41,6 +41,8 @@ class Directories:
         #: path -> when it was seen; those with a marker in the second.
         self._seen: OrderedDict[str, float] = OrderedDict()
         self._marked: OrderedDict[str, None] = OrderedDict()
+        #: Those that this mount made, empty, and when.
+        self._made: OrderedDict[str, float] = OrderedDict()
         self._marking = trio.Lock()
 
     def seen(self, path: str, is_marked: bool = False) -> None:
@@ -55,9 +57,16 @@ class Directories:
             if len(self._marked) > KNOWN_MAX:
                 self._marked.popitem(last=False)
 
+    def made(self, path: str) -> None:
+        """The directory is new: what comes to lie in it soon comes from here."""
+        self.seen(path, is_marked=True)
+        self._made[path] = trio.current_time()
+        if len(self._made) > KNOWN_MAX:
+            self._made.popitem(last=False)
+
     def gone(self, path: str) -> None:
         """The directory, and all below it, is not there any more."""
-        for known in (self._seen, self._marked):
+        for known in (self._seen, self._marked, self._made):
             for one in [one for one in known if one == path or one.startswith(f"{path}/")]:
                 del known[one]
 
@@ -73,6 +82,17 @@ class Directories:
         if node.mode & 0o170000 != 0o040000:
             raise NotADirectory(f"{above!r} is no directory")
         self.seen(above)
+
+    async def is_free(self, path: str) -> bool:
+        """Whether a new file does not take a directory's name.
+
+        In a directory that was made here a moment ago that is known. Should somebody else put a
+        directory there just then, both are shown (``names``) and nothing is lost.
+        """
+        made = self._made.get(path.rpartition("/")[0], float("-inf"))
+        if path not in self._seen and made + KNOWN_S > trio.current_time():
+            return True
+        return not await self.is_there(path)
 
     async def is_there(self, path: str) -> bool:
         """Whether any key lies in the directory at ``path``, its marker included."""

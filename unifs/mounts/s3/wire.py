@@ -27,6 +27,7 @@ HEAD_MAX: Final = 64 << 10
 PIECE_BYTES: Final = 256 << 10
 #: From here on a body is sent only when the service has seen the head and wants it.
 EXPECT_BYTES: Final = 1 << 20
+EXPECT: Final = b"\r\nexpect: 100-continue\r\n"
 #: A service that knows nothing of 100-continue gets the body after this.
 CONTINUE_S: Final = 1.0
 
@@ -128,7 +129,8 @@ class Connection:
     async def exchange(self, head: bytes, method: str, body: Body | None) -> Head:
         """Send a request and read the head of its answer; Cut if the connection ends before.
 
-        With a large body, ``head`` asks for 100-continue. A service that refuses early is heard.
+        With a large body ``head`` may ask for 100-continue; then the body waits until it is
+        wanted. A service that refuses early is heard.
         """
         self._keeps_alive = False
         self._left = 0
@@ -138,7 +140,7 @@ class Connection:
                 await self._send_whole(head, body)
             else:
                 await self._send(head)
-                early = await self._continued()
+                early = await self._continued() if EXPECT in head else None
                 if early is not None:
                     self._begin(early, method)
                     self._keeps_alive = False

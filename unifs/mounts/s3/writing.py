@@ -86,7 +86,7 @@ class Writing:
             raise IsADirectory(f"{path!r} is a bucket or the root; files live in buckets")
         place = self.reading.places.object_at(path)
         await self.directories.need_above(path)
-        if base is None and await self.directories.is_there(path):
+        if base is None and not await self.directories.is_free(path):
             raise IsADirectory(f"{path!r} is a directory")
         return place
 
@@ -200,7 +200,9 @@ class Writing:
             headers = await self.objects.head(bucket, prefix)
             if headers is None or token_in(headers) != token:
                 raise Exists(f"{path!r} is there") from error
-        self.directories.seen(path, is_marked=True)
+            self.directories.seen(path, is_marked=True)
+        else:
+            self.directories.made(path)
         return await self.reading.stat(path) if self.options.keeps_attributes else DIRECTORY
 
     async def make_special(self, path: str, node: Node, token: str) -> Node:
