@@ -359,6 +359,7 @@ class Remotes:
                             pause_s = PAUSE_S
                             await trio.sleep_forever()
                     except Exception as error:
+                        # Whatever it is, it ends this mount's turn and no other mount's life.
                         self._failed(remote, error)
                     remote.started.set()
                     await trio.sleep(pause_s)

@@ -28,6 +28,7 @@ OPERATIONS = "unifs/control/ops/"
 
 #: Other functions with more parameters than PARAMETERS_MAX, and why they need them.
 MANY_PARAMETERS = {
+    "unifs/answers/journal.py:JournalAnswer.__init__": "the parts that the daemon wires together",
     "unifs/ipfs/embedded/node.py:EmbeddedNode.__init__": "the parts that the daemon wires together",
     "unifs/vfs/host.py:HostVolume.__init__": "the parts that the daemon wires together",
     "unifs/vfs/mfsvolume.py:MfsVolume._link": "the arguments of link(), looked up once",

@@ -132,6 +132,7 @@ async def test_contents_of_an_earlier_daemon_become_cold(system: DaemonSystem) -
     system.volume.cold.cold_s = 0.05
     system.volume.cold._queue.clear()
     system.volume.cold._scanned = 0
+    system.volume.cold._more.set()
     await settle(system, 1)
     assert kinds(system) == {REMOTE: 1}
     assert await system.read("big") == BIG

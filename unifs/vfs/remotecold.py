@@ -59,35 +59,43 @@ class Cold:
         #: Where looking through the rows goes on; beyond the last one it is over.
         self._scanned = 0
         self._has_lost = False
+        self._more = trio.Event()
 
     def note(self, ino: int) -> None:
         """Nothing of this inode is due any more."""
         if len(self._queue) >= QUEUE_MAX:
             self._has_lost = True
             return
+        if not self._queue:
+            self._more.set()
         self._queue.append((trio.current_time() + self.cold_s, ino))
 
     async def run(self) -> None:
         """Look through the rows once, then at what becomes cold, until cancelled."""
         while True:
-            self._scan()
+            self._more = trio.Event()
+            is_scanned = self._scan()
             now = trio.current_time()
             while self._queue and self._queue[0][0] <= now:
                 _, ino = self._queue.popleft()
                 await self._try(ino)
             if not self._queue and self._has_lost:
-                self._scanned, self._has_lost = 0, False
-            await trio.sleep(min(LOOK_S, self.cold_s))
+                self._scanned, self._has_lost, is_scanned = 0, False, False
+            until = self._queue[0][0] if self._queue else float("inf")
+            with trio.move_on_at(until if is_scanned else now + LOOK_S):
+                await self._more.wait()
 
-    def _scan(self) -> None:
+    def _scan(self) -> bool:
+        """Take up the next rows; whether that was all of them, or there is enough for now."""
         tree = self._volume.tree
         if self._scanned >= tree.last_ino or len(self._queue) > QUEUE_MAX // 2:
-            return
+            return True
         upto = self._scanned + SCAN_INOS
         bindings = (self._scanned, upto, self._volume.mount_id)
         for (ino,) in tree.database.all(SYNCED, bindings):
             self.note(ino)
         self._scanned = upto if upto < tree.last_ino else 1 << 62
+        return self._scanned > tree.last_ino
 
     async def _try(self, ino: int) -> None:
         inode = self._volume.hot_or_row(ino)
