@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unifs.errors import Unsynced
+from unifs.vfs.remotedrop import drop
 from unifs.vfs.remoterows import UNLISTED
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def give_up(volume: RemoteVolume, ino: int) -> None:
             volume.unsynced.reached(inode, inode.unsynced_bytes)
         for parent, name in tree.names_of(ino):
             _unlist(volume, parent)
-            volume.merge.drop(parent, name, ino)
+            drop(volume, parent, name, ino)
     else:
         tree.commit([("delete from remote where ino=?", (ino,))])
     if known is not None and known.path is not None:

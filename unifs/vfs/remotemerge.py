@@ -6,9 +6,9 @@ there is not shown again. A name that stays keeps its row id and its inode. What
 here and not confirmed) is never touched: its conflict is writeback's to see.
 
 An answer that was under way while writeback changed the same path is older than what is known, and
-is passed over (``departed``). While a rename is on its way to the backend, or an earlier daemon left
-one whose outcome is not known, nobody knows on which side of it an answer below either path was
-given: nothing is asked there until it has ended (``RemoteSync.settled``).
+is passed over (``departed``). While a rename is on its way to the backend, or an earlier daemon
+left one whose outcome is not known, nobody knows on which side of it an answer below either path
+was given: nothing is asked there until it has ended (``Attempts.settled``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ import trio
 from unifs.errors import NotFound, Stale
 from unifs.journal.content import REMOTE, large_id, remote_blob, symlink_blob
 from unifs.types import NAME_MAX_BYTES, Version
+from unifs.vfs.remotedrop import drop
 from unifs.vfs.remoterows import COMPLETE, PARTIAL, UNLISTED, RemoteInode, join, pack_told
-from unifs.vfs.tree import INSERT_INODE, SET_GONE, UPDATE_INODE, pack_attributes
+from unifs.vfs.remoteunderway import Questions
+from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
 from unifs.waiting import RETRY, complete
 
 if TYPE_CHECKING:
@@ -35,12 +37,6 @@ VANISHED = (
     "select d.name,d.ino,r.path from dentry d join remote r on r.ino=d.ino"
     " where d.parent=? and r.path is not null and r.checked_ns<?"
 )
-SUBTREE = (
-    "with recursive below(ino) as (values(?) union all"
-    " select d.ino from dentry d join below b on d.parent=b.ino) select ino from below"
-)
-#: Rows that one removal of a directory takes from the database in one transaction.
-DROP_MAX = 1_000
 
 
 class Merge:
@@ -50,38 +46,18 @@ class Merge:
         self.volume = volume
         self.tree = volume.tree
         self.remotes = volume.remotes
-        #: Questions under way, and the paths that changed at the backend by us meanwhile.
-        self._asking = 0
-        self._moment = 0
-        self._departed: dict[str, int] = {}
+        self.attempts = volume.attempts
+        self._questions = Questions()
         self._scans: dict[int, trio.Event] = {}
 
     # --- asking -----------------------------------------------------------------------------------
 
     def departed(self, path: str) -> None:
         """Writeback changed what stands at ``path``: answers under way do not know."""
-        if self._asking:
-            self._moment += 1
-            self._departed[path] = self._moment
+        self._questions.departed(path)
 
     def _is_late(self, path: str, moment: int) -> bool:
-        if self.volume.sync.is_moving(path):
-            return True
-        while True:
-            if self._departed.get(path, 0) > moment:
-                return True
-            if "/" not in path:
-                return False
-            path = path.rpartition("/")[0]
-
-    def _begin(self) -> int:
-        self._asking += 1
-        return self._moment
-
-    def _end(self) -> None:
-        self._asking -= 1
-        if not self._asking:
-            self._departed.clear()
+        return self.attempts.is_moving(path) or self._questions.is_late(path, moment)
 
     async def stat(self, parent: RemoteInode, name: bytes) -> object:
         """Ask for one name; NotFound if the backend, or the tree, says that there is none."""
@@ -91,9 +67,9 @@ class Merge:
         if path is None:
             assert parent.path is not None
             path = join(parent.path, name)
-        if await volume.sync.settled(path):
+        if await self.attempts.settled(path):
             return RETRY
-        moment = self._begin()
+        moment = self._questions.begin()
         try:
             node = await volume.mount.stat(path)
             if self._is_late(path, moment):
@@ -105,7 +81,7 @@ class Merge:
             if isinstance(known, RemoteInode):
                 await complete(self.vanish, [(parent.ino, name, known.ino)])
         finally:
-            self._end()
+            self._questions.end()
         if volume.find(parent, name) is None:
             raise NotFound
         return RETRY
@@ -113,9 +89,9 @@ class Merge:
     async def refresh(self, inode: RemoteInode) -> object:
         """Ask for an object that is known."""
         path = inode.path
-        if path is None or await self.volume.sync.settled(path):
+        if path is None or await self.attempts.settled(path):
             return RETRY
-        moment = self._begin()
+        moment = self._questions.begin()
         try:
             node = await self.volume.mount.stat(path)
             if not self._is_late(path, moment):
@@ -128,7 +104,7 @@ class Merge:
             if inode.is_gone:
                 raise Stale from None
         finally:
-            self._end()
+            self._questions.end()
         return RETRY
 
     def _renew(self, inode: RemoteInode, node: Node) -> None:
@@ -146,14 +122,14 @@ class Merge:
 
     async def scan_page(self, inode: RemoteInode) -> object:
         """Bring one more page of the directory into the tree; one at a time, whoever asks."""
-        if inode.path is not None and await self.volume.sync.settled(inode.path):
+        if inode.path is not None and await self.attempts.settled(inode.path):
             return RETRY
         running = self._scans.get(inode.ino)
         if running is not None:
             await running.wait()
             return RETRY
         done = self._scans[inode.ino] = trio.Event()
-        moment = self._begin()
+        moment = self._questions.begin()
         try:
             path = inode.path
             if path is None:
@@ -175,7 +151,7 @@ class Merge:
                     entries.append((entry.name, below, entry.node))
             await complete(self._take_page, inode, entries, late, page.after)
         finally:
-            self._end()
+            self._questions.end()
             del self._scans[inode.ino]
             done.set()
         return RETRY
@@ -212,13 +188,13 @@ class Merge:
 
     def _unseen(self, inode: RemoteInode) -> list[tuple[int, bytes, int]]:
         """Names that no page of the listing had, but for those that are on their way there."""
-        sync = self.volume.sync
+        attempts = self.attempts
         rows = self.tree.database.all(VANISHED, (inode.ino, inode.listed_ns))
         found = [(bytes(name), ino, os.fsdecode(path)) for name, ino, path in rows]
         return [
             (inode.ino, name, ino)
             for name, ino, path in found
-            if not sync.is_moving(path) and not sync.is_attempted(path)
+            if not attempts.is_moving(path) and not attempts.is_at(path)
         ]
 
     # --- taking -----------------------------------------------------------------------------------
@@ -232,7 +208,7 @@ class Merge:
         seen: list[RemoteInode] = []
         replaced: list[tuple[int, bytes, int]] = []
         for name, path, node in entries:
-            if volume.sync.is_attempted(path) or name in made:
+            if self.attempts.is_at(path) or name in made:
                 self._see(path, now_ns, batch)
                 continue
             ino = self.remotes.at(path)
@@ -375,49 +351,7 @@ class Merge:
                 if ino in keep or (inode is not None and self.volume.sync.is_due(ino)):
                     self.volume.sync.vanished(ino)
                 continue
-            self.drop(parent, name, ino)
-
-    def drop(self, parent: int, name: bytes, ino: int) -> None:
-        """Remove a name and everything below it from the tree; nothing of it is due."""
-        tree, volume = self.tree, self.volume
-        rows = tree.database.all(SUBTREE, (ino,))
-        batch: Batch = []
-        tree.drop_name(batch, parent, name)
-        contents: list[int] = []
-        for (below,) in reversed(rows):
-            self._drop_rows(below, batch, contents)
-            if len(batch) >= DROP_MAX:
-                tree.commit(batch, frees=True)
-                batch = []
-        tree.commit(batch, frees=True)
-        volume.rows -= len(rows)
-        volume.writer.released.extend((volume.log.seq, content) for content in contents)
-        above = volume.inodes.hot.get(parent)
-        hot = volume.inodes.hot.get(ino)
-        if above is not None and hot is not None and stat.S_ISDIR(hot.attributes.st_mode):
-            above.attributes.st_nlink -= 1
-        volume.tell_entry(parent, name)
-
-    def _drop_rows(self, ino: int, batch: Batch, contents: list[int]) -> None:
-        hot = self.volume.inodes.hot.get(ino)
-        batch.append(("delete from remote where ino=?", (ino,)))
-        batch.append(("delete from dentry where parent=?", (ino,)))
-        batch.append(("delete from link where ino=?", (ino,)))
-        if isinstance(hot, RemoteInode):
-            hot.path = None
-            hot.attributes.st_nlink = 0
-            hot.is_gone = True
-            self.volume.writer.touched.pop(ino, None)
-            packed = pack_attributes(hot.attributes)
-            batch.append((SET_GONE, (self.tree.epoch, packed, ino)))
-            if not hot.opens and not self.volume.inodes.count(ino):
-                self.volume.forgotten(ino)
-            return
-        row = self.tree.inode_row(ino)
-        if row is not None and large_id(row[5]):
-            contents.append(large_id(row[5]))
-        batch.append(("delete from xattr where ino=?", (ino,)))
-        batch.append(("delete from inode where ino=?", (ino,)))
+            drop(self.volume, parent, name, ino)
 
 
 def _is_same_kind(inode: RemoteInode, node: Node) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unifs.journal.content import SEALED
+from unifs.vfs.remotedrop import drop
 from unifs.vfs.remoterows import UNLISTED
 from unifs.vfs.tree import ATTRIBUTES
 from unifs.vfs.treeinode import TreeInode
@@ -188,6 +189,6 @@ def trim(volume: RemoteVolume, limit: int) -> int:
         for where, name in list(volume.tree.parents(ino, parent)):
             above.listing, above.cursor = UNLISTED, None
             volume.tree.commit([volume.remotes.store(above)])
-            volume.merge.drop(where, name, ino)
+            drop(volume, where, name, ino)
             count += 1
     return count

@@ -11,8 +11,6 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-import trio
-
 from unifs.errors import Stale
 from unifs.journal.content import REMOTE, SYMLINK, large_id, remote_blob
 from unifs.journal.log import Op
@@ -21,6 +19,7 @@ from unifs.journal.writeback_due import Journal
 from unifs.journal.writeback_order import NOWHERE
 from unifs.types import Node, SetAttributes, Version
 from unifs.vfs.remoteconflict import keep_both, take_ours, take_theirs
+from unifs.vfs.remotedrop import drop
 from unifs.vfs.remoteplaces import Places
 from unifs.vfs.remotereaders import MountReader, reader_of
 from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key
@@ -69,11 +68,7 @@ class RemoteSync(Places, Journal):
     def __init__(self, volume: RemoteVolume, conflicts: str) -> None:
         super().__init__(volume)
         self.conflicts = conflicts
-        #: path -> inode, for attempts of unknown outcome.
-        self._attempts: dict[str, int] = {}
-        #: Of those that are renames: inode -> both paths.
-        self._moving: dict[int, tuple[str, str]] = {}
-        self._has_ended = trio.Event()
+        self.attempts = volume.attempts
 
     def load(self) -> None:
         """After a start: the attempts that an earlier daemon left."""
@@ -81,32 +76,7 @@ class RemoteSync(Places, Journal):
         self.tree.commit([(SETTLE_LOST, ())])
         for found in self.remotes.attempts():
             assert found.known.attempt is not None
-            self._note(found.ino, found.known.attempt, found.known.path)
-
-    def _note(self, ino: int, attempt: Attempt, path: str | None) -> None:
-        self._attempts[attempt.path] = ino
-        if attempt.verb == "rename" and path is not None:
-            self._moving[ino] = (path, attempt.path)
-
-    def is_attempted(self, path: str) -> bool:
-        """Whether what stands at ``path`` is perhaps ours, without our knowing."""
-        return path in self._attempts
-
-    def is_moving(self, path: str) -> bool:
-        """Whether a rename that has not ended moves what stands at ``path``, or goes there."""
-        return any(
-            path == end or path.startswith(f"{end}/")
-            for ends in self._moving.values()
-            for end in ends
-        )
-
-    async def settled(self, path: str) -> bool:
-        """Wait for the end of renames that concern ``path``; whether there was one."""
-        has_waited = False
-        while self.is_moving(path):
-            has_waited = True
-            await self._has_ended.wait()
-        return has_waited
+            self.attempts.add(found.ino, found.known.attempt, found.known.path)
 
     # --- what goes out ----------------------------------------------------------------------------
 
@@ -180,7 +150,7 @@ class RemoteSync(Places, Journal):
             batch.append(("update content set refs=refs+1 where id=?", (content,)))
         self.tree.commit(batch)
         known = self.known(ino)
-        self._note(ino, attempt, None if known is None else known.path)
+        self.attempts.add(ino, attempt, None if known is None else known.path)
 
     def end(self, ino: int) -> None:
         self._commit_ended(ino, [])
@@ -190,11 +160,7 @@ class RemoteSync(Places, Journal):
         row = self.tree.database.one("select attempt,content from remote where ino=?", (ino,))
         batch.append((END, (ino,)))
         self.tree.commit(batch)
-        for path in [path for path, held in self._attempts.items() if held == ino]:
-            del self._attempts[path]
-        if self._moving.pop(ino, None) is not None:
-            self._has_ended.set()
-            self._has_ended = trio.Event()
+        self.attempts.end(ino)
         content = large_id(bytes(row[1])) if row is not None and row[1] else 0
         if content:
             self.volume.writer.released.append((self.volume.log.seq, content))
@@ -356,7 +322,7 @@ class RemoteSync(Places, Journal):
                 self.writeback.add(one)
                 continue
             for parent, name in list(self.tree.parents(one, row[1])):
-                self.volume.merge.drop(parent, name, one)
+                drop(self.volume, parent, name, one)
 
     def conflict(self, ino: int, path: str, node: Node) -> None:
         """Somebody else's object stands where ours is to be; the volume's policy decides."""

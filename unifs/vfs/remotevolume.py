@@ -43,6 +43,7 @@ from unifs.vfs.remotemerge import Merge
 from unifs.vfs.remoterows import COMPLETE, RemoteInode, Remotes
 from unifs.vfs.remotestatus import RemoteStatus, trim
 from unifs.vfs.remotesync import RemoteSync
+from unifs.vfs.remoteunderway import Attempts
 from unifs.vfs.treevolume import TreeVolume
 from unifs.waiting import WouldBlock
 
@@ -82,6 +83,7 @@ class RemoteVolume(TreeVolume):
         self.records = WaitingLog(writer.log)
         self.log = self.records
         self.remotes = Remotes(self.tree, mount_id)
+        self.attempts = Attempts()
         self.mount: Mount
         self.cache: ReadCache
         self.sync: RemoteSync
