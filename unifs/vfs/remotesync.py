@@ -87,14 +87,18 @@ class RemoteSync(Places, Journal):
             await flusher.flush()
 
     async def upload(self, ino: int) -> Upload | None:
-        """The inode's bytes, committed, off any overlay, durable; None where they changed again."""
+        """The inode's bytes, committed, off any overlay, durable; None where they changed again.
+
+        Stale where they were the backend's own and nothing stands there any more.
+        """
         inode = self.volume.hot_or_row(ino)
         if inode is None or inode.is_gone:
             return None
         await complete(self._freeze, inode)
         content, blob, mark = inode.content, inode.stored, inode.unsynced_bytes
         if blob and blob[0] == REMOTE:
-            assert inode.path is not None
+            if inode.path is None:
+                raise Stale("its bytes were only at the backend, which does not have them any more")
             mount = self.volume.mount
             source = MountReader(mount, inode.path, inode.version, inode.attributes.st_size)
             return Upload(source, blob, blob)
@@ -330,7 +334,10 @@ class RemoteSync(Places, Journal):
         if row is None or row[3] is not None:
             return
         known = self.known(ino) or NOWHERE
-        if self.conflicts == "ours" and stat.S_IFMT(node.mode) != stat.S_IFDIR:
+        if known.path == path and row[5][:1] == bytes((REMOTE,)):
+            # Only attributes were changed here; the bytes that they are of are gone.
+            take_theirs(self, ino, path, node)
+        elif self.conflicts == "ours" and stat.S_IFMT(node.mode) != stat.S_IFDIR:
             take_ours(self, ino, path, node)
         elif self.conflicts == "theirs" and known.path in (None, path):
             take_theirs(self, ino, path, node)
