@@ -96,13 +96,16 @@ class Removing:
         except NotFound:
             return
 
-    async def delete_version(self, place: Place, version: Version) -> None:
-        """Delete an object if it is still that version; what somebody changed stays."""
+    async def delete_version(self, place: Place, version: Version) -> bool:
+        """Delete an object if it is still that version; False: somebody changed it, it stays."""
         try:
             honoured = await self.conditions.of(place[0])
             await self._delete(place, version if honoured.removing else None)
-        except (Conflict, NotFound):
-            return
+        except Conflict:
+            return False
+        except NotFound:
+            return True
+        return True
 
     async def _delete(self, place: Place, base: Version | None) -> None:
         headers = {} if base is None else {"if-match": if_match(base)}
