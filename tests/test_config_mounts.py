@@ -42,7 +42,6 @@ def test_several_services_are_several_mounts(tmp_path: Path) -> None:
         encryption_key = "photos-key"
         checksum = "crc32c"
         keep_attributes = true
-        keep_cid = true
         parallel_max = 8
         fresh_s = 5
         conflicts = "theirs"
@@ -83,6 +82,7 @@ def test_what_is_shown_is_a_settings_file_that_says_the_same(tmp_path: Path) -> 
         ("encryption = 'aes'", "'aes' is not one of"),
         ("parallel_max = 0", "parallel_max: expected a whole number >= 1"),
         ("secret_key = 'hunter2'", "secret_key is not a setting"),
+        ("keep_cid = true", "keep_cid is not a setting"),
         ("conflicts = 'mine'", "'mine' is not one of keep-both, ours, theirs"),
     ],
 )

@@ -101,7 +101,6 @@ class S3Settings(RemoteBase, frozen=True, kw_only=True, tag="s3"):
     keep_attributes: Annotated[
         bool, Meta(description="keep modes, owners, times and symlinks in object metadata")
     ] = False
-    keep_cid: Annotated[bool, Meta(description="keep the content's CID in object metadata")] = False
 
     def source(self) -> str:
         place = self.endpoint.rstrip("/") or "s3://"

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.remote.system import RemoteSystem
-from unifs.errors import NotFound, Unreachable
+from unifs.errors import Conflict, NotFound, Stale, Unreachable
 from unifs.types import Node
 
 if TYPE_CHECKING:
@@ -189,3 +189,32 @@ async def test_a_failing_conflict_is_tried_again(
     await system.sync()
     assert await system.read("a.txt") == b"theirs"
     assert len(await system.listdir("")) == 2
+
+
+async def test_attributes_of_bytes_that_somebody_replaced_make_no_copy(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    remote.change("a", b"base")
+    assert await system.read("a") == b"base"
+    await system.setattr("a", mode=0o600)
+    remote.change("a", b"theirs")
+    remote.fail("set_attributes", Conflict())
+    await system.sync()
+    assert await system.listdir("") == [b"a"]
+    assert await system.read("a") == b"theirs"
+
+
+async def test_bytes_that_are_nowhere_any_more_are_said_to_be(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    remote.change("a", b"base")
+    ino = (await system.stat("a")).ino
+    statement = "update remote set path=null where ino=?"
+    system.volume.tree.commit([(statement, (ino,))])
+    held = system.volume.hot_or_row(ino)
+    assert held is not None
+    held.path = None
+    system.volume.writeback.add(ino)
+    with pytest.raises(Stale, match="only at the backend"):
+        await system.sync()
+    assert [found.ino for found in system.volume.status.quarantined()] == [ino]

@@ -11,6 +11,7 @@ import trio
 from tests.mounts.remote import RemoteMount
 from tests.remote.system import RemoteSystem
 from tests.remote.test_random import everything, shown
+from tests.vfs import invariants
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -111,3 +112,23 @@ async def test_a_power_cut_during_an_upload(
         await system.sync()
         assert everything(mount) == {"a": bytes(100_000)}
         assert await shown(system) == everything(mount)
+
+
+async def test_a_number_is_not_given_again_while_its_removal_waits(
+    clock: MockClock, tmp_path: Path
+) -> None:
+    mount = RemoteMount()
+    async with RemoteSystem(tmp_path / "state", mount) as system:
+        mount.change("gone", b"gone")
+        last = (await system.stat("gone")).ino
+        mount.freeze()
+        await system.unlink("gone")
+        system.tick()
+        assert system.volume.tree.inode_row(last) is None
+        await system.kill()
+        mount.thaw()
+        mount.change("new", b"new")
+        assert (await system.stat("new")).ino > last
+        await system.sync()
+        assert everything(mount) == await shown(system) == {"new": b"new"}
+        invariants.check(system)

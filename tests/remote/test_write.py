@@ -281,7 +281,7 @@ async def test_removing_during_an_upload_leaves_nothing(
     assert await system.listdir("") == []
 
 
-async def test_removing_ends_a_stuck_upload(
+async def test_removing_waits_for_the_answer_to_what_was_sent(
     clock: MockClock, system: RemoteSystem, remote: RemoteMount
 ) -> None:
     remote.delay_s = 20
@@ -289,7 +289,9 @@ async def test_removing_ends_a_stuck_upload(
     await trio.sleep(5)
     await system.unlink("a")
     await system.sync()
-    assert writes(remote) == []
+    assert writes(remote) == [("put", "a"), ("remove", "a")]
+    with pytest.raises(NotFound):
+        remote.content("a")
 
 
 async def test_what_cannot_succeed_is_quarantined_and_named(

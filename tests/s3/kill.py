@@ -30,7 +30,7 @@ import trio
 from tests.crash.daemon import Daemon, repository_environment
 from tests.servers.faultproxy import Fault, FaultProxy
 from tests.servers.s3 import Weed
-from unifs.mounts.s3.conditions import PROBE
+from unifs.mounts.s3.names import PROBE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

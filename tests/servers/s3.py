@@ -125,6 +125,10 @@ class S3Server:
         self._buckets += 1
         name = f"bucket-{self._buckets:04}"
         self.client().create_bucket(Bucket=name)
+        # SeaweedFS learns of its own buckets by a subscription, a moment later under load.
+        self.client().get_waiter("bucket_exists").wait(
+            Bucket=name, WaiterConfig={"Delay": 1, "MaxAttempts": 10}
+        )
         return name
 
     @property

@@ -103,8 +103,8 @@ class Writeback:
                 due.seq, due.changed_at = seq, now
                 if due.is_quarantined:
                     self._release(due)
-                if due.scope is not None and self._is_pointless(due):
-                    due.scope.cancel()
+                if self._is_pointless(due):
+                    self._calls.stop(ino)
 
     def _is_pointless(self, due: Due) -> bool:
         """Whether the upload on its way is of a file that has no name any more."""
@@ -256,10 +256,7 @@ class Writeback:
     async def _work(self, batch: list[tuple[Due, Step]]) -> None:
         """One call of the mount, and what came of it."""
         try:
-            with trio.CancelScope() as scope:
-                if len(batch) == 1:
-                    batch[0][0].scope = scope
-                await self._call(batch)
+            await self._call(batch)
         except Exception as error:
             # A bug, ours or the mount's, costs these changes their turn and not the tree its life.
             log.exception("writeback failed: inos=%r", [due.ino for due, _ in batch])
@@ -268,7 +265,7 @@ class Writeback:
         finally:
             self._tasks -= 1
             for due, _ in batch:
-                due.step = due.scope = None
+                due.step = None
                 self._running.pop(due.ino, None)
                 self._progress(due)
             self.wake()

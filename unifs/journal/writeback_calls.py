@@ -8,10 +8,9 @@ goes to the caller, who tries again.
 
 from __future__ import annotations
 
-import math
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -23,83 +22,26 @@ from unifs.errors import (
     NotADirectory,
     NotEmpty,
     NotFound,
+    RateLimited,
+    TryAgain,
     UnifsError,
     Unsupported,
 )
-from unifs.journal.writeback_order import NOWHERE, Attempt, Objects, Step
-from unifs.types import Change, Node, SetAttributes
+from unifs.journal.writeback_order import NOWHERE, Attempt, Step
+from unifs.journal.writeback_sending import STALL_S, Late, Watched
+from unifs.types import Change, Node
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unifs.journal.writeback_tree import LocalTree, Upload
     from unifs.mounts.base import ContentReader, Mount
     from unifs.types import Version
-
-#: A call ends when no byte has moved for so long.
-STALL_S = 60.0
 
 TAKEN = (Conflict, Exists, IsADirectory, NotADirectory, NotEmpty)
 
 Outcome = Node | UnifsError | None
-
-
-@dataclass(slots=True, eq=False)
-class Upload:
-    """Immutable bytes on their way. ``mark`` says how far the inode was written at that moment."""
-
-    reader: ContentReader
-    blob: bytes
-    key: bytes
-    mark: int = 0
-
-
-class LocalTree(Objects, Protocol):
-    """What writeback needs of the tree; every change is one transaction."""
-
-    async def upload(self, ino: int) -> Upload | None:
-        """The inode's bytes, durable here; None where they are changing."""
-        ...
-
-    async def attempted(self, ino: int) -> Upload | None:
-        """The bytes of the open attempt, None where there is none."""
-        ...
-
-    def node(self, ino: int) -> Node: ...
-
-    def attributes(self, ino: int) -> SetAttributes: ...
-
-    def begin(self, ino: int, attempt: Attempt, blob: bytes) -> None:
-        """From now on the backend may have it."""
-        ...
-
-    def end(self, ino: int) -> None:
-        """The attempt did not reach the backend."""
-        ...
-
-    def stored(self, ino: int, path: str, node: Node, upload: Upload | None) -> None:
-        """The backend has it there; what stood there before is gone."""
-        ...
-
-    def moved(self, ino: int, path: str, new_path: str) -> None: ...
-
-    def removed(self, ino: int, is_foreign: bool) -> None:
-        """The backend has nothing of it any more, or keeps what is somebody else's."""
-        ...
-
-    def told(self, ino: int) -> None: ...
-
-    def kept_here(self, ino: int) -> None:
-        """The backend cannot keep such an object: it lives in the tree."""
-        ...
-
-    def vanished(self, ino: int) -> None:
-        """Somebody removed it from the backend."""
-        ...
-
-    def conflict(self, ino: int, path: str, node: Node) -> None:
-        """Somebody else's object stands at ``path``."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -110,6 +52,13 @@ class Call:
     step: Step
     change: Change
     upload: Upload | None = None
+    #: It was ended because nobody wants it any more, before the backend had all bytes.
+    is_stopped: bool = False
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether it brings something new to the backend."""
+        return self.step.verb in ("put", "make")
 
 
 class Calls:
@@ -118,6 +67,8 @@ class Calls:
     def __init__(self, local: LocalTree, mount: Mount) -> None:
         self.local = local
         self.mount = mount
+        self._late = Late()
+        self._watched: dict[int, Watched] = {}
 
     # --- preparing --------------------------------------------------------------------------------
 
@@ -128,6 +79,7 @@ class Calls:
         """
         if step.verb == "resolve":
             await self._resolve(ino)
+            self._late.ended(ino)
             return None
         if step.verb == "put":
             return await self._prepare_put(ino, seq, step)
@@ -159,6 +111,7 @@ class Calls:
         if attempt is None:
             attempt = Attempt("put", step.path, f"{seq()}.put", step.base, upload.key.hex())
             await complete(self.local.begin, ino, attempt, upload.blob)
+            self._late.begun(ino)
         elif (attempt.path, attempt.key) != (step.path, upload.key.hex()):
             return None
         change = Change("put", attempt.path, attempt.token, base=attempt.base)
@@ -170,6 +123,7 @@ class Calls:
         if known.attempt is not None:
             return known.attempt.token
         await complete(self.local.begin, ino, attempt, b"")
+        self._late.begun(ino)
         return attempt.token
 
     async def _is_free(self, ino: int, step: Step) -> bool:
@@ -200,25 +154,52 @@ class Calls:
 
     # --- calling ----------------------------------------------------------------------------------
 
+    def stop(self, ino: int) -> None:
+        """Nobody wants the upload of this inode any more; its answer is waited for all the same."""
+        watched = self._watched.get(ino)
+        if watched is not None:
+            watched.is_pointless = True
+
     async def send(self, calls: list[Call]) -> list[Outcome]:
         """One outcome for each; DeadlineExceeded where nothing moved for ``STALL_S``."""
-        with trio.CancelScope() as scope:
-            scope.deadline = trio.current_time() + STALL_S
-            pairs = [
-                (call.change, Watched(call.upload.reader, scope) if call.upload else None)
-                for call in calls
-            ]
-            return await self.mount.commit(pairs)
-        stalled = DeadlineExceeded(f"no byte moved for {STALL_S:g} s")
-        return [stalled for _ in calls]
+        before = {call.ino: self._late.sent(call.ino) for call in calls if call.is_storing}
+        outcomes: list[Outcome] = []
+        watched: dict[int, Watched] = {}
+        try:
+            with trio.CancelScope() as scope:
+                scope.deadline = trio.current_time() + STALL_S
+                pairs: list[tuple[Change, ContentReader | None]] = []
+                for call in calls:
+                    if call.upload is not None:
+                        watched[call.ino] = Watched(call.upload.reader, scope)
+                    pairs.append((call.change, watched.get(call.ino)))
+                self._watched |= watched
+                outcomes = await self.mount.commit(pairs)
+        finally:
+            for ino in watched:
+                del self._watched[ino]
+        if scope.cancelled_caught:
+            stalled = DeadlineExceeded(f"no byte moved for {STALL_S:g} s")
+            outcomes = [stalled for _ in calls]
+        for call, outcome in zip(calls, outcomes, strict=True):
+            if call.is_storing:
+                self._late.sent(call.ino)
+                call.is_stopped = call.ino in watched and watched[call.ino].is_stopped
+                if call.is_stopped or isinstance(outcome, RateLimited):
+                    self._late.not_sent(call.ino, before[call.ino])
+        return outcomes
 
     async def settle(self, call: Call, outcome: Outcome) -> None:
         """Tell the tree what came of a call; raises what may pass or can never succeed."""
         if isinstance(outcome, UnifsError):
+            if call.is_stopped and outcome.is_transient:
+                return
             if outcome.is_transient:
                 raise outcome
+            self._late.ended(call.ino)
             await self._refused(call, outcome)
             return
+        self._late.ended(call.ino)
         local, step = self.local, call.step
         match step.verb:
             case "put" | "make":
@@ -287,6 +268,8 @@ class Calls:
         wanted = local.wanted(ino)
         if wanted is None:
             return
+        if any(other != ino for other in local.attempting(path)):
+            raise TryAgain("an upload that was cut off may have arrived there")
         mine = local.node(ino)
         is_same = stat.S_IFMT(there.mode) == stat.S_IFMT(wanted.mode)
         if is_same and (wanted.is_directory or (stat.S_ISLNK(mine.mode) and _same(mine, there))):
@@ -321,7 +304,7 @@ class Calls:
         try:
             there = await self.mount.stat(attempt.path)
         except (NotFound, NotADirectory):
-            await complete(self.local.end, ino)
+            await self._absent(ino, attempt)
             return
         if attempt.verb == "make":
             if known.path is None and not stat.S_ISREG(there.mode):
@@ -330,6 +313,22 @@ class Calls:
                 await complete(self.local.end, ino)
             return
         await self._resolve_put(ino, attempt, there.version)
+
+    async def _absent(self, ino: int, attempt: Attempt) -> None:
+        """An attempt of which nothing is to be seen did not reach the backend, or is late.
+
+        Where the same name is put next, or a version would have been replaced, the backend refuses
+        what is late. Else it would bring back what was removed, so it is looked for again.
+        """
+        local = self.local
+        left_s = self._late.left_s(ino)
+        is_refused = attempt.base is not None and self.mount.is_conditional
+        if left_s <= 0 or is_refused or local.heir(attempt.path) == ino:
+            await complete(local.end, ino)
+        elif local.wanted(ino) is not None:
+            await complete(local.disown, ino)
+        else:
+            raise TryAgain("an upload that was cut off may still arrive", within_s=left_s)
 
     async def _resolve_put(self, ino: int, attempt: Attempt, version: Version | None) -> None:
         upload = await self.local.attempted(ino)
@@ -371,22 +370,6 @@ class Calls:
                 await complete(self.local.moved, ino, path, new_path)
                 return
         await complete(self.local.end, ino)
-
-
-class Watched:
-    """A reader that moves the deadline of its call with every piece."""
-
-    def __init__(self, reader: ContentReader, scope: trio.CancelScope) -> None:
-        self._reader = reader
-        self._scope = scope
-        self.size_bytes = reader.size_bytes
-
-    async def read(self, offset: int, size: int) -> bytes:
-        self._scope.deadline = math.inf
-        try:
-            return await self._reader.read(offset, size)
-        finally:
-            self._scope.deadline = trio.current_time() + STALL_S
 
 
 def _same(mine: Node, there: Node) -> bool:

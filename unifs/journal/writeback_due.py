@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Iterable
 
-    import trio
-
     from unifs.errors import UnifsError
     from unifs.journal.writeback_order import Step
 
@@ -42,17 +40,21 @@ class Due:
     error: UnifsError | None = None
     is_urgent: bool = False
     is_quarantined: bool = False
-    #: The step that is on its way, and what ends it.
+    #: The step that is on its way.
     step: Step | None = None
-    scope: trio.CancelScope | None = None
     #: Others that wait for this one's object to move.
     waiters: set[int] = field(default_factory=set)
 
     def pause_s(self, error: UnifsError, chance: random.Random) -> float:
-        """How long to wait before the next attempt; never less than the backend asks for."""
+        """How long to wait before the next attempt; never less than the backend asks for.
+
+        ``retry_after_s`` is the least, ``within_s`` the most that the error says.
+        """
         pause = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(self.attempts, 16))
         pause *= chance.uniform(0.5, 1.0)
-        asked = error.context.get("retry_after_s")
+        most, asked = error.context.get("within_s"), error.context.get("retry_after_s")
+        if isinstance(most, int | float):
+            pause = min(pause, float(most))
         return max(pause, float(asked)) if isinstance(asked, int | float) else pause
 
 

@@ -8,7 +8,8 @@ the calls follows from the same comparison:
 * a directory exists at its place before anything is put into it, and moves before its children do;
 * a name that another object still holds at the backend is left by that object first; a file that
   is gone from the tree is replaced in one call;
-* a directory is removed after everything below it is gone;
+* a directory is removed after everything below it is gone, and neither removed nor moved while
+  something that was removed may still arrive in it;
 * where objects wait for each other in a ring (an exchange), one of them steps aside.
 
 Pure: it asks ``Objects`` and changes nothing.
@@ -120,6 +121,10 @@ class Objects(Protocol):
 
     def below(self, path: str, limit: int) -> list[int]: ...
 
+    def late(self, path: str) -> int:
+        """A nameless inode of which something may still arrive below a directory, 0 for none."""
+        ...
+
     def heir(self, path: str) -> int:
         """The inode that the tree has where the backend has ``path``, 0 for none."""
         ...
@@ -168,6 +173,9 @@ class Order:
         # Children whose paths lie below must leave first, whether they moved or are gone too.
         for child in self._objects.below(known.path, 1):
             return Blocked(child)
+        late = self._objects.late(known.path)
+        if late:
+            return Blocked(late)
         if known.version is not None:
             heir = self._objects.heir(known.path)
             if heir and self._takes_over(heir, known.path):
@@ -218,6 +226,9 @@ class Order:
 
     def _move(self, ino: int, known: Known, wanted: Wanted, place: str) -> Step | Blocked:
         assert known.path is not None
+        late = self._objects.late(known.path) if wanted.is_directory else 0
+        if late:
+            return Blocked(late)
         there = self._objects.at(place)
         replaced = None
         if there and there != ino:

@@ -16,6 +16,8 @@ from unifs.vfs.remoterows import TOLD, content_key
 from unifs.vfs.tree import ATTRIBUTES
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from unifs.vfs.remotevolume import RemoteVolume
 
 NAMED = "select op,parent,data from journal where ino=? and state is not null order by seq desc"
@@ -41,6 +43,13 @@ class Places:
 
     def below(self, path: str, limit: int) -> list[int]:
         return self.remotes.below(path, limit)
+
+    def attempting(self, path: str) -> Collection[int]:
+        return self.volume.attempts.at(path)
+
+    def late(self, path: str) -> int:
+        found = (ino for ino in self.volume.attempts.below(path) if self.wanted(ino) is None)
+        return next(found, 0)
 
     def heir(self, path: str) -> int:
         above, _, name = path.rpartition("/")

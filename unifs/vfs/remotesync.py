@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from unifs.errors import Stale
 from unifs.journal.content import REMOTE, SYMLINK, large_id, remote_blob
 from unifs.journal.log import Op
-from unifs.journal.writeback_calls import Upload
 from unifs.journal.writeback_due import Journal
 from unifs.journal.writeback_order import NOWHERE
+from unifs.journal.writeback_tree import Upload
 from unifs.types import Node, SetAttributes, Version
 from unifs.vfs.remoteconflict import keep_both, take_ours, take_theirs
 from unifs.vfs.remotedrop import drop
@@ -49,6 +49,10 @@ BEGIN = (
     "insert into remote(ino,mount,version,checked_ns,listing,listed_ns,local,attempt,content)"
     " values(?,?,'',0,0,0,1,?,?)"
     " on conflict(ino) do update set attempt=excluded.attempt,content=excluded.content"
+)
+DISOWN = (
+    "insert into remote(ino,mount,version,checked_ns,listing,listed_ns,local,attempt,content)"
+    " select ?,mount,'',0,0,0,1,attempt,content from remote where ino=?"
 )
 END = "update remote set attempt=null,content=null where ino=?"
 PLACE = (
@@ -87,14 +91,18 @@ class RemoteSync(Places, Journal):
             await flusher.flush()
 
     async def upload(self, ino: int) -> Upload | None:
-        """The inode's bytes, committed, off any overlay, durable; None where they changed again."""
+        """The inode's bytes, committed, off any overlay, durable; None where they changed again.
+
+        Stale where they were the backend's own and nothing stands there any more.
+        """
         inode = self.volume.hot_or_row(ino)
         if inode is None or inode.is_gone:
             return None
         await complete(self._freeze, inode)
         content, blob, mark = inode.content, inode.stored, inode.unsynced_bytes
         if blob and blob[0] == REMOTE:
-            assert inode.path is not None
+            if inode.path is None:
+                raise Stale("its bytes were only at the backend, which does not have them any more")
             mount = self.volume.mount
             source = MountReader(mount, inode.path, inode.version, inode.attributes.st_size)
             return Upload(source, blob, blob)
@@ -154,6 +162,15 @@ class RemoteSync(Places, Journal):
 
     def end(self, ino: int) -> None:
         self._commit_ended(ino, [])
+
+    def disown(self, ino: int) -> None:
+        attempt = (self.known(ino) or NOWHERE).attempt
+        assert attempt is not None
+        other = self.tree.new_ino()
+        record = self.volume.log.row(Op.UNLINK, other, 0, b"")
+        self.tree.commit([(DISOWN, (other, ino)), (END, (ino,)), record])
+        self.attempts.end(ino)
+        self.attempts.add(other, attempt, None)
 
     def _commit_ended(self, ino: int, batch: Batch) -> None:
         """Commit; an attempt of the inode has ended with it."""
@@ -330,7 +347,10 @@ class RemoteSync(Places, Journal):
         if row is None or row[3] is not None:
             return
         known = self.known(ino) or NOWHERE
-        if self.conflicts == "ours" and stat.S_IFMT(node.mode) != stat.S_IFDIR:
+        if known.path == path and row[5][:1] == bytes((REMOTE,)):
+            # Only attributes were changed here; the bytes that they are of are gone.
+            take_theirs(self, ino, path, node)
+        elif self.conflicts == "ours" and stat.S_IFMT(node.mode) != stat.S_IFDIR:
             take_ours(self, ino, path, node)
         elif self.conflicts == "theirs" and known.path in (None, path):
             take_theirs(self, ino, path, node)

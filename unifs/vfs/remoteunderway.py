@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from unifs.journal.writeback_order import Attempt
 
 
@@ -19,21 +21,23 @@ class Attempts:
     """Changes of unknown outcome, by inode and path."""
 
     def __init__(self) -> None:
-        self._by_path: dict[str, int] = {}
+        self._by_path: dict[str, set[int]] = {}
         #: Of those that are renames: inode -> both paths.
         self._moving: dict[int, tuple[str, str]] = {}
         self._ended = trio.Event()
 
     def add(self, ino: int, attempt: Attempt, path: str | None) -> None:
         """A change begins; ``path`` is where the backend holds the inode, if it does."""
-        self._by_path[attempt.path] = ino
+        self._by_path.setdefault(attempt.path, set()).add(ino)
         if attempt.verb == "rename" and path is not None:
             self._moving[ino] = (path, attempt.path)
 
     def end(self, ino: int) -> None:
         """The outcome of whatever was attempted with an inode is known."""
-        for path in [path for path, held in self._by_path.items() if held == ino]:
-            del self._by_path[path]
+        for path in [path for path, held in self._by_path.items() if ino in held]:
+            self._by_path[path].discard(ino)
+            if not self._by_path[path]:
+                del self._by_path[path]
         if self._moving.pop(ino, None) is not None:
             self._ended.set()
             self._ended = trio.Event()
@@ -41,6 +45,16 @@ class Attempts:
     def is_at(self, path: str) -> bool:
         """Whether what stands at ``path`` is perhaps ours, without our knowing."""
         return path in self._by_path
+
+    def at(self, path: str) -> Collection[int]:
+        """The inodes that have an attempt at ``path``."""
+        return self._by_path.get(path, ())
+
+    def below(self, path: str) -> Iterator[int]:
+        """The inodes that have an attempt below a directory."""
+        for place, held in self._by_path.items():
+            if place.startswith(f"{path}/"):
+                yield from held
 
     def is_moving(self, path: str) -> bool:
         """Whether a rename that has not ended moves what stands at ``path``, or goes there."""

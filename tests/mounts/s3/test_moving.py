@@ -10,7 +10,7 @@ import trio
 from tests.contract.cancelling import is_reached
 from tests.contract.subjects import Bytes
 from tests.contract.test_reading import scanned
-from unifs.errors import Conflict, NotEmpty, NotFound
+from unifs.errors import Conflict, NotEmpty, NotFound, Unreachable
 from unifs.mounts.s3 import moving
 from unifs.mounts.s3.removing import BATCH_MIN
 from unifs.types import Change, Version
@@ -85,6 +85,81 @@ async def test_what_somebody_changes_while_it_moves_is_not_lost(
     await world.mount.rename("old", "new", "t1")
     assert changed
     assert world.get("new/2") == b"theirs"
+    assert not [key for key in world.listed() if key.startswith("old")]
+
+
+async def cut_off(world: World, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """Rename old to new; it ends after ``key`` was copied and before it was deleted."""
+    delete = world.mount._removing.delete_version
+
+    async def broken(place, version):  # type: ignore[no-untyped-def]
+        if place[1] == key:
+            raise Unreachable("cut off")
+        return await delete(place, version)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.mount._removing, "delete_version", broken)
+        with pytest.raises(Unreachable):
+            await world.mount.rename("old", "new", "t1")
+
+
+async def test_what_somebody_stores_at_the_new_place_stays_when_the_move_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = seeded(world, "old", 4)
+    version = world.head("old/2")["ETag"].strip('"')
+    await cut_off(world, monkeypatch, "old/2")
+    assert {"old/2", "new/2"} <= set(world.listed())
+    world.put("new/2", b"theirs")
+    after_restart = world.another()
+    await after_restart.rename("old", "new", "t1")
+    after_restart.service.close()
+    there = {key: world.get(key) for key in world.listed()}
+    assert there == {"new/": b"", "new/2": b"theirs", f"new/2.conflict-{version[:8]}": b"2"} | {
+        f"new/{name}": data for name, data in below.items() if name != "2"
+    }
+
+
+async def test_what_was_copied_is_not_copied_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = seeded(world, "old", 4)
+    await cut_off(world, monkeypatch, "old/2")
+    stored = world.head("new/2")["LastModified"]
+    after_restart = world.another()
+    copied, keys = after_restart._moving._copied, []
+
+    async def noted(source, version, target, headers):  # type: ignore[no-untyped-def]
+        keys.append(target[1])
+        return await copied(source, version, target, headers)
+
+    monkeypatch.setattr(after_restart._moving, "_copied", noted)
+    await after_restart.rename("old", "new", "t1")
+    after_restart.service.close()
+    assert "new/2" not in keys
+    assert world.head("new/2")["LastModified"] == stored
+    assert {key for key in world.listed() if key != "new/"} == {f"new/{name}" for name in below}
+
+
+async def test_what_somebody_stores_ahead_of_a_move_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "PAGE_KEYS", 2)
+    seeded(world, "old")
+    copied = world.mount._moving._copied
+    theirs = []
+
+    async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
+        made = await copied(source, version, target, headers)
+        if not theirs:
+            theirs.append(world.put("new/sub/5", b"theirs"))
+        return made
+
+    monkeypatch.setattr(world.mount._moving, "_copied", overtaken)
+    await world.mount.rename("old", "new", "t1")
+    assert world.get("new/sub/5") == b"theirs"
+    (beside,) = [key for key in world.listed() if ".conflict-" in key]
+    assert world.get(beside) == b"5"
     assert not [key for key in world.listed() if key.startswith("old")]
 
 

@@ -4,12 +4,15 @@ The look is a PUT with an ``If-Match`` that cannot match, to a key of a random n
 exist. A service that honours it refuses and stores nothing. One that does not stores an empty
 object, on which the other conditions are tried before it is removed. Where a condition is not
 kept, ``writing`` looks before it writes; between the two somebody else may write.
+
+An object that a killed daemon left behind is shown to nobody (``names.is_probe``) and swept by a
+later one.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,17 +20,21 @@ import trio
 
 from unifs.errors import Conflict, InvalidArgument, NotFound, UnifsError, Unsupported
 from unifs.mounts.s3.encryption import key_headers
+from unifs.mounts.s3.names import PROBE, is_probe, new_probe
+from unifs.mounts.s3.objects import if_match
 from unifs.mounts.s3.service import Request
+from unifs.types import Version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
-    from unifs.mounts.s3.service import Service
+    from unifs.mounts.s3.objects import Objects
 
 log = logging.getLogger(__name__)
 
 BUCKETS_MAX: Final = 1024
-PROBE: Final = ".unifs-probe-"
+#: A probe so old is nobody's any more; it lives for three requests.
+LEFT_S: Final = 3600.0
 NEVER: Final = '"unifs-never"'
 
 
@@ -52,14 +59,15 @@ class Conditions:
     """What was found out so far. Belongs to the event loop's thread."""
 
     def __init__(
-        self, service: Service, prefix: str, found: Callable[[str, Honoured], None]
+        self, objects: Objects, prefix: str, found: Callable[[str, Honoured], None]
     ) -> None:
         """``found`` hears of each bucket once."""
-        self._service = service
+        self._objects = objects
+        self._service = objects.service
         self._prefix = prefix
         self._found = found
         self._known: dict[str, Honoured] = {}
-        self._looking = trio.Lock()
+        self._locks: dict[str, trio.Lock] = {}
 
     def known(self) -> dict[str, Honoured]:
         """Bucket -> what it honours, where that is known."""
@@ -70,7 +78,7 @@ class Conditions:
         found = self._known.get(bucket)
         if found is not None:
             return found
-        async with self._looking:
+        async with self._lock(bucket):
             found = self._known.get(bucket)
             if found is None:
                 found = await self._look(bucket)
@@ -80,8 +88,39 @@ class Conditions:
                 self._found(bucket, found)
         return found
 
+    def _lock(self, bucket: str) -> trio.Lock:
+        """One object at a time is tried on in a bucket."""
+        if bucket not in self._locks and len(self._locks) >= BUCKETS_MAX:
+            self._locks = {held: lock for held, lock in self._locks.items() if lock.locked()}
+        return self._locks.setdefault(bucket, trio.Lock())
+
+    @asynccontextmanager
+    async def probe(self, bucket: str) -> AsyncIterator[str]:
+        """The key of an object to try something on, alone in its bucket; removed in the end."""
+        async with self._lock(bucket):
+            key = self._prefix + new_probe()
+            try:
+                yield key
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                    await self._remove(bucket, key)
+
+    async def sweep(self, bucket: str, now_s: float) -> int:
+        """Remove the probes that earlier daemons left; how many there were."""
+        page = await self._objects.page(bucket, {"prefix": self._prefix + PROBE})
+        count = 0
+        for found in page.objects:
+            is_old = now_s - found.mtime_ns / 1e9 >= LEFT_S
+            if is_old and not found.size_bytes and is_probe(found.key[len(self._prefix) :]):
+                headers = {}
+                if (await self.of(bucket)).removing:
+                    headers = {"if-match": if_match(Version(found.etag))}
+                await self._service.call(Request("DELETE", bucket, found.key, headers=headers))
+                count += 1
+        return count
+
     async def _look(self, bucket: str) -> Honoured:
-        key = f"{self._prefix}{PROBE}{secrets.token_hex(8)}"
+        key = self._prefix + new_probe()
         is_there = False
         try:
             replacing = await self._is_refused("PUT", bucket, key, {"if-match": NEVER})

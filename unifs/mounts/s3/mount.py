@@ -75,7 +75,7 @@ class S3Mount(Mount):
         self.control = Control(options, credentials, self._blocking)
         self._objects = Objects(self.service)
         self._reading = Reading(self._objects, self.places)
-        self._conditions = Conditions(self.service, self.places.prefix, self._found)
+        self._conditions = Conditions(self._objects, self.places.prefix, self._found)
         self._writing = Writing(self._reading, self._conditions, self._blocking)
         self._multipart = Multipart(self._writing)
         self._removing = Removing(self._reading, self._conditions)
@@ -190,6 +190,18 @@ class S3Mount(Mount):
     def _found(self, bucket: str, honoured: Honoured) -> None:
         self.is_conditional = self.is_conditional and honoured.is_all
         log.info("conditions: mount=%s bucket=%s honoured=%s", self.name, bucket, honoured)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._sweep_probes, bucket)
+
+    async def _sweep_probes(self, bucket: str) -> None:
+        try:
+            count = await self._conditions.sweep(bucket, self._now_s())
+        except UnifsError as error:
+            # Nobody waits for it; the next start of the daemon sweeps again.
+            log.info("no sweep: mount=%s bucket=%s error=%s", self.name, bucket, error)
+            return
+        if count:
+            log.info("probes removed: mount=%s bucket=%s count=%d", self.name, bucket, count)
 
     # --- for control operations -------------------------------------------------------------------
 

@@ -4,11 +4,13 @@ S3 renames nothing and changes no metadata: it copies, and what was there is del
 directory's rename first puts the marker of the new one with the change's token, then copies and
 deletes page by page: after a crash the token says that what stands there is ours, and what is left
 at the old place says what is to be done. Nothing is deleted that somebody changed after it was
-copied; it is copied again.
+copied; it is copied again. What somebody stored at the new place meanwhile stays there: a listing
+before each page of copies shows it.
 """
 
 from __future__ import annotations
 
+import logging
 import stat
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -31,6 +33,7 @@ from unifs.mounts.s3.attributes import (
     token_in,
     told,
     version_in,
+    was,
     write_headers,
 )
 from unifs.mounts.s3.encryption import key_headers, source_key_headers
@@ -48,12 +51,18 @@ if TYPE_CHECKING:
     from unifs.mounts.s3.writing import Place, Writing
     from unifs.types import SetAttributes
 
+log = logging.getLogger(__name__)
+
 #: One CopyObject takes no more; above it is UploadPartCopy.
 COPY_MAX_BYTES: Final = 5 << 30
 PAGE_KEYS: Final = 1000
 COPIES_MAX: Final = 32
 #: Rounds of a directory's rename in which everything that was copied was changed again by somebody.
 ROUNDS_MAX: Final = 10
+#: So many of them are known to be ours in the next round.
+KEPT_MAX: Final = 10_000
+#: What is moved goes beside what somebody put there meanwhile: this and the start of its version.
+CONFLICT: Final = ".conflict-"
 
 
 class Moving:
@@ -206,8 +215,9 @@ class Moving:
         if not target[1].endswith("/") or not source[1].endswith("/"):
             raise InvalidArgument("a part of a key cannot be renamed")
         await self._begin_directory(source, target, new_path, token)
+        way = _Way(source, target)
         for _ in range(ROUNDS_MAX):
-            if not await self._move_below(source, target):
+            if not await self._move_below(way):
                 break
         else:
             raise TryAgain(f"somebody keeps changing {path!r}")
@@ -233,9 +243,9 @@ class Moving:
         said = {**({} if headers is None else copied(headers)), **marker_headers(token)}
         await self._directories.mark(*target, said, is_new=there is None)
 
-    async def _move_below(self, source: Place, target: Place) -> bool:
+    async def _move_below(self, way: _Way) -> bool:
         """Copy and delete everything below but the marker; whether there was anything."""
-        bucket, prefix = source
+        bucket, prefix = way.source
         had_any = False
         after = prefix
         while True:
@@ -244,27 +254,79 @@ class Moving:
             found = [one for one in page.objects if one.key != prefix]
             if found:
                 had_any = True
+                there = await self._there(way, after, found[-1].key)
                 await all_of(
-                    COPIES_MAX, [partial(self._move, one, source, target) for one in found]
+                    COPIES_MAX,
+                    [partial(self._move, one, way, there.get(way.new(one.key))) for one in found],
                 )
             if not page.is_truncated or not page.objects:
                 return had_any
             after = page.objects[-1].key
 
-    async def _move(self, found: Listed, source: Place, target: Place) -> None:
-        old = (source[0], found.key)
-        new = (target[0], target[1] + found.key[len(source[1]) :])
+    async def _there(self, way: _Way, after: str, last: str) -> dict[str, Listed]:
+        """What stands at the new places of the keys behind ``after``, up to ``last``."""
+        bucket, prefix = way.target
+        after, last = way.new(after), way.new(last)
+        there: dict[str, Listed] = {}
+        while True:
+            query = {"prefix": prefix, "max-keys": str(PAGE_KEYS), "start-after": after}
+            page = await self._objects.page(bucket, query)
+            there |= {one.key: one for one in page.objects if one.key <= last}
+            if not page.is_truncated or not page.objects or page.objects[-1].key >= last:
+                return there
+            after = page.objects[-1].key
+
+    async def _move(self, found: Listed, way: _Way, there: Listed | None) -> None:
+        old = (way.source[0], found.key)
+        new = (way.target[0], way.new(found.key))
         version = Version(found.etag)
+        headers = None
         if "-" in version or self._options.encryption or found.size_bytes > COPY_MAX_BYTES:
             headers = await self._objects.head(*old)
             if headers is None:
                 return
             version = version_in(headers)
-            await self.copy(old, headers, new, {})
+        if there is not None:
+            if await self._is_copy(new, there, version):
+                await self._removing.delete_version(old, version)
+                return
+            if way.kept.get(new[1]) != there.etag:
+                new = (new[0], f"{new[1]}{CONFLICT}{version[:8]}")
+                log.warning("somebody's object stays: key=%r ours=%r", there.key, new[1])
+        if headers is not None:
+            made = await self.copy(old, headers, new, {})
         else:
             try:
                 made = await self._copied(old, version, new, write_headers(self._options))
             except NotFound:
                 return
             self._objects.remember(new, version, made)
-        await self._removing.delete_version(old, version)
+        if not await self._removing.delete_version(old, version):
+            way.keep(new[1], made)
+
+    async def _is_copy(self, new: Place, there: Listed, version: Version) -> bool:
+        """Whether an earlier try put there what is to be there."""
+        if there.etag == version or (there.key.endswith("/") and not there.size_bytes):
+            return True
+        headers = await self._objects.head(*new)
+        return headers is not None and version in was(headers)
+
+
+class _Way:
+    """From one directory to another."""
+
+    def __init__(self, source: Place, target: Place) -> None:
+        self.source = source
+        self.target = target
+        #: New keys, and the version copied there, whose old object was changed meanwhile: they
+        #: are ours to replace.
+        self.kept: dict[str, Version] = {}
+
+    def new(self, key: str) -> str:
+        """Where a key of the old directory goes."""
+        return self.target[1] + key[len(self.source[1]) :]
+
+    def keep(self, key: str, version: Version) -> None:
+        """The old object is to be copied again."""
+        if len(self.kept) < KEPT_MAX:
+            self.kept[key] = version

@@ -27,6 +27,7 @@ Pure functions; ``mount`` and ``listing`` call them.
 from __future__ import annotations
 
 import re
+import secrets
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import InvalidArgument, NameTooLong, NotFound
@@ -210,6 +211,23 @@ def _bounded(key: str) -> str:
     return key
 
 
+# --- keys of our own ------------------------------------------------------------------------------
+
+#: Objects on which it is tried what a service heeds, beside the first keys of a mount.
+PROBE: Final = ".unifs-probe-"
+_PROBE = re.compile(re.escape(PROBE) + "[0-9a-f]{16}")
+
+
+def new_probe() -> str:
+    """A name that nobody else has."""
+    return PROBE + secrets.token_hex(8)
+
+
+def is_probe(name: str) -> bool:
+    """Whether a name at the top of a mount is such an object's: it is never shown."""
+    return _PROBE.fullmatch(name) is not None
+
+
 # --- the mount's root -----------------------------------------------------------------------------
 
 
@@ -237,6 +255,8 @@ class Places:
     def object_at(self, path: str) -> tuple[str, str]:
         """Bucket and key of the object at ``path``."""
         bucket, rest = self.split(path)
+        if is_probe(rest):
+            raise InvalidArgument(f"{rest!r} is a name that unifs tries services with")
         key = _bounded(self.prefix + key_of(rest))
         if not key:
             raise InvalidArgument(f"{path!r} would be an object without a key")

@@ -51,7 +51,5 @@ class S3Options:
     checksum: Literal["none", "crc32c", "sha256"] = "none"
     #: Keep modes, owners, times and symlinks in object metadata as rclone and s3fs do.
     keeps_attributes: bool = False
-    #: Keep the content's CID in object metadata.
-    keeps_cid: bool = False
     #: Requests to the service at a time.
     parallel_max: int = 64

@@ -28,7 +28,14 @@ from unifs.errors import (
 from unifs.mounts.s3.attributes import DIRECTORY, directory_in, node_in, target_in
 from unifs.mounts.s3.directories import Directories
 from unifs.mounts.s3.listing import records
-from unifs.mounts.s3.names import ESCAPE, is_beside_object, is_part, names_of, parts_of
+from unifs.mounts.s3.names import (
+    ESCAPE,
+    is_beside_object,
+    is_part,
+    is_probe,
+    names_of,
+    parts_of,
+)
 from unifs.mounts.s3.parallel import all_of
 from unifs.mounts.s3.service import Request
 from unifs.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, Entry, Node, Page, Version
@@ -162,6 +169,7 @@ class Reading:
             is_marked = bool(page.objects) and page.objects[0].key == prefix
             self.directories.seen(path, is_marked)
         shown = _Shown(path, prefix, cursor.objects)
+        shown.is_top = prefix == self.places.prefix
         entries = list(shown.entries(page))
         if self._is_keeping:
             entries = await self._with_attributes(bucket, prefix, entries)
@@ -232,6 +240,8 @@ class _Shown:
         self._cut = prefix.rfind("/") + 1 if self._parts else len(prefix)
         self._objects = set(objects)
         self.directory = path
+        #: Probes lie here.
+        self.is_top = False
 
     def entries(self, page: KeyPage) -> Iterator[tuple[Entry, str]]:
         """Each entry, and the key to ask for its attributes ("": none)."""
@@ -240,6 +250,8 @@ class _Shown:
             if found.key == self._prefix and found.size_bytes == 0:
                 continue
             segment = self._segment(found.key)
+            if self.is_top and is_probe(segment):
+                continue
             self._objects.add(segment)
             names = names_of(segment)
             if names[: self._parts] != self._above:

@@ -12,7 +12,6 @@ import base64
 import hashlib
 import logging
 import re
-import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +22,7 @@ from unifs.errors import (
     UnifsError,
 )
 from unifs.mounts.s3.attributes import version_in, was
-from unifs.mounts.s3.conditions import NEVER, PROBE
+from unifs.mounts.s3.conditions import NEVER
 from unifs.mounts.s3.errors import Refusal
 from unifs.mounts.s3.listing import escaped, quoted_etag, records
 from unifs.mounts.s3.objects import if_match
@@ -97,13 +96,16 @@ class Removing:
         except NotFound:
             return
 
-    async def delete_version(self, place: Place, version: Version) -> None:
-        """Delete an object if it is still that version; what somebody changed stays."""
+    async def delete_version(self, place: Place, version: Version) -> bool:
+        """Delete an object if it is still that version; False: somebody changed it, it stays."""
         try:
             honoured = await self.conditions.of(place[0])
             await self._delete(place, version if honoured.removing else None)
-        except (Conflict, NotFound):
-            return
+        except Conflict:
+            return False
+        except NotFound:
+            return True
+        return True
 
     async def _delete(self, place: Place, base: Version | None) -> None:
         headers = {} if base is None else {"if-match": if_match(base)}
@@ -208,19 +210,17 @@ class Removing:
 
     async def _heeds_etags(self, bucket: str) -> bool:
         """Whether DeleteObjects spares an object (our own, made for this) of another ETag."""
-        known = self._batches.get(bucket)
-        if known is None:
-            key = f"{self.reading.places.prefix}{PROBE}{secrets.token_hex(8)}"
-            try:
-                await self.service.call(
-                    Request("PUT", bucket, key, headers=dict(self.objects.key_headers))
-                )
-                refused = await self._delete_objects(bucket, [(key, NEVER.strip('"'))])
-                known = key in refused
-                if known:
-                    await self.service.call(Request("DELETE", bucket, key))
-            except UnifsError as error:
-                log.debug("no deletes in batches: bucket=%s error=%s", bucket, error)
-                return False
-            self._batches[bucket] = known
-        return known
+        if bucket in self._batches:
+            return self._batches[bucket]
+        try:
+            async with self.conditions.probe(bucket) as key:
+                # Of two who ask at once, the second finds it said.
+                if bucket not in self._batches:
+                    headers = dict(self.objects.key_headers)
+                    await self.service.call(Request("PUT", bucket, key, headers=headers))
+                    refused = await self._delete_objects(bucket, [(key, NEVER.strip('"'))])
+                    self._batches[bucket] = key in refused
+        except UnifsError as error:
+            log.debug("no deletes in batches: bucket=%s error=%s", bucket, error)
+            return False
+        return self._batches[bucket]

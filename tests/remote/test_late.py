@@ -1,0 +1,213 @@
+"""Uploads that were cut off and arrive later: nothing removed comes back."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.mounts.remote import RemoteMount
+from tests.remote.system import RemoteSystem
+from tests.remote.test_random import everything, shown
+from tests.vfs import invariants
+from unifs.errors import UnifsError, Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+    from unifs.mounts.base import ContentReader
+    from unifs.types import Node, Version
+
+#: When what was cut off arrives: before or after the tree looks for it the first time.
+LATE_S = (0.1, 5.0, 50.0)
+PIECE_BYTES = 1 << 20
+
+
+class LateMount(RemoteMount):
+    """While ``late_s`` is set, what is stored gets no answer and happens so much later."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        super().__init__()
+        self._nursery = nursery
+        self.late_s: float | None = None
+        self.arrived = 0
+
+    async def put(
+        self, path: str, content: ContentReader, base: Version | None, token: str
+    ) -> Node:
+        if self.late_s is None:
+            return await super().put(path, content, base, token)
+        self._nursery.start_soon(self._arrive, super().put, path, content, base, token)
+        raise Unreachable("cut off")
+
+    async def make(self, path: str, node: Node, token: str) -> Node:
+        if self.late_s is None:
+            return await super().make(path, node, token)
+        self._nursery.start_soon(self._arrive, super().make, path, node, token)
+        raise Unreachable("cut off")
+
+    async def _arrive(self, store: object, *arguments: object) -> None:
+        assert self.late_s is not None
+        await trio.sleep(self.late_s)
+        with suppress(UnifsError):
+            await store(*arguments)  # type: ignore[operator]
+            self.arrived += 1
+
+
+@asynccontextmanager
+async def late_system(path: Path) -> AsyncIterator[tuple[RemoteSystem, LateMount]]:
+    async with trio.open_nursery() as nursery:
+        mount = LateMount(nursery)
+        async with RemoteSystem(path / "state", mount) as system:
+            yield system, mount
+
+
+async def ended(system: RemoteSystem, mount: LateMount) -> dict[str, bytes | None]:
+    """What is there when all that was late has arrived; the tree shows the same."""
+    await system.sync()
+    await trio.sleep(120)
+    await system.sync()
+    assert await shown(system) == everything(mount)
+    invariants.check(system)
+    return everything(mount)
+
+
+@pytest.mark.parametrize("late_s", LATE_S)
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_a_removed_file(
+    clock: MockClock, tmp_path: Path, late_s: float, is_killed: bool
+) -> None:
+    async with late_system(tmp_path) as (system, mount):
+        mount.late_s = late_s
+        await system.write("a", b"x")
+        await trio.sleep(2.01)
+        mount.late_s = None
+        await system.unlink("a")
+        if is_killed:
+            await system.kill()
+        assert await ended(system, mount) == {}
+        assert mount.arrived == 1
+
+
+@pytest.mark.parametrize("late_s", LATE_S)
+async def test_a_removed_file_in_a_removed_directory(
+    clock: MockClock, tmp_path: Path, late_s: float
+) -> None:
+    async with late_system(tmp_path) as (system, mount):
+        await system.mkdir("d")
+        await system.sync()
+        mount.late_s = late_s
+        await system.write("d/a", b"x")
+        await trio.sleep(2.01)
+        mount.late_s = None
+        await system.unlink("d/a")
+        await system.rmdir("d")
+        assert await ended(system, mount) == {}
+        assert mount.arrived == 1
+        assert [call for call in mount.calls if call[0] == "remove"] == [
+            ("remove", "d/a"),
+            ("remove", "d"),
+        ]
+
+
+@pytest.mark.parametrize("late_s", LATE_S)
+async def test_a_removed_file_in_a_renamed_directory(
+    clock: MockClock, tmp_path: Path, late_s: float
+) -> None:
+    async with late_system(tmp_path) as (system, mount):
+        await system.mkdir("d")
+        await system.sync()
+        mount.late_s = late_s
+        await system.write("d/a", b"x")
+        await trio.sleep(2.01)
+        mount.late_s = None
+        await system.unlink("d/a")
+        await system.rename("d", "e")
+        assert await ended(system, mount) == {"e": None}
+        assert mount.arrived == 1
+
+
+@pytest.mark.parametrize("late_s", LATE_S)
+async def test_a_removed_directory(clock: MockClock, tmp_path: Path, late_s: float) -> None:
+    async with late_system(tmp_path) as (system, mount):
+        mount.late_s = late_s
+        await system.mkdir("d")
+        await trio.sleep(2.01)
+        mount.late_s = None
+        await system.rmdir("d")
+        assert await ended(system, mount) == {}
+        assert mount.arrived == 1
+
+
+@pytest.mark.parametrize("late_s", LATE_S)
+async def test_a_renamed_file_goes_on_at_once(
+    clock: MockClock, tmp_path: Path, late_s: float
+) -> None:
+    async with late_system(tmp_path) as (system, mount):
+        mount.late_s = late_s
+        await system.write("a", b"x")
+        await trio.sleep(2.01)
+        mount.late_s = None
+        await system.rename("a", "b")
+        with trio.fail_after(10):
+            await system.volume.writeback.sync([(await system.stat("b")).ino])
+        assert mount.content("b") == b"x"
+        assert await ended(system, mount) == {"b": b"x"}
+        assert mount.arrived == 1
+
+
+@pytest.mark.parametrize("late_s", [0.001, *LATE_S])
+async def test_another_file_in_its_place(clock: MockClock, tmp_path: Path, late_s: float) -> None:
+    async with late_system(tmp_path) as (system, mount):
+        mount.late_s = late_s
+        await system.write("a", b"x")
+        await trio.sleep(2.01)
+        mount.late_s = None
+        await system.unlink("a")
+        await system.write("a", b"new")
+        assert await ended(system, mount) == {"a": b"new"}
+
+
+async def test_an_upload_that_was_never_heard_of_is_forgotten_after_a_while(
+    clock: MockClock, tmp_path: Path
+) -> None:
+    async with late_system(tmp_path) as (system, mount):
+        mount.fail("put", Unreachable())
+        await system.write("a", b"x")
+        await trio.sleep(2.01)
+        await system.unlink("a")
+        start = trio.current_time()
+        await system.sync()
+        assert 50 < trio.current_time() - start < 65
+        assert system.volume.statistics()["waiting"] == 0
+
+
+class InPieces(RemoteMount):
+    """Takes a second for each MiB that it is sent."""
+
+    async def put(
+        self, path: str, content: ContentReader, base: Version | None, token: str
+    ) -> Node:
+        for offset in range(0, content.size_bytes, PIECE_BYTES):
+            await content.read(offset, PIECE_BYTES)
+            await trio.sleep(1)
+        return await super().put(path, content, base, token)
+
+
+async def test_an_upload_of_which_bytes_are_missing_is_stopped(
+    clock: MockClock, tmp_path: Path
+) -> None:
+    mount = InPieces()
+    async with RemoteSystem(tmp_path / "state", mount) as system:
+        await system.write("a", bytes(20 * PIECE_BYTES))
+        await trio.sleep(5)
+        assert system.volume.statistics()["running"] == 1
+        await system.unlink("a")
+        with trio.fail_after(5):
+            await system.sync()
+        assert mount.count("put") == 0
