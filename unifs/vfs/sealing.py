@@ -367,6 +367,8 @@ class Sealer:
         content.extents, content.cid, content.leaves = job.extents, job.cid, bytes(job.leaves)
         content.verified = bytearray(b"\1" * (len(job.leaves) // 32))
         content.state, content.base = SEALED, None
+        if inode.content is content:
+            inode.acknowledged = None
         if job.own not in names:
             self.writer.dead_containers.add(job.own)
         self.sealed += 1

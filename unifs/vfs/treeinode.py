@@ -18,6 +18,7 @@ class TreeInode(Inode):
     """A row of ``inode``, and what its writers have not committed yet."""
 
     __slots__ = (
+        "acknowledged",
         "changed_at",
         "content",
         "epoch",
@@ -53,6 +54,9 @@ class TreeInode(Inode):
         self.pending: tuple[int, bytes] | None = None
         #: The content column as it is in the database.
         self.stored = b""
+        #: What a power cut goes back to instead of ``stored``, which was committed on the way to
+        #: something else and is nothing that a call has acknowledged; None: ``stored`` itself.
+        self.acknowledged: bytes | None = None
         #: The content column of the last SYNC record that is known.
         self.synced: bytes | None = None
         #: ``stored`` decoded, at first use.

@@ -144,7 +144,7 @@ class TreeVolume(TreeRename):
         is_resized = changes.size_bytes not in (None, attributes.st_size)
         if is_resized and inode.is_dirty():
             # What is cut off or added can be undone only down to what is committed.
-            self.writer.commit(inode)
+            self.writer.commit(inode, is_interim=True)
         self.writer.ready(inode)
         if changes.mtime_ns is not None and stat.S_ISDIR(attributes.st_mode):
             # Recovery dates a directory by its records: what came before the new time has to stand

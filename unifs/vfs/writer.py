@@ -176,10 +176,12 @@ class Writer:
 
     # --- commit -----------------------------------------------------------------------------------
 
-    def commit(self, inode: TreeInode) -> None:
+    def commit(self, inode: TreeInode, is_interim: bool = False) -> None:
         """Rows for everything uncommitted of this inode; returns when they are committed.
 
         On failure (NoSpace, JournalFailed) the inode stays dirty and a later commit tries again.
+        ``is_interim``: the next commit follows at once, and what it makes takes the place of what
+        was acknowledged before this one.
         """
         if inode.is_gone:
             self._forgo(inode)
@@ -188,7 +190,10 @@ class Writer:
         content, blob = self.prepare(inode, batch)
         self.rows(inode, blob, batch)
         self.tree.commit(batch)
+        before = inode.stored if inode.acknowledged is None else inode.acknowledged
         self.committed(inode, content, blob)
+        if is_interim:
+            inode.acknowledged = before
 
     def ready(self, inode: TreeInode) -> None:
         """WouldBlock where a commit of this inode would wait; for who changes memory before it."""
@@ -295,7 +300,8 @@ class Writer:
             tree.keep_inode(batch, ino, inode.stored)
         batch.append((UPDATE_INODE, (inode.parent, tree.epoch, packed, blob, ino)))
         if blob != inode.stored or inode.overlay is not None:
-            data = pack_pair(inode.stored, blob)
+            before = inode.stored if inode.acknowledged is None else inode.acknowledged
+            data = pack_pair(before, blob)
             batch.append(log_.row(Op.CONTENT, ino, inode.parent, data))
         else:
             batch.append(log_.row(Op.SETATTR, ino, inode.parent, packed))
@@ -309,6 +315,7 @@ class Writer:
             inode.pending = None
         inode.epoch = self.tree.epoch
         inode.seq = self.log.seq
+        inode.acknowledged = None
         if inode.is_touched:
             inode.is_touched = False
             del self.touched[inode.ino]
