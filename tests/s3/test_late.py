@@ -29,13 +29,11 @@ def fast() -> MockClock:
     return MockClock(rate=RATE)
 
 
-@pytest.mark.parametrize("is_killed", [False, True])
 async def test_a_removed_file_does_not_come_back(
     fast: MockClock,
     s3_server: S3Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    is_killed: bool,
 ) -> None:
     bucket = s3_server.bucket()
     client = s3_server.client()
@@ -54,8 +52,6 @@ async def test_a_removed_file_does_not_come_back(
                 while not proxy.is_done:
                     await trio.lowlevel.checkpoint()
             await system.unlink("removed")
-            if is_killed:
-                await system.kill()
             await system.sync()
             await trio.sleep(2 * LATE_S)
             assert [seen.status for seen in proxy.seen if seen.fault == "late"] == [0, 200]
