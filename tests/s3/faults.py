@@ -27,6 +27,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import trio
 from trio.testing import MockClock
@@ -36,6 +37,7 @@ from tests.remote.test_random import PATHS, Run, shown
 from tests.servers.faultproxy import FaultProxy, Seeded
 from tests.servers.s3 import Weed
 from unifs.errors import DeadlineExceeded, NotFound, UnifsError, Unreachable
+from unifs.journal import writeback_sending
 from unifs.mounts.s3.mount import S3Mount
 from unifs.mounts.s3.options import Credentials, S3Options
 
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLOCK_RATE = 10.0
+#: How long cut-off uploads are looked for: here none arrives later than this (``KINDS``).
+LATE_S = 5.0
 #: Of the requests while faults are on.
 FAULT_RATE = 0.33
 STEPS_A_ROUND = 40
@@ -352,7 +356,8 @@ def short(tree: dict[str, bytes | None], path: str) -> str:
 def play(server: S3Server, place: Path, seed: int, faults: int) -> Campaign:
     """Run a campaign to its end."""
     campaign = Campaign(server, place, seed)
-    trio.run(campaign.run, faults, clock=MockClock(rate=CLOCK_RATE))
+    with mock.patch.object(writeback_sending, "LATE_S", LATE_S):
+        trio.run(campaign.run, faults, clock=MockClock(rate=CLOCK_RATE))
     return campaign
 
 

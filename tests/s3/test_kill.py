@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.fuse, pytest.mark.slow]
 
 @pytest.mark.parametrize(
     ("name", "after"),
-    [("upload", 1), ("upload", 5), ("upload", 10), ("rename", 2), ("rename", 900), ("removal", 1)],
+    [("upload", 1), ("upload", 10), ("rename", 2), ("rename", 900), ("removal", 1)],
 )
 def test_killed_in_the_middle(s3_server: S3Server, tmp_path: Path, name: str, after: int) -> None:
     scenario, last = SCENARIOS[name]

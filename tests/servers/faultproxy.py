@@ -38,6 +38,7 @@ Kind = Literal[
     "reset_before",  # the connection is reset; the server hears nothing
     "lose_answer",  # the server acts, then the connection is reset
     "cut_upload",  # the server gets the head and ``fraction`` of the body, then both sides are cut
+    "late",  # the connection is reset; the server hears the request ``seconds`` later
     "truncate",  # the answer ends (orderly) after ``fraction`` of its body
     "reset_body",  # the answer is reset after ``fraction`` of its body
     "stall",  # the answer stops after ``fraction`` of its body for ``seconds``, then resets
@@ -49,11 +50,12 @@ Kind = Literal[
     "skew",  # the request is refused as too skewed, with a Date ``seconds`` off
     "close_idle",  # answered well, then the connection closes unannounced
 ]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+#: What ``Seeded`` draws from. What comes late makes whoever waits for the end of faults wait, too.
+KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "late")
 ERROR = "<Error><Code>{}</Code><Message>a fault</Message></Error>"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: Faults that happen in place of the server's answer, after the request was read.
-INSTEAD = ("answer", "skew", "reset_before", "cut_upload")
+INSTEAD = ("answer", "skew", "reset_before", "cut_upload", "late")
 DRIPS = 16
 DRAIN_S = 1.0
 SEEN_MAX = 50_000
@@ -177,6 +179,7 @@ class FaultProxy:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=1024)
         self.endpoint = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(trio.serve_listeners, self._converse, [listener])
             try:
                 yield
@@ -190,6 +193,16 @@ class FaultProxy:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError, EndedError):
             while await exchange.serve_one():
                 pass
+
+    def ask_later(self, request: Head, body: bytes, seconds: float) -> None:
+        """The server hears a request whose client is gone."""
+
+        async def ask() -> None:
+            await trio.sleep(seconds)
+            answer, _ = await self.ask(request, body)
+            self.seen.append(Seen(request.method, request.target, "late", answer.status))
+
+        self._nursery.start_soon(ask)
 
     async def connect(self) -> trio.SocketStream:
         """A connection to the server; OSError if it is down."""
@@ -271,6 +284,8 @@ class _Exchange:
         """A request that the server never hears whole."""
         if fault.kind in ("answer", "skew"):
             return await self._tell(request, fault)
+        if fault.kind == "late":
+            self.proxy.ask_later(request, body, fault.seconds)
         if fault.kind == "cut_upload":
             # At least one byte is missing; a request without a body is cut off as a whole.
             kept = min(int(len(body) * fault.fraction), len(body) - 1)

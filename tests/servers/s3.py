@@ -16,6 +16,7 @@ import socket
 import sys
 import sysconfig
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -122,8 +123,13 @@ class S3Server:
 
     def bucket(self) -> str:
         """The name of a fresh, empty bucket."""
+        from botocore.exceptions import ConnectionClosedError
+
         self._buckets += 1
         name = f"bucket-{self._buckets:04}"
+        # The connection that an earlier test left may have been closed by the server meanwhile.
+        with suppress(ConnectionClosedError):
+            self.client().list_buckets()
         self.client().create_bucket(Bucket=name)
         # SeaweedFS learns of its own buckets by a subscription, a moment later under load.
         self.client().get_waiter("bucket_exists").wait(
