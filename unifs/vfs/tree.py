@@ -142,10 +142,7 @@ class Tree:
             database.get_meta("last_ino", 1),
         )
         # Offsets 1 and 2 are "." and ".." for whoever counts them.
-        self._last_dentry: int = max(
-            database.one("select coalesce(max(id),2) from dentry")[0],
-            database.get_meta("last_dentry", 2),
-        )
+        self._last_dentry: int = database.one("select coalesce(max(id),2) from dentry")[0]
         #: What ``find`` was told since the commit of that number, by (directory, name).
         self._found: dict[tuple[int, bytes], tuple[int, int]] = {}
         self._found_at = -1
