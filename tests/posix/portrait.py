@@ -32,11 +32,19 @@ def hard_tree(root: Path) -> None:
         os.utime(path, ns=(10**18, 10**18 + 123_456_789), follow_symlinks=False)
 
 
+def everything(root: Path) -> list[Path]:
+    """The paths of a tree, its root first. No symlink is followed: its target may be too long."""
+    found = [root]
+    for above, directories, files in os.walk(root):
+        found += [root.joinpath(above, name) for name in (*directories, *files)]
+    return sorted(found)
+
+
 def portrait(root: Path) -> dict[str, tuple[object, ...]]:
     """Everything about a tree that an archive has to keep."""
     found: dict[str, tuple[object, ...]] = {}
     links: dict[int, list[str]] = {}
-    for path in sorted([root, *root.rglob("*")]):
+    for path in everything(root):
         name = os.fspath(path.relative_to(root))
         status = path.lstat()
         links.setdefault(status.st_ino, []).append(name)
