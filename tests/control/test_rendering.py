@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import tarfile
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,6 +43,13 @@ if TYPE_CHECKING:
 )
 def test_values_are_words(field: str, given: object, text: str) -> None:
     assert render.value(field, given) == text
+
+
+@pytest.mark.parametrize("field", ["mtime_s", "added_s", "next_try_s", "oldest_unsynced_s"])
+def test_moments_are_dates_here(field: str) -> None:
+    assert render.value(field, time.mktime((2026, 11, 21, 17, 30, 5, 0, 0, -1))) == (
+        "2026-11-21 17:30:05"
+    )
 
 
 def test_headings_have_no_units() -> None:

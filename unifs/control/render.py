@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 #: Rows that are aligned together; longer tables come in parts, so that memory stays bounded.
 ROWS_MAX: Final = 1000
 _WIDTH_MAX: Final = 10_000
-_MOMENTS: Final = {"time_s", "mtime_s", "created_s", "oldest_unsynced_s"}
+_MOMENTS: Final = {
+    "time_s",
+    "mtime_s",
+    "created_s",
+    "added_s",
+    "next_try_s",
+    "oldest_unsynced_s",
+}
 _HEADINGS: Final = {"mtime_s": "modified", "unsynced": "unsynced changes"}
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
