@@ -85,6 +85,10 @@ class TreeInode(Inode):
             or getattr(self.content, "state", SEALED) != SEALED
         )
 
+    def before(self) -> bytes:
+        """The content column that a power cut goes back to from what is committed next."""
+        return self.stored if self.acknowledged is None else self.acknowledged
+
     def is_dirty(self) -> bool:
         """Whether closing must commit something."""
         overlay = self.overlay

@@ -190,7 +190,7 @@ class Writer:
         content, blob = self.prepare(inode, batch)
         self.rows(inode, blob, batch)
         self.tree.commit(batch)
-        before = inode.stored if inode.acknowledged is None else inode.acknowledged
+        before = inode.before()
         self.committed(inode, content, blob)
         if is_interim:
             inode.acknowledged = before
@@ -300,8 +300,7 @@ class Writer:
             tree.keep_inode(batch, ino, inode.stored)
         batch.append((UPDATE_INODE, (inode.parent, tree.epoch, packed, blob, ino)))
         if blob != inode.stored or inode.overlay is not None:
-            before = inode.stored if inode.acknowledged is None else inode.acknowledged
-            data = pack_pair(before, blob)
+            data = pack_pair(inode.before(), blob)
             batch.append(log_.row(Op.CONTENT, ino, inode.parent, data))
         else:
             batch.append(log_.row(Op.SETATTR, ino, inode.parent, packed))
