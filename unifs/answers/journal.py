@@ -72,7 +72,7 @@ class JournalAnswer:
             if not self._roots.changed():
                 return Waiting(0, size)
             built, number = self._roots.built_seq(), self._roots.volume.mount_id
-            return Waiting(sum(1 for _ in self._writer.log.records_of(number, built)), size)
+            return Waiting(self._writer.log.count_of(number, built), size)
         for volume, _ in self._remotes.volumes(None):
             if volume.name == mount:
                 return Waiting(volume.status.count(), size)

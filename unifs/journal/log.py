@@ -86,10 +86,9 @@ INSERT_WAITING = "insert into journal values(?,?,?,?,?,?,0)"
 
 
 #: Of an inode whose row is gone, the directory tells the mount.
-MARKED = (
-    "j.seq,j.time_ns,j.op,j.ino,j.parent,j.data,coalesce(i.mount,p.mount),j.state from journal j"
-    " left join inode i on i.ino=j.ino left join inode p on p.ino=j.parent"
-)
+JOINED = "from journal j left join inode i on i.ino=j.ino left join inode p on p.ino=j.parent"
+MARKED = f"j.seq,j.time_ns,j.op,j.ino,j.parent,j.data,coalesce(i.mount,p.mount),j.state {JOINED}"
+OF_MOUNT = "where j.seq>? and coalesce(i.mount,p.mount)=?"
 
 
 class Log:
@@ -118,9 +117,14 @@ class Log:
 
     def records_of(self, mount_id: int, after: int) -> Iterator[Record]:
         """Records of one mount with a higher seq than ``after``, in order."""
-        query = f"select {MARKED} where j.seq>? and coalesce(i.mount,p.mount)=? order by j.seq"
+        query = f"select {MARKED} {OF_MOUNT} order by j.seq"
         for *row, _, _ in self._database.rows(query, (after, mount_id)):
             yield _record(row)
+
+    def count_of(self, mount_id: int, after: int) -> int:
+        """How many records ``records_of`` gives."""
+        query = f"select count(*) {JOINED} {OF_MOUNT}"
+        return int(self._database.one(query, (after, mount_id))[0])
 
     def newest(self) -> Iterator[Marked]:
         """Records from the newest back, fetched a page at a time: the caller may take its time."""

@@ -157,7 +157,8 @@ class RemoteSync(Places, Journal):
         if content:
             batch.append(("update content set refs=refs+1 where id=?", (content,)))
         self.tree.commit(batch)
-        known = self.known(ino)
+        # Where it is now matters of a rename alone: a put costs no query for it.
+        known = self.known(ino) if attempt.verb == "rename" else None
         self.attempts.add(ino, attempt, None if known is None else known.path)
 
     def end(self, ino: int) -> None:
