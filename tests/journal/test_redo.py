@@ -14,7 +14,6 @@ from tests.journal.test_recovery import CREATE, LARGE, NEWER, Cut, power
 from tests.vfs.invariants import check
 from unifs.errors import DiskFailed
 from unifs.journal.redo import CARRIED_BYTES_MAX, CARRY_BYTES
-from unifs.vfs.sealing import Sealer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,13 +41,6 @@ def synced_names() -> Iterator[list[str]]:
 
 def rows(fs: FileSystem) -> int:
     return int(fs.storage.database.one("select count(*) from redo")[0])
-
-
-async def seal(fs: FileSystem) -> None:
-    storage = fs.storage
-    sealer = Sealer(fs.writer, storage.blocks, storage.profile)
-    for inode in list(fs.writer.unsealed.values()):
-        await sealer.seal(inode)
 
 
 async def test_13_an_appended_log_syncs_the_wal_alone(power: Cut) -> None:
@@ -81,7 +73,7 @@ async def test_13_a_container_that_never_reached_the_disk_is_made_again(
 ) -> None:
     fs = power.fs
     await fs.write("a", LARGE, fsync=True)
-    await seal(fs)
+    await fs.seal()
     file = await fs.open_file("a", os.O_RDWR)
     await file.write(len(LARGE) + 5000, b"end")
     await file.fsync()
@@ -96,7 +88,7 @@ async def test_13_a_container_that_never_reached_the_disk_is_made_again(
 async def base(fs: FileSystem) -> None:
     """A sealed file, so that the next change of it is carried."""
     await fs.write("a", LARGE, fsync=True)
-    await seal(fs)
+    await fs.seal()
 
 
 async def test_13_the_last_of_several_stores_wins(power: Cut) -> None:
@@ -172,7 +164,7 @@ async def test_13_renamed_and_removed(power: Cut) -> None:
     fs = power.fs
     for name in ("a", "b", "c"):
         await fs.write(name, LARGE, fsync=True)
-    await seal(fs)
+    await fs.seal()
     for name in ("a", "b", "c"):
         async with fs.open(name, os.O_RDWR) as file:
             await file.write(0, name.encode())
@@ -196,7 +188,7 @@ async def test_13_sealing_makes_rows_go(power: Cut) -> None:
         await file.write(0, b"carried")
         await file.fsync()
     assert rows(fs) == 1
-    await seal(fs)
+    await fs.seal()
     assert rows(fs) == 0
     await power.flush()
     receipt = await power.cut()
@@ -264,9 +256,9 @@ async def test_a_container_that_the_disk_refused_is_never_sealed(power: Cut) -> 
         real(descriptor)
 
     with mock.patch("os.fdatasync", refuse), pytest.raises(DiskFailed):
-        await seal(fs)
+        await fs.seal()
     with pytest.raises(DiskFailed):
-        await seal(fs)
+        await fs.seal()
     assert rows(fs) == 1
     await power.cut()
     assert await fs.read("a") == b"carried" + LARGE[7:]

@@ -37,6 +37,7 @@ import trio
 
 from unifs.errors import Exists, NotFound
 from unifs.types import PlainAttributes, PlainCaller, SetAttributes
+from unifs.vfs.sealing import Sealer
 from unifs.vfs.storage import Storage
 from unifs.vfs.treevolume import TreeLoader, TreeVolume
 from unifs.vfs.upkeep import Upkeep
@@ -203,6 +204,12 @@ class FileSystem:
         """Everything that upkeep has to do, however soon it would be due."""
         self._ahead_s += 3600
         self.upkeep.tick(time.monotonic() + self._ahead_s)
+
+    async def seal(self) -> None:
+        """Seal everything that is closed."""
+        sealer = Sealer(self.writer, self.storage.blocks, self.storage.profile)
+        for inode in list(self.writer.unsealed.values()):
+            await sealer.seal(inode)
 
     # --- names ------------------------------------------------------------------------------------
 

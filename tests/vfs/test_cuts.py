@@ -1,4 +1,6 @@
-"""What cuts, clean stops and sealing given up leave behind: no file, and nothing held."""
+"""Cuts between sealings: what was cut off stays so, and nothing is left behind, nor by a clean stop
+or by sealing that is given up.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,34 @@ if TYPE_CHECKING:
 LARGE = bytes(range(1, 251)) * 1000
 
 
-async def seal(fs: FileSystem) -> None:
-    sealer = Sealer(fs.writer, fs.storage.blocks, fs.storage.profile)
-    for inode in list(fs.writer.unsealed.values()):
-        await sealer.seal(inode)
+async def test_what_was_cut_off_reads_as_zeros_after_sealing(tmp_path: Path) -> None:
+    """A content of which only less is left has no container of its own to be completed in."""
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        await fs.write("file", LARGE)
+        await fs.seal()
+        async with fs.open("file", os.O_RDWR) as file:
+            await file.truncate(1)
+            await file.truncate(100_000)
+            await fs.seal()
+            wanted = LARGE[:1] + bytes(99_999)
+            assert await file.read() == wanted
+        assert await fs.read("file") == wanted
+        await fs.kill()
+        assert await fs.read("file") == wanted
+
+
+async def test_sealing_what_is_left_of_a_file_leaves_the_bytes_before_alone(tmp_path: Path) -> None:
+    """The content that was cut may still be what recovery goes back to."""
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        await fs.write("file", LARGE)
+        await fs.seal()
+        (container,) = fs.storage.state.data.iterdir()
+        before = container.read_bytes()
+        await fs.truncate("file", 100_001)
+        await fs.seal()
+        assert container.read_bytes() == before
+        assert await fs.read("file") == LARGE[:100_001]
+        invariants.check(fs)
 
 
 async def test_cuts_leave_no_empty_files_behind(tmp_path: Path) -> None:
@@ -27,7 +53,7 @@ async def test_cuts_leave_no_empty_files_behind(tmp_path: Path) -> None:
         await fs.write("file", LARGE)
         for size in range(200_000, 100_000, -10_000):
             await fs.truncate("file", size)
-            await seal(fs)
+            await fs.seal()
         await fs.storage.flusher.flush()
         fs.tick()
         fs.tick()
@@ -50,7 +76,7 @@ async def test_sealing_given_up_at_every_step(tmp_path: Path) -> None:
     for at in range(1, 20):
         async with FileSystem(tmp_path / str(at), upkeep=False) as fs:
             await fs.write("file", LARGE)
-            await seal(fs)
+            await fs.seal()
             file = await fs.open_file("file", os.O_RDWR)
             await file.write(7, b"patched")
             await file.truncate(200_000)
@@ -62,7 +88,7 @@ async def test_sealing_given_up_at_every_step(tmp_path: Path) -> None:
             wanted = LARGE[:7] + b"patched" + LARGE[14:200_000]
             assert await file.read() == wanted
             await file.close()
-            await seal(fs)
+            await fs.seal()
             assert not fs.writer.unsealed
             await fs.storage.flusher.flush()
             fs.tick()

@@ -20,14 +20,6 @@ DATA = bytes(range(256)) * 10_000
 CUT = 700_000
 
 
-async def seal(fs: FileSystem) -> None:
-    """Seal everything that is closed."""
-    storage = fs.storage
-    sealer = Sealer(fs.writer, storage.blocks, storage.profile)
-    for inode in list(fs.writer.unsealed.values()):
-        await sealer.seal(inode)
-
-
 @pytest.mark.parametrize("is_sealed", [True, False])
 async def test_a_cut_file_leaves_what_was_there_before_whole(
     tmp_path: Path, is_sealed: bool
@@ -35,12 +27,12 @@ async def test_a_cut_file_leaves_what_was_there_before_whole(
     async with FileSystem(tmp_path, upkeep=False) as fs:
         await fs.write("a", DATA, fsync=True)
         if is_sealed:
-            await seal(fs)
+            await fs.seal()
         extents = fs.storage.database.one("select extents from content")[0]
         before = ExtentMap.unpack(extents)
         async with fs.open("a", os.O_RDWR) as file:
             await file.truncate(CUT)
-        await seal(fs)
+        await fs.seal()
         assert fs.storage.contents.read_extents(before, 0, len(DATA)) == DATA
         assert await fs.read("a") == DATA[:CUT]
         check(fs)
@@ -51,7 +43,7 @@ async def test_what_was_cut_off_does_not_come_back(tmp_path: Path, is_killed: bo
     wanted = DATA[:CUT].ljust(len(DATA), b"\0")
     async with FileSystem(tmp_path, upkeep=False) as fs:
         await fs.write("a", DATA)
-        await seal(fs)
+        await fs.seal()
         async with fs.open("a", os.O_RDWR) as file:
             await file.truncate(CUT)
             await file.truncate(len(DATA))
@@ -59,7 +51,7 @@ async def test_what_was_cut_off_does_not_come_back(tmp_path: Path, is_killed: bo
             await fs.kill()
             # As the daemon does at a start.
             Sealer(fs.writer, fs.storage.blocks, fs.storage.profile).find_closed()
-        await seal(fs)
+        await fs.seal()
         assert await fs.read("a") == wanted
         fs.tick()
         await fs.remount()
@@ -70,10 +62,10 @@ async def test_what_was_cut_off_does_not_come_back(tmp_path: Path, is_killed: bo
 async def test_a_container_that_turns_out_to_be_unneeded_goes(tmp_path: Path) -> None:
     async with FileSystem(tmp_path, upkeep=False) as fs:
         await fs.write("a", DATA)
-        await seal(fs)
+        await fs.seal()
         async with fs.open("a", os.O_RDWR) as file:
             await file.truncate(1 << 20)
-        await seal(fs)
+        await fs.seal()
         named = {row[0] for row in fs.storage.database.all("select container from holding")}
         files = {int(path.name, 16) for path in fs.storage.state.data.iterdir()}
         assert files - named == fs.writer.dead_containers
@@ -91,12 +83,12 @@ async def test_holes_of_a_sealed_file_take_no_blocks_after_a_patch(tmp_path: Pat
         await fs.write("a", DATA)
         async with fs.open("a", os.O_RDWR) as file:
             await file.truncate(size)
-        await seal(fs)
+        await fs.seal()
         for offset in (size // 2, 0):
             async with fs.open("a", os.O_RDWR) as file:
                 await file.write(offset, b"patch")
             # Sealing copies leaves that several files share; what lies dead there is allocated too.
             assert len(DATA) // 512 <= await blocks(fs) < 3 * len(DATA) // 512
-            await seal(fs)
+            await fs.seal()
         await fs.remount()
         assert await blocks(fs) < 3 * len(DATA) // 512
