@@ -36,6 +36,18 @@ def repository_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
+def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of this repository to its end; file names that it says may be no UTF-8."""
+    return subprocess.run(
+        [sys.executable, "-m", name, *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        errors="backslashreplace",
+        cwd=REPOSITORY,
+        check=False,
+    )
+
+
 def process_tree(pid: int) -> list[int]:
     """Return ``pid`` and all its living descendants."""
     found = [pid]
@@ -209,6 +221,16 @@ def mounted(base: Path, settings: str = "", below: str = "mfs") -> Iterator[Daem
         server.stop()
     finally:
         server.close()
+
+
+@contextmanager
+def mounted_with_host(base: Path) -> Iterator[Daemon]:
+    """As ``mounted``, for all users, with the directory ``base/host`` as /local/h."""
+    host = base / "host"
+    host.mkdir()
+    settings = f'allow_other = true\n[mounts.local]\ndirectories = {{h = "{host}"}}\n'
+    with mounted(base, settings) as server:
+        yield server
 
 
 def _signal(pid: int, number: int) -> None:

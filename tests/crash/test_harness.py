@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash.daemon import REPOSITORY
+from tests.crash.daemon import run_module
+
+if TYPE_CHECKING:
+    import subprocess
 
 pytestmark = [
     pytest.mark.root,
@@ -18,16 +20,7 @@ pytestmark = [
 
 
 def power(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.crash.power", "--target", "plain", *arguments]
-    # A violation may name a file whose name is not UTF-8.
-    return subprocess.run(
-        command,
-        capture_output=True,
-        encoding="utf-8",
-        errors="backslashreplace",
-        cwd=REPOSITORY,
-        check=False,
-    )
+    return run_module("tests.crash.power", "--target", "plain", *arguments)
 
 
 @pytest.mark.parametrize("scenario", ["mixed", "closed_not_synced"])

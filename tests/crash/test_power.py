@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.crash.daemon import REPOSITORY
+from tests.crash.daemon import run_module
 from tests.crash.scenarios import SCENARIOS
 
 pytestmark = [
@@ -21,16 +19,7 @@ pytestmark = [
 
 def power(*arguments: str) -> tuple[int, int]:
     """Run a campaign that must find nothing; the acknowledged calls and the fsyncs among them."""
-    command = [sys.executable, "-m", "tests.crash.power", *arguments]
-    # A violation may name a file whose name is not UTF-8.
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        encoding="utf-8",
-        errors="backslashreplace",
-        cwd=REPOSITORY,
-        check=False,
-    )
+    done = run_module("tests.crash.power", *arguments)
     words = done.stdout + done.stderr
     assert done.returncode == 0, words
     counts = re.search(r"(\d+) acknowledged calls \((\d+) of them fsync", done.stdout)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash.daemon import Daemon
+from tests.crash.daemon import Daemon, mounted_with_host
 from tests.posix.portrait import hard_tree, portrait
 
 if TYPE_CHECKING:
@@ -47,18 +47,8 @@ LIMIT_S = 90
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    base = tmp_path_factory.mktemp("programs")
-    host, settings = base / "host", base / "config.toml"
-    host.mkdir()
-    settings.write_text(f'allow_other = true\n[mounts.local]\ndirectories = {{h = "{host}"}}\n')
-    server = Daemon(base)
-    server.command = [*server.command, "--config", str(settings)]
-    server.start()
-    try:
+    with mounted_with_host(tmp_path_factory.mktemp("programs")) as server:
         yield server
-        server.stop()
-    finally:
-        server.close()
 
 
 MOUNTS = {"mfs": "mfs", "local": "local/h"}

@@ -91,6 +91,13 @@ async def base(fs: FileSystem) -> None:
     await fs.seal()
 
 
+async def carry(fs: FileSystem) -> None:
+    """An fsync whose bytes its transaction carries."""
+    async with fs.open("a", os.O_RDWR) as file:
+        await file.write(0, b"carried")
+        await file.fsync()
+
+
 async def test_13_the_last_of_several_stores_wins(power: Cut) -> None:
     fs = power.fs
     await base(fs)
@@ -184,9 +191,7 @@ async def test_13_renamed_and_removed(power: Cut) -> None:
 async def test_13_sealing_makes_rows_go(power: Cut) -> None:
     fs = power.fs
     await base(fs)
-    async with fs.open("a", os.O_RDWR) as file:
-        await file.write(0, b"carried")
-        await file.fsync()
+    await carry(fs)
     assert rows(fs) == 1
     await fs.seal()
     assert rows(fs) == 0
@@ -214,9 +219,7 @@ async def test_11_killed_then_cut_keeps_what_was_closed(power: Cut) -> None:
 async def test_12_stopped_then_cut(power: Cut) -> None:
     fs = power.fs
     await base(fs)
-    async with fs.open("a", os.O_RDWR) as file:
-        await file.write(0, b"carried")
-        await file.fsync()
+    await carry(fs)
     await fs.stop()
     power.disk.cut("synced")
     await fs.start(boot="another")
@@ -244,9 +247,7 @@ async def test_a_container_that_the_disk_refused_is_never_sealed(power: Cut) -> 
     """What is carried stays: it is all that is left of these bytes."""
     fs = power.fs
     await base(fs)
-    async with fs.open("a", os.O_RDWR) as file:
-        await file.write(0, b"carried")
-        await file.fsync()
+    await carry(fs)
     container = max((power.path / "data").iterdir()).name
     real = os.fdatasync
 

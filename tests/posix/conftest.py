@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash.daemon import Daemon
+from tests.crash.daemon import Daemon, mounted_with_host
 from tests.posix.caller import Caller
 
 if TYPE_CHECKING:
@@ -47,19 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="package")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    base = tmp_path_factory.mktemp("unifs")
-    host = base / "host"
-    host.mkdir()
-    settings = base / "config.toml"
-    settings.write_text(f'allow_other = true\n[mounts.local]\ndirectories = {{h = "{host}"}}\n')
-    server = Daemon(base)
-    server.command = [*server.command, "--config", str(settings)]
-    server.start()
-    try:
+    with mounted_with_host(tmp_path_factory.mktemp("unifs")) as server:
         yield server
-        server.stop()
-    finally:
-        server.close()
 
 
 @dataclass(repr=False)

@@ -67,6 +67,15 @@ async def late_system(path: Path) -> AsyncIterator[tuple[RemoteSystem, LateMount
             yield system, mount
 
 
+@asynccontextmanager
+async def late(mount: LateMount, late_s: float) -> AsyncIterator[None]:
+    """What is changed in here is sent at the end, and arrives so much later."""
+    mount.late_s = late_s
+    yield
+    await trio.sleep(2.01)
+    mount.late_s = None
+
+
 async def ended(system: RemoteSystem, mount: LateMount) -> dict[str, bytes | None]:
     """What is there when all that was late has arrived; the tree shows the same."""
     await system.sync()
@@ -83,10 +92,8 @@ async def test_a_removed_file(
     clock: MockClock, tmp_path: Path, late_s: float, is_killed: bool
 ) -> None:
     async with late_system(tmp_path) as (system, mount):
-        mount.late_s = late_s
-        await system.write("a", b"x")
-        await trio.sleep(2.01)
-        mount.late_s = None
+        async with late(mount, late_s):
+            await system.write("a", b"x")
         await system.unlink("a")
         if is_killed:
             await system.kill()
@@ -101,10 +108,8 @@ async def test_a_removed_file_in_a_removed_directory(
     async with late_system(tmp_path) as (system, mount):
         await system.mkdir("d")
         await system.sync()
-        mount.late_s = late_s
-        await system.write("d/a", b"x")
-        await trio.sleep(2.01)
-        mount.late_s = None
+        async with late(mount, late_s):
+            await system.write("d/a", b"x")
         await system.unlink("d/a")
         await system.rmdir("d")
         assert await ended(system, mount) == {}
@@ -122,10 +127,8 @@ async def test_a_removed_file_in_a_renamed_directory(
     async with late_system(tmp_path) as (system, mount):
         await system.mkdir("d")
         await system.sync()
-        mount.late_s = late_s
-        await system.write("d/a", b"x")
-        await trio.sleep(2.01)
-        mount.late_s = None
+        async with late(mount, late_s):
+            await system.write("d/a", b"x")
         await system.unlink("d/a")
         await system.rename("d", "e")
         assert await ended(system, mount) == {"e": None}
@@ -135,10 +138,8 @@ async def test_a_removed_file_in_a_renamed_directory(
 @pytest.mark.parametrize("late_s", LATE_S)
 async def test_a_removed_directory(clock: MockClock, tmp_path: Path, late_s: float) -> None:
     async with late_system(tmp_path) as (system, mount):
-        mount.late_s = late_s
-        await system.mkdir("d")
-        await trio.sleep(2.01)
-        mount.late_s = None
+        async with late(mount, late_s):
+            await system.mkdir("d")
         await system.rmdir("d")
         assert await ended(system, mount) == {}
         assert mount.arrived == 1
@@ -149,10 +150,8 @@ async def test_a_renamed_file_goes_on_at_once(
     clock: MockClock, tmp_path: Path, late_s: float
 ) -> None:
     async with late_system(tmp_path) as (system, mount):
-        mount.late_s = late_s
-        await system.write("a", b"x")
-        await trio.sleep(2.01)
-        mount.late_s = None
+        async with late(mount, late_s):
+            await system.write("a", b"x")
         await system.rename("a", "b")
         with trio.fail_after(10):
             await system.volume.writeback.sync([(await system.stat("b")).ino])
@@ -164,10 +163,8 @@ async def test_a_renamed_file_goes_on_at_once(
 @pytest.mark.parametrize("late_s", [0.001, *LATE_S])
 async def test_another_file_in_its_place(clock: MockClock, tmp_path: Path, late_s: float) -> None:
     async with late_system(tmp_path) as (system, mount):
-        mount.late_s = late_s
-        await system.write("a", b"x")
-        await trio.sleep(2.01)
-        mount.late_s = None
+        async with late(mount, late_s):
+            await system.write("a", b"x")
         await system.unlink("a")
         await system.write("a", b"new")
         assert await ended(system, mount) == {"a": b"new"}
