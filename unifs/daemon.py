@@ -46,12 +46,14 @@ from unifs.remotes import Parts, Remotes
 from unifs.state.credentials import CredentialStore
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import TASK_BUGS, AccessLog, Metrics
+from unifs.vfs.history import History
+from unifs.vfs.historyview import HistoryView
 from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
 from unifs.vfs.paths import Paths
 from unifs.vfs.reserved import Reserved
-from unifs.vfs.retention import Retention
+from unifs.vfs.retention import Limits, Retention
 from unifs.vfs.roots import MfsRoots
 from unifs.vfs.sealing import Sealer
 from unifs.vfs.storage import Storage
@@ -149,7 +151,14 @@ class Daemon:
         assert isinstance(mfs, MfsVolume)
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
-        self.retention = Retention(self.writer, built_seq=self.roots.built_seq)
+        self.retention = Retention(self.writer, self._limits(), self.roots.built_seq)
+        self.history = History(self.writer)
+        self.history.seal = self.sealer.seal
+        self.history_view = HistoryView(
+            self.history, self.reserved, {"mfs": mfs}, self.notifications.for_mount("history")
+        )
+        self.retention.in_use = self.history.in_use
+        self.retention.on_thinned = self.history_view.thinned
         mfs_settings = self.settings.mounts["mfs"]
         assert isinstance(mfs_settings, MfsSettings)
         mfs.timeout_s = mfs_settings.attribute_timeout_s
@@ -174,6 +183,10 @@ class Daemon:
                 log.warning("not shown: %s", problem)
         for each in self.trees.volumes.values():
             each.unsynced.max_bytes = self.settings.journal.dirty_bytes_max
+
+    def _limits(self) -> Limits:
+        history = self.settings.history
+        return Limits(history.everything_s, history.hours, history.days)
 
     def _add_remotes(self, make: Make | None) -> None:
         settings = self.settings

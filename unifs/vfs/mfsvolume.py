@@ -224,7 +224,10 @@ class MfsVolume(TreeVolume):
     def read_linked(
         self, inode: TreeInode, offset: int, size: int
     ) -> bytes | bytearray | memoryview:
-        return self.node.read_nowait(unpack_link(inode.stored[1:]).cid, offset, size)
+        return self.read_link(inode.stored, offset, size)
+
+    def read_link(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
+        return self.node.read_nowait(unpack_link(stored[1:]).cid, offset, size)
 
     def materialize(self, inode: TreeInode) -> None:
         raise WouldBlock(partial(self._materialize, inode), self.name)

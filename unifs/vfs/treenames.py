@@ -29,12 +29,12 @@ from unifs.vfs.unsynced import Unsynced
 from unifs.vfs.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from unifs.journal.log import Log, WaitingLog
     from unifs.types import Attributes, Caller
     from unifs.vfs.inodes import Inodes
-    from unifs.vfs.tree import Batch
+    from unifs.vfs.tree import Batch, Statement
     from unifs.vfs.volume import Inode
     from unifs.vfs.writer import Writer
 
@@ -149,14 +149,17 @@ class TreeNames(Volume):
         self.inodes.add(inode)
         self.writer.touch(parent, inode.attributes.st_mtime_ns)
 
-    def _make(self, parent: Inode, name: bytes, inode: TreeInode) -> TreeInode:
-        """Commit a new inode at once."""
+    def _make(
+        self, parent: Inode, name: bytes, inode: TreeInode, also: Sequence[Statement] = ()
+    ) -> TreeInode:
+        """Commit a new inode at once, with statements of its own."""
         writer = self.writer
         batch: Batch = []
         inode.pending = (parent.ino, name)
         inode.name = name
         blob, inode.stored = inode.stored, b""
         writer.rows(inode, blob, batch)
+        batch += also
         self.tree.commit(batch)
         writer.pending[inode.pending] = inode
         writer.committed(inode, None, blob)
