@@ -23,6 +23,7 @@ from unifs.answers.credentials import CredentialsAnswer
 from unifs.answers.explain import Explainer
 from unifs.answers.files import FilesAnswer
 from unifs.answers.gauges import watch, watch_remotes
+from unifs.answers.history import HistoryAnswer
 from unifs.answers.journal import JournalAnswer
 from unifs.answers.mounts import MountsAnswer
 from unifs.answers.remotejournal import RemoteJournal
@@ -152,13 +153,13 @@ class Daemon:
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
         self.retention = Retention(self.writer, self._limits(), self.roots.built_seq)
-        self.history = History(self.writer)
-        self.history.seal = self.sealer.seal
-        self.history_view = HistoryView(
-            self.history, self.reserved, {"mfs": mfs}, self.notifications.for_mount("history")
+        self.past = History(self.writer)
+        self.past.seal = self.sealer.seal
+        self.past_view = HistoryView(
+            self.past, self.reserved, {"mfs": mfs}, self.notifications.for_mount("history")
         )
-        self.retention.in_use = self.history.in_use
-        self.retention.on_thinned = self.history_view.thinned
+        self.retention.in_use = self.past.in_use
+        self.retention.on_thinned = self.past_view.thinned
         mfs_settings = self.settings.mounts["mfs"]
         assert isinstance(mfs_settings, MfsSettings)
         mfs.timeout_s = mfs_settings.attribute_timeout_s
@@ -208,6 +209,9 @@ class Daemon:
         """What control operations see of this daemon."""
         paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
         self.files = FilesAnswer(paths, self.node)
+        self.history = HistoryAnswer(
+            paths, self.past, self.past_view, self.notifications.for_mount("mfs")
+        )
         remote_journal = RemoteJournal(self.remotes, self.writer)
         self.journal = JournalAnswer(
             self.writer, self.sealer, self.roots, paths, self.trees.volumes, remote_journal

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHECKPOINTS_MAX = 1_000
+PAGE = 1_000
+#: Names of one directory that are in memory at once: 200 MiB.
+NAMES_MAX = 1_000_000
 CHECKPOINT_NAME_BYTES_MAX = 200
 
 LIVE_INODE = (
@@ -76,6 +79,16 @@ class Form:
         """Type and permissions."""
         return int.from_bytes(self.attributes[:4], "little")
 
+    @property
+    def links(self) -> int:
+        """How many names it had."""
+        return int.from_bytes(self.attributes[12:16], "little")
+
+    @property
+    def rdev(self) -> int:
+        """The device of a special file."""
+        return int.from_bytes(self.attributes[48:56], "little")
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -113,6 +126,19 @@ def names_at(ask: Ask, parent: int, epoch: int, after: int, limit: int) -> list[
     rows = ask(LIVE_NAMES, (parent, after, epoch, limit))
     past = ask(PAST_NAMES, (parent, after, epoch, epoch, limit))
     return sorted([*rows, *past])[:limit] if past else rows
+
+
+def children_at(ask: Ask, directory: int, epoch: int) -> list[tuple[bytes, Form]]:
+    """Everything that a directory held; TooLarge where that would not fit into memory."""
+    found: list[tuple[bytes, Form]] = []
+    after = 0
+    while rows := names_at(ask, directory, epoch, after, PAGE):
+        forms = ((name, form_at(ask, ino, epoch)) for _, name, ino in rows)
+        found += ((name, form) for name, form in forms if form is not None)
+        if len(found) > NAMES_MAX:
+            raise TooLarge(f"a directory had more than {NAMES_MAX} names")
+        after = rows[-1][0]
+    return found
 
 
 def xattrs_at(ask: Ask, ino: int, epoch: int) -> dict[bytes, bytes]:

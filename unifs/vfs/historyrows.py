@@ -37,7 +37,10 @@ def cid_at(storage: Storage, form: Form) -> Cid | None:
 
 
 def differences(before: Form, after: Form) -> list[str]:
-    """Words for what differs between two forms of one path; empty where nothing does."""
+    """Words for what differs between two forms of one path; empty where nothing does.
+
+    kind, content, mode, owner, links, time; of a directory names, where any came or went in it.
+    """
     old, new = ATTRIBUTES.unpack(before.attributes), ATTRIBUTES.unpack(after.attributes)
     if stat.S_IFMT(old[0]) != stat.S_IFMT(new[0]):
         return ["kind"]
@@ -51,6 +54,6 @@ def differences(before: Form, after: Form) -> list[str]:
         words.append("owner")
     if not is_directory and old[3] != new[3]:
         words.append("links")
-    if old[6] != new[6] and not is_directory:
-        words.append("time")
+    if old[6] != new[6]:
+        words.append("names" if is_directory else "time")
     return words

@@ -139,9 +139,9 @@ class MfsVolume(TreeVolume):
         node: UnixfsStat,
         caller: Caller,
     ) -> None:
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         inode = self._linked_inode(parent, cid, tsize, node, caller)
-        self._make(parent, name, inode)
+        self.make_inode(parent, name, inode)
         if stat.S_ISDIR(inode.attributes.st_mode):
             parent.attributes.st_nlink += 1
 

@@ -133,7 +133,8 @@ class TreeNames(Volume):
         inode.epoch = self.tree.epoch
         return inode
 
-    def _check_new(self, parent: Inode, name: bytes) -> None:
+    def check_new(self, parent: Inode, name: bytes) -> None:
+        """NotFound or Exists where that name cannot be made."""
         if parent.is_gone:  # type: ignore[attr-defined]
             raise NotFound
         if self.find(parent, name) is not None:
@@ -149,7 +150,7 @@ class TreeNames(Volume):
         self.inodes.add(inode)
         self.writer.touch(parent, inode.attributes.st_mtime_ns)
 
-    def _make(
+    def make_inode(
         self, parent: Inode, name: bytes, inode: TreeInode, also: Sequence[Statement] = ()
     ) -> TreeInode:
         """Commit a new inode at once, with statements of its own."""
@@ -168,22 +169,22 @@ class TreeNames(Volume):
         return inode
 
     def mknod(self, parent: Inode, name: bytes, mode: int, rdev: int, caller: Caller) -> TreeInode:
-        self._check_new(parent, name)
-        return self._make(parent, name, self.new_inode(parent, mode, caller, rdev))
+        self.check_new(parent, name)
+        return self.make_inode(parent, name, self.new_inode(parent, mode, caller, rdev))
 
     def mkdir(self, parent: Inode, name: bytes, mode: int, caller: Caller) -> TreeInode:
-        self._check_new(parent, name)
-        made = self._make(parent, name, self.new_inode(parent, mode | stat.S_IFDIR, caller))
+        self.check_new(parent, name)
+        made = self.make_inode(parent, name, self.new_inode(parent, mode | stat.S_IFDIR, caller))
         self.tree.directory_made(made.ino)
         parent.attributes.st_nlink += 1
         return made
 
     def symlink(self, parent: Inode, name: bytes, target: bytes, caller: Caller) -> TreeInode:
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         inode = self.new_inode(parent, stat.S_IFLNK | 0o777, caller)
         inode.attributes.st_size = len(target)
         inode.stored = symlink_blob(target)
-        return self._make(parent, name, inode)
+        return self.make_inode(parent, name, inode)
 
     def link(self, inode: Inode, parent: Inode, name: bytes, caller: Caller) -> TreeInode:
         assert isinstance(inode, TreeInode)
@@ -194,7 +195,7 @@ class TreeNames(Volume):
             raise NotFound
         if attributes.st_nlink >= LINKS_MAX:
             raise TooManyLinks
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         if inode.is_dirty():
             self.writer.commit(inode)
         batch: Batch = []

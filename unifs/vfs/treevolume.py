@@ -253,7 +253,7 @@ class TreeVolume(TreeRename):
         self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[TreeInode, TreeHandle]:
         assert isinstance(parent, TreeInode)
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         inode = self.new_inode(parent, mode | stat.S_IFREG, caller)
         self.add_pending(parent, name, inode)
         access = flags & os.O_ACCMODE

@@ -34,6 +34,12 @@ MODULES: Final = {
     "backends": "backends",
     "refresh": "backends",
     "credentials": "credentials",
+    "history": "history",
+    "diff": "history",
+    "undelete": "history",
+    "rollback": "history",
+    "checkpoint": "history",
+    "checkpoints": "history",
 }
 
 
