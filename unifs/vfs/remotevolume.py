@@ -72,6 +72,7 @@ TRIM_S = 5.0
 class RemoteVolume(TreeVolume):
     """A remote mount."""
 
+    keeps_history = False
     inode_type = RemoteInode
     handle_type = RemoteHandle
     directory_type = RemoteDirectory

@@ -295,7 +295,7 @@ class Writer:
             batch.append(log_.row(Op.CREATE, ino, parent, name))
             return
         if inode.epoch != tree.epoch:
-            tree.keep_inode(batch, ino, inode.stored)
+            tree.keep_inode(batch, inode)
         batch.append((UPDATE_INODE, (inode.parent, tree.epoch, packed, blob, ino)))
         if blob != inode.stored or inode.overlay is not None:
             data = pack_pair(inode.before(), blob)
