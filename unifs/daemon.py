@@ -26,6 +26,7 @@ from unifs.answers.gauges import watch, watch_remotes
 from unifs.answers.journal import JournalAnswer
 from unifs.answers.mounts import MountsAnswer
 from unifs.answers.remotejournal import RemoteJournal
+from unifs.answers.s3 import S3Answer
 from unifs.cache.disk import DiskLimits, DiskTier
 from unifs.cache.reads import ReadCache, ReadLimits
 from unifs.config import IpfsMount as IpfsSettings
@@ -200,6 +201,7 @@ class Daemon:
         self.mounts = MountsAnswer(self.table, self.journal, self.remotes)
         self.backends = BackendsAnswer(self.remotes, self.journal, paths, self.credential_store)
         self.credentials = CredentialsAnswer(self.credential_store, self.remotes)
+        self.s3 = S3Answer(self.remotes, paths)
         self._explainer = Explainer(paths, self.writer, self.journal, self.mounts, self.remotes)
 
         watch(self.metrics, self.vfs, self.storage, self.cache, self.journal)
