@@ -51,6 +51,7 @@ from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
 from unifs.vfs.paths import Paths
+from unifs.vfs.reserved import Reserved
 from unifs.vfs.retention import Retention
 from unifs.vfs.roots import MfsRoots
 from unifs.vfs.sealing import Sealer
@@ -98,6 +99,7 @@ class Daemon:
         self.vfs = Vfs(
             settings.state_directory, factory=pyfuse3.EntryAttributes, reserve=RESERVE_BYTES
         )
+        self.reserved = Reserved(self.vfs.namespace, self.vfs.inodes)
         self.writer = Writer(self.storage, self.vfs.inodes)
         self.upkeep = Upkeep(self.writer)
         self.trees = TreeLoader(self.writer, self.vfs.factory)
