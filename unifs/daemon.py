@@ -47,6 +47,7 @@ from unifs.remotes import Parts, Remotes
 from unifs.state.credentials import CredentialStore
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import TASK_BUGS, AccessLog, Metrics
+from unifs.versionviews import VersionViews
 from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
@@ -59,6 +60,7 @@ from unifs.vfs.storage import Storage
 from unifs.vfs.treevolume import TreeLoader
 from unifs.vfs.upkeep import Upkeep
 from unifs.vfs.vfs import Vfs
+from unifs.vfs.viewvolume import ViewVolume
 from unifs.vfs.writer import Writer
 
 if TYPE_CHECKING:
@@ -191,6 +193,9 @@ class Daemon:
             )
         )
         self.remotes.add_configured(settings.mounts)
+        versions = ViewVolume(".unifs/versions", VersionViews(self.remotes), self.cache)
+        versions.connect(self.reserved, self.vfs.inodes, self.vfs.factory)
+        self.reserved.add(b"versions", versions.root)
 
     def _answer(self) -> None:
         """What control operations see of this daemon."""

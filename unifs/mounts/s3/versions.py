@@ -105,13 +105,14 @@ async def version_page(
     place: tuple[str, str],
     delimiter: str = "",
     after: tuple[str, str] | None = None,
+    limit: int = PAGE_VERSIONS,
 ) -> VersionPage:
     """The versions of all keys that begin so; with a delimiter only up to it."""
     bucket, prefix = place
     query = {
         "versions": "",
         "encoding-type": "url",
-        "max-keys": str(PAGE_VERSIONS),
+        "max-keys": str(limit),
         "prefix": prefix,
     }
     if delimiter:
