@@ -39,6 +39,7 @@ from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
 from unifs.errors import UnifsError
+from unifs.ipfs.embedded.archives import is_complete
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
 from unifs.mounts.ipfs import IpfsMount
@@ -190,6 +191,7 @@ class Daemon:
                 settings.journal,
                 make or partial(backends.make, store=self.credential_store),
                 settings.read_only,
+                self.sealer.seal,
             )
         )
         self.remotes.add_configured(settings.mounts)
@@ -200,7 +202,7 @@ class Daemon:
     def _answer(self) -> None:
         """What control operations see of this daemon."""
         paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
-        self.files = FilesAnswer(paths, self.node)
+        self.files = FilesAnswer(paths, self.node, partial(is_complete, self.storage.blocks))
         remote_journal = RemoteJournal(self.remotes, self.writer)
         self.journal = JournalAnswer(
             self.writer, self.sealer, self.roots, paths, self.trees.volumes, remote_journal

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from unifs.control.s3_protocol import (
     BucketInfo,
     BucketVersioning,
+    ObjectCid,
     ObjectTag,
     ObjectVersionInfo,
     Presigned,
@@ -38,6 +39,7 @@ from unifs.errors import (
 )
 from unifs.mounts.s3.names import names_of
 from unifs.mounts.s3.objectsettings import storage_class_in
+from unifs.vfs.remotecid import hash_remote
 from unifs.vfs.remoterows import UNLISTED, RemoteInode, join
 from unifs.waiting import complete
 
@@ -305,6 +307,15 @@ class S3Answer:
         await place.mount.set_storage_class(place.path, storage_class)
         await self._look_again(place)
         return await self.storage_class(path)
+
+    async def cid(self, path: str) -> ObjectCid:
+        """The CID of one file, known or read and hashed now."""
+        inode = await self._paths.find(path)
+        remote = self._remotes.of(inode.volume)
+        if remote is None or not isinstance(inode, RemoteInode):
+            raise Unsupported(f"{path} is below no mount with a backend")
+        found = await hash_remote(remote.volume, inode)
+        return ObjectCid(path=path, cid=str(found), size_bytes=inode.attributes.st_size)
 
     # --- uploads ----------------------------------------------------------------------------------
 

@@ -96,6 +96,14 @@ class UploadAborted(Answer):
     upload_id: str
 
 
+class ObjectCid(Answer):
+    """The CID of an object's bytes."""
+
+    path: str
+    cid: str
+    size_bytes: int
+
+
 class S3(Protocol):
     """Services that speak S3. Unsupported for paths elsewhere, and by name for what a service
     lacks; Unsynced where changes of the file have not reached it.
@@ -146,6 +154,10 @@ class S3(Protocol):
     async def storage_class(self, path: str) -> StorageClassInfo: ...
 
     async def set_storage_class(self, path: str, storage_class: str) -> StorageClassInfo: ...
+
+    async def cid(self, path: str) -> ObjectCid:
+        """Of a file that only the service has, all bytes are read for it."""
+        ...
 
     def uploads(self, path: str) -> AsyncIterator[UploadInfo]:
         """Those at and below a path."""

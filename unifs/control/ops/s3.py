@@ -12,6 +12,7 @@ from unifs.control.registry import Download, Emit, Param, Upload, operation
 from unifs.control.s3_protocol import (
     BucketInfo,
     BucketVersioning,
+    ObjectCid,
     ObjectTag,
     ObjectVersionInfo,
     Presigned,
@@ -59,6 +60,15 @@ async def presign(
     the session ends. It cannot be taken back but by changing the key.
     """
     return await daemon.s3.presign(path, method, expiry_s)
+
+
+@operation("s3.cid")
+async def cid(daemon: Daemon, path: ObjectPath) -> ObjectCid:
+    """Tell the CID of a file; where nobody knows it, read all of the object and keep it.
+
+    It is that of `unifs ctl add --only-hash` of the same bytes.
+    """
+    return await daemon.s3.cid(path)
 
 
 # --- versions -------------------------------------------------------------------------------------
