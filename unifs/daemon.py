@@ -134,6 +134,16 @@ class Daemon:
         self.session = Session(
             self.vfs, self._options(), self.metrics, self.access_log, self.notifications
         )
+        self.session.waits.on_fast_loop = self._ask_loop
+        self.session.waits.on_idle = self._while_idle
+
+    def _while_idle(self) -> None:
+        """Called when the kernel has no request for us."""
+        self.storage.flusher.loop_is_idle()
+        self.storage.overlays.hash_ahead()
+
+    def _ask_loop(self, is_idle: Callable[[], bool]) -> None:
+        self.storage.flusher.is_loop_idle = is_idle
 
     def _options(self) -> SessionOptions:
         settings = self.settings
