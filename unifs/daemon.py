@@ -26,6 +26,7 @@ from unifs.answers.gauges import watch, watch_remotes
 from unifs.answers.journal import JournalAnswer
 from unifs.answers.mounts import MountsAnswer
 from unifs.answers.remotejournal import RemoteJournal
+from unifs.answers.s3 import S3Answer
 from unifs.cache.disk import DiskLimits, DiskTier
 from unifs.cache.reads import ReadCache, ReadLimits
 from unifs.config import IpfsMount as IpfsSettings
@@ -38,6 +39,7 @@ from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
 from unifs.errors import UnifsError
+from unifs.ipfs.embedded.archives import is_complete
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
 from unifs.mounts.ipfs import IpfsMount
@@ -46,6 +48,7 @@ from unifs.remotes import Parts, Remotes
 from unifs.state.credentials import CredentialStore
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import TASK_BUGS, AccessLog, Metrics
+from unifs.versionviews import VersionViews
 from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
@@ -58,6 +61,7 @@ from unifs.vfs.storage import Storage
 from unifs.vfs.treevolume import TreeLoader
 from unifs.vfs.upkeep import Upkeep
 from unifs.vfs.vfs import Vfs
+from unifs.vfs.viewvolume import ViewVolume
 from unifs.vfs.writer import Writer
 
 if TYPE_CHECKING:
@@ -197,14 +201,18 @@ class Daemon:
                 settings.journal,
                 make or partial(backends.make, store=self.credential_store),
                 settings.read_only,
+                self.sealer.seal,
             )
         )
         self.remotes.add_configured(settings.mounts)
+        versions = ViewVolume(".unifs/versions", VersionViews(self.remotes), self.cache)
+        versions.connect(self.reserved, self.vfs.inodes, self.vfs.factory)
+        self.reserved.add(b"versions", versions.root)
 
     def _answer(self) -> None:
         """What control operations see of this daemon."""
         paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
-        self.files = FilesAnswer(paths, self.node)
+        self.files = FilesAnswer(paths, self.node, partial(is_complete, self.storage.blocks))
         remote_journal = RemoteJournal(self.remotes, self.writer)
         self.journal = JournalAnswer(
             self.writer, self.sealer, self.roots, paths, self.trees.volumes, remote_journal
@@ -212,6 +220,7 @@ class Daemon:
         self.mounts = MountsAnswer(self.table, self.journal, self.remotes)
         self.backends = BackendsAnswer(self.remotes, self.journal, paths, self.credential_store)
         self.credentials = CredentialsAnswer(self.credential_store, self.remotes)
+        self.s3 = S3Answer(self.remotes, paths)
         self._explainer = Explainer(paths, self.writer, self.journal, self.mounts, self.remotes)
 
         watch(self.metrics, self.vfs, self.storage, self.cache, self.journal)

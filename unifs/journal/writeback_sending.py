@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from unifs.errors import TryAgain
+from unifs.mounts.base import cid_of
 
 if TYPE_CHECKING:
     from unifs.mounts.base import ContentReader
@@ -35,6 +36,7 @@ class Watched:
         self._reader = reader
         self._scope = scope
         self.size_bytes = reader.size_bytes
+        self.cid = cid_of(reader)
         #: Nobody wants it any more.
         self.is_pointless = False
         #: The upload was ended for that, before it had all bytes.

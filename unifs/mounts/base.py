@@ -31,13 +31,21 @@ if TYPE_CHECKING:
 
 
 class ContentReader(Protocol):
-    """Immutable bytes on their way to a backend. May be read in any order and more than once."""
+    """Immutable bytes on their way to a backend. May be read in any order and more than once.
+
+    One whose CID is known has it as ``cid``.
+    """
 
     size_bytes: int
 
     async def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes from ``offset``, less only at the end."""
         ...
+
+
+def cid_of(content: ContentReader) -> str:
+    """The CID of a content on its way to a backend; "" where nobody knows it."""
+    return str(getattr(content, "cid", ""))
 
 
 class LocalReader(Protocol):

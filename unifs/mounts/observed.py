@@ -25,7 +25,7 @@ from unifs.errors import (
     UnifsError,
     Unreachable,
 )
-from unifs.mounts.base import Mount
+from unifs.mounts.base import Mount, cid_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -117,6 +117,7 @@ class _Counted:
         self._content = content
         self._health = health
         self.size_bytes = content.size_bytes
+        self.cid = cid_of(content)
 
     async def read(self, offset: int, size: int) -> bytes:
         data = await self._content.read(offset, size)

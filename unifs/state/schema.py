@@ -41,7 +41,8 @@ TABLES = (
         gone integer,           -- epoch in which the last name went; null while it has one
         attributes blob,        -- vfs.tree.ATTRIBUTES: mode, uid, gid, nlink, size, times …
         content blob,           -- journal.content: empty, small, large, symlink, CID, remote
-        cid blob                -- of a directory: CID and Tsize as of the last MFS root
+        cid blob                -- of a directory: CID and Tsize as of the last MFS root; of a
+                                --   remote file: vfs.remotecid, the CID of one version's bytes
     )""",
     "create index inode_gone on inode(gone) where gone is not null",
     # Live names. The id is the readdir offset: names keep it, merges never re-insert.

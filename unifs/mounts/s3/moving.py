@@ -87,11 +87,11 @@ class Moving:
         TryAgain if somebody changed it meanwhile. The new object's version.
         """
         version = version_in(headers)
-        said = {**copied(headers), **metadata}
+        said = copied(headers)
         storage = headers.get("x-amz-storage-class")
         if storage:
             said["x-amz-storage-class"] = storage
-        said |= write_headers(self._options)
+        said |= write_headers(self._options) | metadata
         if size_in(headers) > COPY_MAX_BYTES:
             made = await self._multipart.copy(source, headers, target, said)
         else:

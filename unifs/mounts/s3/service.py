@@ -275,7 +275,8 @@ class Service:
         scheme = "https" if address.is_tls else "http"
         if credentials is None:
             return f"{scheme}://{host}{path}"
-        signable = Signable(method, path, (), (("host", host),), UNSIGNED_PAYLOAD)
+        payer = (("x-amz-request-payer", "requester"),) if self.options.requester_pays else ()
+        signable = Signable(method, path, payer, (("host", host),), UNSIGNED_PAYLOAD)
         moment = moment_of(self._now_s() + self._skew_s)
         region = self.region_of(bucket)
         query = self._signer.presigned(signable, credentials, region, (moment, expiry_s))
