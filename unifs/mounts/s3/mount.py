@@ -151,8 +151,10 @@ class S3Mount(Mount):
         except NotFound:
             return
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
-        await self._moving.rename(path, new_path, token)
+    async def rename(
+        self, path: str, new_path: str, token: str, base: Version | None = None
+    ) -> None:
+        await self._moving.rename(path, new_path, token, base)
 
     async def has_begun(self, new_path: str, token: str) -> bool:
         return await self._moving.has_begun(new_path, token)
