@@ -58,6 +58,16 @@ class Watched:
             self._scope.deadline = trio.current_time() + STALL_S
 
 
+def _is_refused_after(late: Change, change: Change) -> bool:
+    """Whether a backend with conditions refuses ``late`` once ``change`` has happened.
+
+    But for the version that ``late`` was made for coming back (``Late.match_s``).
+    """
+    if late.verb == "put":
+        return change.verb == "set_attributes" or (change.verb == "put" and change.base is not None)
+    return late.verb == "remove" and late.base is not None and change.verb == "put"
+
+
 @dataclass(frozen=True, slots=True)
 class _Lost:
     """A call without an answer, and until when it may arrive."""
@@ -136,15 +146,14 @@ class Late:
         refuses a put whose base is not there. Not positive where there is nothing to wait for.
         """
         until = -math.inf
-        stands = change.verb == "set_attributes" or (change.verb == "put" and change.base)
         for lost in self._at(change, is_tree):
-            is_refused = is_conditional and stands and lost.change.verb == "put"
+            is_refused = is_conditional and _is_refused_after(lost.change, change)
             if not lost.is_same(change) and not is_refused:
                 until = max(until, lost.until)
         return until - trio.current_time()
 
     def match_s(self, change: Change, version: Version | None) -> float:
-        """How long another put may still arrive whose base has just been stored again."""
+        """How long another call may still arrive whose base has just been stored again."""
         until = -math.inf
         for lost in self._at(change, False):
             if version and lost.change.base == version and not lost.is_same(change):

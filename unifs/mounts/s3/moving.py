@@ -35,16 +35,12 @@ from unifs.mounts.s3.attributes import (
     token_in,
     told,
     version_in,
-    was,
     write_headers,
 )
-from unifs.mounts.s3.encryption import key_headers, source_key_headers
-from unifs.mounts.s3.listing import plain_etag, records
+from unifs.mounts.s3.copies import COPY_MAX_BYTES, Copies
 from unifs.mounts.s3.multipart import Copying
-from unifs.mounts.s3.objects import if_match
 from unifs.mounts.s3.parallel import all_of
 from unifs.mounts.s3.service import Request
-from unifs.mounts.s3.sigv4 import encoded
 from unifs.mounts.s3.writing import condition_of
 from unifs.types import Node, Version
 
@@ -57,8 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: One CopyObject takes no more; above it is UploadPartCopy.
-COPY_MAX_BYTES: Final = 5 << 30
 PAGE_KEYS: Final = 1000
 COPIES_MAX: Final = 32
 #: Rounds of a directory's rename in which everything that was copied was changed again by somebody.
@@ -74,66 +68,13 @@ class Moving:
 
     def __init__(self, writing: Writing, removing: Removing, multipart: Multipart) -> None:
         self._removing = removing
-        self._multipart = multipart
+        self._copies = Copies(writing, multipart)
         self._reading = writing.reading
         self._objects = writing.objects
         self._service = writing.service
         self._directories = writing.directories
         self._options = writing.options
         self._writing = writing
-
-    # --- one object -------------------------------------------------------------------------------
-
-    async def copy(
-        self, source: Place, headers: dict[str, str], target: Place, how: Copying
-    ) -> Version:
-        """Copy an object with new metadata; ``headers`` are what HEAD said of the source.
-
-        TryAgain if somebody changed it meanwhile; Conflict, with a condition, if that or the
-        condition does not hold. The new object's version.
-        """
-        version = version_in(headers)
-        said = {**copied(headers), **how.said}
-        storage = headers.get("x-amz-storage-class")
-        if storage:
-            said["x-amz-storage-class"] = storage
-        said |= write_headers(self._options)
-        if size_in(headers) > COPY_MAX_BYTES:
-            made = await self._multipart.copy(source, headers, target, Copying(said, how.condition))
-        else:
-            said["x-amz-metadata-directive"] = "REPLACE"
-            made = await self._copied(source, version, target, Copying(said, how.condition))
-        self._objects.remember(target, version, made)
-        return made
-
-    async def _copied(
-        self, source: Place, version: Version, target: Place, how: Copying
-    ) -> Version:
-        request = Request(
-            "PUT",
-            *target,
-            headers={
-                **self.source_headers(source, version),
-                **key_headers(self._options),
-                **how.said,
-                **how.condition,
-            },
-        )
-        try:
-            answer = await self._service.call(request)
-        except Conflict as error:
-            if how.condition:
-                raise
-            raise TryAgain(f"{source[1]!r} is being changed by somebody") from error
-        return Version(plain_etag(records(answer.body, "CopyObjectResult").last.get("ETag", "")))
-
-    def source_headers(self, source: Place, version: Version) -> dict[str, str]:
-        """Headers that name the source of a copy, of exactly that version."""
-        return {
-            "x-amz-copy-source": f"/{source[0]}/{encoded(source[1], '/')}",
-            "x-amz-copy-source-if-match": if_match(version),
-            **source_key_headers(self._options),
-        }
 
     # --- attributes -------------------------------------------------------------------------------
 
@@ -151,7 +92,7 @@ class Moving:
         node = await self._reading.node_of(place, headers)
         metadata = told(changes, stat.S_IFMT(node.mode))
         if any(headers.get(name) != value for name, value in metadata.items()):
-            await self.copy(place, headers, place, Copying(metadata))
+            await self._copies.copy(place, headers, place, Copying(metadata))
 
     async def _object(self, place: Place) -> dict[str, str] | None:
         """What HEAD says of an object; None where there is none, or a directory's marker."""
@@ -221,11 +162,13 @@ class Moving:
         version = version_in(headers)
 
         async def send(condition: dict[str, str]) -> Version:
-            return await self.copy(source, headers, target, Copying({TOKEN: token}, condition))
+            return await self._copies.copy(
+                source, headers, target, Copying({TOKEN: token}, condition)
+            )
 
         is_honoured = await self._writing.conditions.copying(target[0])
         made = await self._writing.stored_if(is_honoured, (target, base, token), send)
-        if isinstance(made, Node) and not await self._is_copied(target, version):
+        if isinstance(made, Node) and not await self._copies.is_copied(target, version):
             # What an earlier try copied is at the new place; somebody stored something else here.
             return
         try:
@@ -316,7 +259,7 @@ class Moving:
             version = version_in(headers)
         kept = None
         if there is not None:
-            if there.etag == version or await self._is_copied(new, version):
+            if there.etag == version or await self._copies.is_copied(new, version):
                 await self._removing.delete_version(old, version)
                 return
             kept = way.kept.get(new[1])
@@ -329,7 +272,7 @@ class Moving:
         except Conflict as error:
             if await self._objects.head(*new) is None:
                 raise TryAgain(f"{old[1]!r} is being changed by somebody") from error
-            if await self._is_copied(new, version):
+            if await self._copies.is_copied(new, version):
                 made = version
             else:
                 new = self._beside(new, version)
@@ -347,9 +290,9 @@ class Moving:
         """Copy one object of a directory; ``headers`` where HEAD was needed. The new version."""
         new, condition = where
         if headers is not None:
-            return await self.copy(old, headers, new, Copying({}, condition))
+            return await self._copies.copy(old, headers, new, Copying({}, condition))
         how = Copying(write_headers(self._options), condition)
-        made = await self._copied(old, version, new, how)
+        made = await self._copies.copy_version(old, version, new, how)
         self._objects.remember(new, version, made)
         return made
 
@@ -369,11 +312,6 @@ class Moving:
                 return
             await self._directories.mark(*new, copied(headers), is_new=False)
         await self._removing.delete_version(old, version)
-
-    async def _is_copied(self, new: Place, version: Version) -> bool:
-        """Whether what stands at ``new`` is what an earlier try made of ``version``."""
-        headers = await self._objects.head(*new)
-        return headers is not None and version in (version_in(headers), *was(headers))
 
 
 def _is_marker(found: Listed) -> bool:
