@@ -114,8 +114,14 @@ class Mount:
         """Remove an object, or an empty directory. Absent is success; Conflict as in ``put``."""
         raise Unsupported(f"{self.kind} is read-only")
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
-        """Move an object or a directory, replacing what is there. Done already is success."""
+    async def rename(
+        self, path: str, new_path: str, token: str, base: Version | None = None
+    ) -> None:
+        """Move an object or a directory, replacing what is there. Done already is success.
+
+        A backend whose rename can be conditional replaces the version ``base`` only (None: there
+        must be none), and raises Conflict where it holds another.
+        """
         raise Unsupported(f"{self.kind} has no rename")
 
     async def has_begun(self, new_path: str, token: str) -> bool:
@@ -156,7 +162,7 @@ class Mount:
             case "remove":
                 await self.remove(change.path, change.base, change.token)
             case "rename":
-                await self.rename(change.path, change.new_path, change.token)
+                await self.rename(change.path, change.new_path, change.token, change.base)
             case "set_attributes":
                 await self.set_attributes(change.path, change.attributes, change.token)
             case _:

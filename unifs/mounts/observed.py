@@ -199,9 +199,11 @@ class Observed(Mount):
         with self._calling("remove") as mount:
             await mount.remove(path, base, token)
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
+    async def rename(
+        self, path: str, new_path: str, token: str, base: Version | None = None
+    ) -> None:
         with self._calling("rename") as mount:
-            await mount.rename(path, new_path, token)
+            await mount.rename(path, new_path, token, base)
 
     async def has_begun(self, new_path: str, token: str) -> bool:
         with self._calling("has_begun") as mount:
