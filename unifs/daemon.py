@@ -134,6 +134,7 @@ class Daemon:
         return SessionOptions(
             allow_other=settings.allow_other,
             read_only=settings.read_only,
+            noexec=settings.noexec,
             deadlines=Deadlines(
                 lookup_s=settings.deadlines.lookup_s, read_s=settings.deadlines.read_s
             ),

@@ -19,6 +19,8 @@ MOUNTINFO: Final = Path("/proc/self/mountinfo")
 UNIFS_TYPE: Final = "fuse.unifs"
 #: umount2(2): take it out of the tree now, end it when nobody uses it any more.
 MNT_DETACH: Final = 2
+#: umount2(2): end the connection, whoever waits.
+MNT_FORCE: Final = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import threading
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from unifs import config
-from unifs.driver import doctor
+from unifs.driver import doctor, supervised
 from unifs.driver.mountinfo import MNT_DETACH, mounted_at, resolved, umount
 from unifs.driver.session import fusermount
 from unifs.errors import (
@@ -74,9 +74,24 @@ def mount_command(settings: Settings, mount_point: Path, foreground: bool, run: 
     # would take bits away from files made on the host. What is private has its mode given.
     os.umask(0)
     if foreground:
-        logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT, level=settings.log_level.upper())
-        return run(settings, place, lambda: log.info("mounted mount_point=%s", place))
+        return _run_in_foreground(settings, place, run)
+    config.leave_supervisor()
     return _run_in_background(settings, place, run)
+
+
+def _run_in_foreground(settings: Settings, place: str, run: Run) -> int:
+    supervised.log_to_stderr(LOG_FORMAT, settings.log_level)
+    supervised.tell(f"STATUS=opening {settings.state_directory}")
+
+    def ready() -> None:
+        log.info("mounted mount_point=%s", place)
+        supervised.tell("READY=1", f"STATUS=serving {place}")
+
+    try:
+        return run(settings, place, ready)
+    except UnifsError as error:
+        supervised.tell(f"STATUS={error}", f"ERRNO={error.errno}")
+        raise
 
 
 def check_mount_point(mount_point: Path, settings: Settings) -> str:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from unifs.driver import fusectl, loop
+from unifs.driver import fusectl, loop, supervised
 from unifs.driver.mountinfo import MNT_DETACH, MountedAt, mounted_at, umount
 from unifs.driver.operations import Operations
 from unifs.driver.waits import PER_MOUNT_MAX, Deadlines, Waits, places_per_mount
@@ -60,6 +60,7 @@ class SessionOptions:
 
     allow_other: bool = False
     read_only: bool = False
+    noexec: bool = False
     deadlines: Deadlines = field(default_factory=Deadlines)
     #: Requests that may wait for one mount, and how many remote mounts share the kernel's own limit
     #: where that cannot be raised.
@@ -77,6 +78,8 @@ class SessionOptions:
             options.add("allow_other")
         if self.read_only:
             options.add("ro")
+        if self.noexec:
+            options.add("noexec")
         return options
 
 
@@ -115,8 +118,10 @@ class Session:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self._end_on_signal)
                     nursery.start_soon(self._greet, ready)
+                    nursery.start_soon(supervised.keep_alive)
                     await pyfuse3.main(max_tasks=TASKS_MAX)
                     self._has_ended.set()
+                    supervised.tell("STOPPING=1", "STATUS=unmounted, closing")
                     nursery.cancel_scope.cancel()
             is_clean = True
         finally:
@@ -132,6 +137,7 @@ class Session:
             self._stop()
             return
         self._is_ending = True
+        supervised.tell("STOPPING=1", f"STATUS=unmounting {self._mount_point}")
         try:
             await trio.to_thread.run_sync(detach, self._mount_point)
             self._is_detached = True
