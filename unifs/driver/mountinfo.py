@@ -21,6 +21,14 @@ UNIFS_TYPE: Final = "fuse.unifs"
 MNT_DETACH: Final = 2
 #: umount2(2): end the connection, whoever waits.
 MNT_FORCE: Final = 1
+#: open_tree(2), move_mount(2): numbers that all architectures share (Linux 5.2).
+_OPEN_TREE: Final = 428
+_MOVE_MOUNT: Final = 429
+_OPEN_TREE_CLONE: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+#: move_mount(2): below the mount that is there, not over it (Linux 6.5).
+MOVE_MOUNT_BENEATH: Final = 0x200
+_AT_FDCWD: Final = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,20 @@ def umount(target: str, flags: int = 0) -> None:
     _check(_libc().umount2(os.fsencode(target), flags), target)
 
 
+def open_copy(path: str) -> int:
+    """A descriptor of a copy of the mount at ``path``, attached nowhere. Raises OSError."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    result = _libc().syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
+    return _check(result, path)
+
+
+def attach(copy: int, target: str, flags: int = 0) -> None:
+    """Attach what ``open_copy`` has given at ``target``, once. Raises OSError."""
+    flags |= _MOVE_MOUNT_F_EMPTY_PATH
+    result = _libc().syscall(_MOVE_MOUNT, copy, b"", _AT_FDCWD, os.fsencode(target), flags)
+    _check(result, target)
+
+
 def _parse(line: bytes) -> MountedAt:
     head, _, tail = line.partition(b" - ")
     fields = head.split(b" ")
@@ -113,7 +135,8 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _check(result: int, target: str) -> None:
-    if result != 0:
+def _check(result: int, target: str) -> int:
+    if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), target)
+    return result

@@ -16,16 +16,14 @@ import pickle
 import signal
 import struct
 import sys
-import threading
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from unifs import config
 from unifs.driver import doctor, supervised
-from unifs.driver.mountinfo import MNT_DETACH, mounted_at, resolved, umount
-from unifs.driver.session import fusermount
+from unifs.driver.mountinfo import mounted_at, resolved
+from unifs.driver.replacing import is_dead, look_in_time
 from unifs.errors import (
     Busy,
-    DeadlineExceeded,
     InvalidArgument,
     MountFailed,
     NotADirectory,
@@ -44,8 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How long a mounted tree may take for its first answer, and an old one until it counts as frozen.
-ANSWER_S: Final = 10.0
 LOG_BYTES_MAX: Final = 10 << 20
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 #: What the child sends first: its process id, so that Ctrl-C reaches it.
@@ -64,12 +60,13 @@ def mount_command(settings: Settings, mount_point: Path, foreground: bool, run: 
     been unmounted. Raises UnifsError with the reason where it cannot be mounted; nothing is left
     running then. A dead mount point of an earlier unifs is replaced.
     """
+    if foreground:
+        supervised.log_to_stderr(LOG_FORMAT, settings.log_level)
     place = check_mount_point(mount_point, settings)
     for finding in doctor.needed(settings.allow_other):
         if finding.is_needed and not finding.is_ok:
             raise MountFailed(f"{finding.message} ({finding.remedy})")
     _make_state_directory(settings.state_directory)
-    remove_dead(place)
     # The kernel has applied the caller's umask to every mode that it sends; a second one, ours,
     # would take bits away from files made on the host. What is private has its mode given.
     os.umask(0)
@@ -80,7 +77,6 @@ def mount_command(settings: Settings, mount_point: Path, foreground: bool, run: 
 
 
 def _run_in_foreground(settings: Settings, place: str, run: Run) -> int:
-    supervised.log_to_stderr(LOG_FORMAT, settings.log_level)
     supervised.tell(f"STATUS=opening {settings.state_directory}")
 
     def ready() -> None:
@@ -112,27 +108,6 @@ def check_mount_point(mount_point: Path, settings: Settings) -> str:
     return place
 
 
-def is_dead(place: str) -> bool:
-    """Whether a mount's daemon is gone. DeadlineExceeded where it is there but does not answer."""
-    try:
-        _look_in_time(place)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
-
-
-def remove_dead(place: str) -> None:
-    """Take every dead unifs at ``place`` out of the way. Raises MountFailed."""
-    while (found := mounted_at(place)) is not None and found.is_unifs and is_dead(place):
-        try:
-            if os.geteuid() == 0:
-                umount(place, MNT_DETACH)
-            else:
-                fusermount(place, "-u", "-z")
-        except OSError as error:
-            raise MountFailed(f"the dead mount at {place} stays: {error.strerror}") from error
-
-
 # --- checks -------------------------------------------------------------------------------------
 
 
@@ -152,28 +127,6 @@ def _check_directory(place: str) -> None:
     if not os.access(place, os.W_OK):
         # fusermount3 demands it, and says so less clearly.
         raise PermissionDenied(f"{place} cannot be written: mount at a directory of your own")
-
-
-def _look_in_time(place: str) -> None:
-    """Look at a mounted tree from a thread of its own, since the answer may never come.
-
-    By statfs, which always reaches the daemon: what stat says of a dead tree's root may be cached.
-    """
-    failures: list[OSError] = []
-
-    def look() -> None:
-        try:
-            os.statvfs(place)
-        except OSError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=look, name="unifs-look", daemon=True)
-    thread.start()
-    thread.join(ANSWER_S)
-    if thread.is_alive():
-        raise DeadlineExceeded(f"the unifs at {place} does not answer (`unifs umount` ends it)")
-    if failures:
-        raise failures[0]
 
 
 def _make_state_directory(state: Path) -> None:
@@ -217,7 +170,7 @@ def _run_in_background(settings: Settings, place: str, run: Run) -> int:
     if not outcome:
         raise MountFailed(f"the daemon ended before the tree answered: see {log_path}")
     try:
-        _look_in_time(place)
+        look_in_time(place)
     except OSError as error:
         raise MountFailed(f"{place} is mounted, but fails: {error.strerror}") from error
     return 0

@@ -103,7 +103,7 @@ def umount(words: Sequence[str]) -> int:
     Lazily (``-l``) and by force (``-f``, root only) it does not wait for the daemon.
     """
     from unifs.driver import mountinfo
-    from unifs.driver.session import detach
+    from unifs.driver.replacing import detach
     from unifs.driver.unmounting import umount_command
 
     try:

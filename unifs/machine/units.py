@@ -17,7 +17,7 @@ from typing import Final
 
 from unifs import config
 from unifs.driver.mountinfo import mounted_at
-from unifs.driver.mounting import is_dead
+from unifs.driver.replacing import is_dead
 from unifs.errors import Busy, Exists, MountFailed, NotFound, Unsupported, from_os_error
 
 SYSTEM_UNITS: Final = Path("/etc/systemd/system")
