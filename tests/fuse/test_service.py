@@ -196,9 +196,13 @@ def test_a_log_that_leads_elsewhere_has_times(manager: Manager) -> None:
 
 # --- a real systemd -----------------------------------------------------------------------------
 
-#: A user's manager in a mount namespace of its own, where /run says that systemd has booted.
+#: A user's manager in a mount namespace of its own, where /run says that systemd has booted, and in
+#: control groups of its own: it takes all processes of the one that it starts in.
 USER_MANAGER = """
 set -e
+for group in $2; do
+    echo $$ >"$group/cgroup.procs"
+done
 mount -t tmpfs tmpfs /run
 mkdir -p /run/systemd/system
 mkdir -m 700 /run/user0
@@ -211,10 +215,32 @@ exec "$1" --user --log-target=console --log-level=warning --unit=default.target
 SYSTEMD = Path("/lib/systemd/systemd")
 
 
+def hierarchies() -> list[Path]:
+    """Where processes can be put into control groups here: version 1, 2, or both."""
+    top = Path("/sys/fs/cgroup")
+    return [each for each in (top, *top.glob("*")) if (each / "cgroup.procs").is_file()]
+
+
+def own_groups(hierarchies: list[Path], name: str) -> list[Path]:
+    """A group of that name in each hierarchy that systemd tracks services by."""
+    tracking = [each for each in hierarchies if each.name in ("cgroup", "unified", "systemd")]
+    made = [each / name for each in tracking]
+    for group in made:
+        group.mkdir()
+    return made
+
+
+def remove_groups(hierarchies: list[Path], name: str) -> None:
+    """Remove them, and what systemd has made of them in the others."""
+    for each in hierarchies:
+        for directory, _, _ in os.walk(each / name, topdown=False):
+            os.rmdir(directory)
+
+
 class Systemd:
     """One running user manager."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, groups: list[Path]) -> None:
         self.log = base / "systemd.log"
         (base / "home").mkdir()
         self.environment = {
@@ -227,7 +253,7 @@ class Systemd:
         command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", USER_MANAGER]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "sh", SYSTEMD],
+                [*command, "sh", SYSTEMD, " ".join(map(str, groups))],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -271,13 +297,24 @@ class Systemd:
 def systemd(tmp_path: Path) -> Iterator[Systemd]:
     if os.geteuid() != 0 or not SYSTEMD.exists():
         pytest.skip("lane systemd: needs root and Debian's package systemd")
-    made = Systemd(tmp_path)
+    where, name = hierarchies(), f"unifs-test-{os.getpid()}"
+    try:
+        groups = own_groups(where, name)
+    except OSError as error:
+        pytest.skip(f"lane systemd: no control group can be made: {error.strerror}")
+    if not groups:
+        pytest.skip("lane systemd: no control groups are mounted")
+    before = Path("/proc/self/cgroup").read_text()
+    made = Systemd(tmp_path, groups)
     try:
         until(made.is_up, "systemd --user runs")
         yield made
     finally:
         made.process.terminate()
         made.process.wait(PATIENCE_S)
+        remove_groups(where, name)
+    # Nobody else's process was taken along.
+    assert Path("/proc/self/cgroup").read_text() == before
 
 
 def test_systemd_mounts_restarts_and_unmounts(systemd: Systemd, tmp_path: Path) -> None:
