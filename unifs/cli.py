@@ -22,13 +22,12 @@ if TYPE_CHECKING:
 
 _DIRECTORY = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
-#: Commands of ``unifs.machine.commands``; the helpers are what mount(8) calls.
+#: Commands of ``unifs.machine.commands``; mount(8) calls the helper.
 _MACHINE = (
     "install-service",
     "uninstall-service",
     "install-mount-helper",
     "mount-helper",
-    "umount-helper",
 )
 
 

@@ -353,6 +353,37 @@ def _reads(path: Path) -> bytes | int | None:
         return error.errno
 
 
+def test_mounting_waits_for_a_daemon_that_still_closes(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    first = daemon.process
+    assert first is not None
+    try:
+        # Two that serve never wait for each other.
+        (tmp_path / "other").mkdir()
+        command = [*daemon.command[:-1], tmp_path / "other"]
+        other = subprocess.run(command, capture_output=True, check=False)
+        assert b"is in use by pid" in other.stderr
+        assert b"waits until" not in other.stderr
+        (daemon.root / "file").write_bytes(b"data")
+        first.send_signal(signal.SIGSTOP)
+        subprocess.run(["umount", "--lazy", daemon.mount], check=True)
+        log = tmp_path / "second.log"
+        with log.open("wb") as stderr:
+            daemon.process = subprocess.Popen(
+                daemon.command, env=repository_environment(), stderr=stderr
+            )
+        told = f"waits until pid={first.pid} has closed it"
+        until(lambda: told in log.read_text(), "the second one waits")
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(PATIENCE_S) == 0
+        until(lambda: _reads(daemon.root / "file") == b"data", "the second one serves")
+        daemon.stop()
+    finally:
+        first.kill()
+        daemon.close()
+
+
 # --- in the place of a dead one -----------------------------------------------------------------
 
 

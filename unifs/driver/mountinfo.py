@@ -19,8 +19,6 @@ MOUNTINFO: Final = Path("/proc/self/mountinfo")
 UNIFS_TYPE: Final = "fuse.unifs"
 #: umount2(2): take it out of the tree now, end it when nobody uses it any more.
 MNT_DETACH: Final = 2
-#: umount2(2): end the connection, whoever waits.
-MNT_FORCE: Final = 1
 #: open_tree(2), move_mount(2): numbers that all architectures share (Linux 5.2).
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
@@ -41,6 +39,8 @@ class MountedAt:
     minor: int
     #: "shared:N", "master:N" and so on; empty where the mount is private.
     propagation: tuple[str, ...]
+    #: What is mounted there, as the file system calls it.
+    source: str = ""
 
     @property
     def is_unifs(self) -> bool:
@@ -111,9 +111,11 @@ def _parse(line: bytes) -> MountedAt:
     head, _, tail = line.partition(b" - ")
     fields = head.split(b" ")
     major, minor = fields[2].split(b":")
+    kind, source = tail.split(b" ")[:2]
     return MountedAt(
         mount_point=_unescaped(fields[4]),
-        fs_type=_unescaped(tail.split(b" ")[0]),
+        fs_type=_unescaped(kind),
+        source=_unescaped(source),
         major=int(major),
         minor=int(minor),
         propagation=tuple(os.fsdecode(tag) for tag in fields[6:]),

@@ -16,11 +16,12 @@ import pickle
 import signal
 import struct
 import sys
+import time
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from unifs import config
 from unifs.driver import doctor, supervised
-from unifs.driver.mountinfo import mounted_at, resolved
+from unifs.driver.mountinfo import MOUNTINFO, mounted_at, mounts, resolved
 from unifs.driver.replacing import is_dead, look_in_time
 from unifs.errors import (
     Busy,
@@ -33,6 +34,7 @@ from unifs.errors import (
     UnifsError,
     from_os_error,
 )
+from unifs.state.directory import holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: How long a daemon that was unmounted may take to close its state before the next one gives up.
+CLOSE_S: Final = 30.0
+CLOSE_POLL_S: Final = 0.02
 LOG_BYTES_MAX: Final = 10 << 20
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 #: What the child sends first: its process id, so that Ctrl-C reaches it.
@@ -67,6 +72,7 @@ def mount_command(settings: Settings, mount_point: Path, foreground: bool, run: 
         if finding.is_needed and not finding.is_ok:
             raise MountFailed(f"{finding.message} ({finding.remedy})")
     _make_state_directory(settings.state_directory)
+    _wait_while_closing(settings.state_directory)
     # The kernel has applied the caller's umask to every mode that it sends; a second one, ours,
     # would take bits away from files made on the host. What is private has its mode given.
     os.umask(0)
@@ -135,6 +141,31 @@ def _make_state_directory(state: Path) -> None:
     except OSError as error:
         reason = error.strerror
         raise StateUnusable(f"the state directory {state} cannot be made: {reason}") from error
+
+
+def _wait_while_closing(state: Path) -> None:
+    """Give the daemon of ``state`` time to end where it serves no tree any more.
+
+    umount(8) returns before it has closed its state. One that still serves, or does not end, is
+    named when the state directory is opened.
+    """
+    pid = holder(state)
+    if pid is None or _serves(pid, state):
+        return
+    log.info("state=%s waits until pid=%d has closed it", state, pid)
+    deadline = time.monotonic() + CLOSE_S
+    while holder(state) == pid and time.monotonic() < deadline:
+        time.sleep(CLOSE_POLL_S)
+
+
+def _serves(pid: int, state: Path) -> bool:
+    """Whether the tree of ``state`` is mounted where the process ``pid`` lives."""
+    try:
+        seen = mounts(MOUNTINFO.parents[1] / str(pid) / "mountinfo")
+    except OSError:
+        return False
+    sources = [each.source.partition(":")[2] for each in seen if each.is_unifs]
+    return os.path.realpath(state) in map(os.path.realpath, sources)
 
 
 # --- the background -----------------------------------------------------------------------------

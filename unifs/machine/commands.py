@@ -1,4 +1,4 @@
-"""The commands that settle a tree on this machine, and the two that mount(8) and umount(8) call.
+"""The commands that settle a tree on this machine, and the one that mount(8) calls.
 
 ``cli.py`` hangs them into the command line when one is used. They parse and print; ``units.py`` and
 ``mounthelper.py`` do the work.
@@ -83,7 +83,7 @@ def uninstall_service(directory: Path, is_system: bool | None) -> None:
 def install_mount_helper(is_removal: bool) -> None:
     """Let mount(8) and /etc/fstab mount trees of type fuse.unifs.
 
-    Writes mount.fuse.unifs and umount.fuse.unifs into /sbin.
+    Writes /sbin/mount.fuse.unifs.
     """
     from unifs.machine import mounthelper
     from unifs.machine.program import program
@@ -111,15 +111,6 @@ def mount_helper(words: tuple[str, ...]) -> int:
     return mounthelper.mount(words)
 
 
-@click.command("umount-helper", hidden=True, context_settings=_RAW)
-@click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def umount_helper(words: tuple[str, ...]) -> int:
-    """What /sbin/umount.fuse.unifs runs: unmount DIR, with umount(8)'s arguments."""
-    from unifs.machine import mounthelper
-
-    return mounthelper.umount(words)
-
-
 COMMANDS: dict[str, click.Command] = {
     command.name or "": command
     for command in (
@@ -127,6 +118,5 @@ COMMANDS: dict[str, click.Command] = {
         uninstall_service,
         install_mount_helper,
         mount_helper,
-        umount_helper,
     )
 }

@@ -1,8 +1,9 @@
 """``mount -t fuse.unifs SOURCE DIR -o …`` and lines of /etc/fstab, as mount(8) hands them over.
 
-mount(8) and umount(8) run /sbin/mount.fuse.unifs and /sbin/umount.fuse.unifs, which ``install``
-writes; they come back here through the command line. An option is honoured, or passed over because
-it belongs to mount(8) or systemd, or refused by name: never ignored. Exit codes are mount(8)'s.
+mount(8) runs /sbin/mount.fuse.unifs, which ``install`` writes and which comes back here through the
+command line. An option is honoured, or passed over because it belongs to mount(8) or systemd, or
+refused by name: never ignored. Exit codes are mount(8)'s. umount(8) needs nothing from us: it asks
+the kernel, and the daemon notices.
 
 SOURCE is a state directory, absolute; ``unifs:`` may stand before it, which is how the mount table
 shows it, so that `mount -a` sees that it is mounted. ``unifs`` and ``none`` mean the one that
@@ -33,10 +34,9 @@ from unifs.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-HELPERS: Final = {"mount.fuse.unifs": "mount-helper", "umount.fuse.unifs": "umount-helper"}
-DIRECTORY: Final = Path("/sbin")
+PATH: Final = Path("/sbin/mount.fuse.unifs")
 MARK: Final = "# Written by `unifs install-mount-helper`; with --remove it removes it."
-SCRIPT: Final = '#!/bin/sh\n{mark}\nexec {program} {command} -- "$@"\n'
+SCRIPT: Final = '#!/bin/sh\n{mark}\nexec {program} mount-helper -- "$@"\n'
 
 #: mount(8), "EXIT STATUS".
 USAGE: Final = 1
@@ -94,39 +94,8 @@ def mount(words: Sequence[str]) -> int:
         settings = config.load(asked.state, asked.config, asked.overrides)
         return mount_command(settings, Path(asked.place), False, daemon.run)
     except (UnifsError, OSError) as error:
-        return _failed("mount", error)
-
-
-def umount(words: Sequence[str]) -> int:
-    """Unmount as umount(8) asks; returns when the daemon has ended, so that it can mount again.
-
-    Lazily (``-l``) and by force (``-f``, root only) it does not wait for the daemon.
-    """
-    from unifs.driver import mountinfo
-    from unifs.driver.replacing import detach
-    from unifs.driver.unmounting import umount_command
-
-    try:
-        plain, flags, _ = _sorted_words(words)
-        if len(plain) != 1:
-            raise InvalidArgument("one directory is unmounted at a time")
-        if "r" in flags:
-            raise Unsupported("a tree in use is not made read-only")
-        if not {"l", "f"} & flags:
-            return umount_command(Path(plain[0]), False)
-        place = mountinfo.resolved(plain[0])
-        if "f" in flags:
-            mountinfo.umount(place, mountinfo.MNT_FORCE)
-        else:
-            detach(place)
-    except (UnifsError, OSError) as error:
-        return _failed("umount", error)
-    return 0
-
-
-def _failed(command: str, error: UnifsError | OSError) -> int:
-    print(f"{command}.fuse.unifs: {error}", file=sys.stderr)
-    return USAGE if isinstance(error, InvalidArgument) else FAILED
+        print(f"mount.fuse.unifs: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, InvalidArgument) else FAILED
 
 
 # --- arguments ----------------------------------------------------------------------------------
@@ -215,44 +184,34 @@ def _state_of(source: str) -> Path | None:
     return Path(path)
 
 
-# --- the programs in /sbin ----------------------------------------------------------------------
+# --- the program in /sbin -----------------------------------------------------------------------
 
 
-def install(program: str, directory: Path = DIRECTORY) -> list[str]:
-    """Write the two programs that run ``program``; what was written. Raises Exists if not ours."""
-    for name in HELPERS:
-        _check_ours(directory / name)
-    told = []
-    for name, command in HELPERS.items():
-        path = directory / name
-        draft = directory / f".{name}.new"
-        text = SCRIPT.format(mark=MARK, program=_quoted(program), command=command)
-        try:
-            draft.write_bytes(os.fsencode(text))
-            draft.chmod(0o755)
-            draft.rename(path)
-        except OSError as error:
-            with suppress(OSError):
-                draft.unlink()
-            raise from_os_error(error) from error
-        told.append(f"wrote {path}")
-    return told
+def install(program: str, path: Path = PATH) -> list[str]:
+    """Write the program that runs ``program``; what was done. Raises Exists if it is not ours."""
+    _check_ours(path)
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        draft.write_bytes(os.fsencode(SCRIPT.format(mark=MARK, program=_quoted(program))))
+        draft.chmod(0o755)
+        draft.rename(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        raise from_os_error(error) from error
+    return [f"wrote {path}"]
 
 
-def remove(directory: Path = DIRECTORY) -> list[str]:
-    """Remove them. Raises NotFound where there are none, Exists where they are not ours."""
-    paths = [directory / name for name in HELPERS]
-    for path in paths:
-        _check_ours(path)
-    found = [path for path in paths if path.exists()]
-    if not found:
-        raise NotFound(f"there is no {paths[0]}")
-    for path in found:
-        try:
-            path.unlink()
-        except OSError as error:
-            raise from_os_error(error) from error
-    return [f"removed {path}" for path in found]
+def remove(path: Path = PATH) -> list[str]:
+    """Remove it. Raises NotFound where there is none, Exists where it is not ours."""
+    _check_ours(path)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        raise NotFound(f"there is no {path}") from None
+    except OSError as error:
+        raise from_os_error(error) from error
+    return [f"removed {path}"]
 
 
 def _check_ours(path: Path) -> None:
