@@ -128,6 +128,11 @@ class Daemon:
         self.session = Session(
             self.vfs, self._options(), self.metrics, self.access_log, self.notifications
         )
+        self.session.waits.on_fast_loop = self._ask_loop
+        self.session.waits.on_idle = self.storage.flusher.loop_is_idle
+
+    def _ask_loop(self, is_idle: Callable[[], bool]) -> None:
+        self.storage.flusher.is_loop_idle = is_idle
 
     def _options(self) -> SessionOptions:
         settings = self.settings

@@ -137,8 +137,7 @@ class TreeHandle(Handle):
 
     def fsync(self, datasync: bool) -> None:
         inode: TreeInode = self.inode  # type: ignore[assignment]
-        durability = self.volume.writer.durability
-        raise WouldBlock(lambda: durability.make_durable(inode))
+        self.volume.writer.durability.make_durable_nowait(inode)
 
 
 class TreeDirectory(DirectoryHandle):
@@ -216,4 +215,4 @@ class TreeDirectory(DirectoryHandle):
     def fsync(self, datasync: bool) -> None:
         volume = self.volume
         volume.commit_names(self.inode.ino)
-        raise WouldBlock(volume.storage.flusher.flush)
+        volume.storage.flusher.flush_nowait()
