@@ -150,12 +150,14 @@ class Daemon:
         return SessionOptions(
             allow_other=settings.allow_other,
             read_only=settings.read_only,
+            noexec=settings.noexec,
             deadlines=Deadlines(
                 lookup_s=settings.deadlines.lookup_s, read_s=settings.deadlines.read_s
             ),
             per_mount_max=settings.deadlines.suspended_max,
             remote_mounts=len(list(self.remotes)),
             source=source_of(settings.state_directory).replace(",", "\\,"),
+            staging=settings.state_directory / "mounting",
         )
 
     def _add_volumes(self) -> None:
@@ -301,10 +303,13 @@ def run(settings: Settings, mount_point: str, ready: Callable[[], None]) -> int:
         trio.run(daemon.serve, ready)
         is_clean = True
     except BaseExceptionGroup as group:
-        failures, rest = group.split(UnifsError)
-        if rest is not None or failures is None or len(failures.exceptions) != 1:
+        # Each part that was open has a nursery around the failure.
+        failure: BaseException = group
+        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
+            failure = failure.exceptions[0]
+        if not isinstance(failure, UnifsError):
             raise
-        raise failures.exceptions[0] from group
+        raise failure from group
     finally:
         daemon.close(is_clean)
     return 0
