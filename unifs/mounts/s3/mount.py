@@ -97,6 +97,16 @@ class S3Mount(Mount):
     async def read(self, path: str, version: Version, offset: int, size: int) -> bytes:
         return await self._reading.read(path, version, offset, size)
 
+    async def read_into(
+        self,
+        path: str,
+        version: Version,
+        offset: int,
+        buffers: Sequence[bytearray],
+        filled: Callable[[], None],
+    ) -> None:
+        await self._reading.read_into(path, version, offset, buffers, filled)
+
     # --- writing ----------------------------------------------------------------------------------
 
     async def put(
