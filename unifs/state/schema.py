@@ -148,8 +148,8 @@ TABLES = (
     )""",
 )
 
-#: Version 2: rows of redo are made one after another and removed in runs, for which a tree by row id
-#: writes one page; by container and id it took 2.6 for each fsync of an appended log.
+#: Version 2: rows of redo are made one after another and removed in runs, for which a tree by row
+#: id writes one page; by container and id it took 2.6 for each fsync of an appended log.
 REDO_BY_ID = (
     "alter table redo rename to redo_by_container",
     """create table redo(
