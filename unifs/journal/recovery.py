@@ -310,7 +310,7 @@ class Recovery:
         """
         text = json.dumps(asdict(self._receipt), indent=1, ensure_ascii=True) + "\n"
         try:
-            _write_durably(self._receipt_path(), text.encode("ascii"))
+            write_durably(self._receipt_path(), text.encode("ascii"))
         except OSError as error:
             log.warning("the receipt could not be written: error=%s text=%s", error, text)
 
@@ -337,7 +337,7 @@ def unnamed_files(database: Database, state: StateDirectory) -> Iterator[Path]:
             yield path
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes) -> None:
     """The file and its name; with the name, those of all files made in that directory before."""
     with open(path, "wb") as file:
         file.write(data)

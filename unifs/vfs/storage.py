@@ -136,6 +136,9 @@ class Storage:
     def close(self, is_clean: bool = True) -> None:
         """Close everything; ``is_clean`` says that all was committed and flushed."""
         if self.database.failed is None:
+            if is_clean and self.is_tidy:
+                # Sealing lets go of files that readers may still have: the next start removes them.
+                self.is_tidy = next(unnamed_files(self.database, self.state), None) is None
             self.database.begin()
             self.database.set_meta("sealed_seq", self.flusher.sealed_seq)
             self.database.set_meta("last_ino", self.tree.last_ino)

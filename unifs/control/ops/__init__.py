@@ -40,6 +40,7 @@ MODULES: Final = {
     "rollback": "history",
     "checkpoint": "history",
     "checkpoints": "history",
+    "s3": "s3",
 }
 
 
