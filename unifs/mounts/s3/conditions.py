@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from unifs.errors import Conflict, InvalidArgument, NotFound, UnifsError, Unsupported
+from unifs.mounts.s3.attributes import write_headers
 from unifs.mounts.s3.encryption import key_headers
 from unifs.mounts.s3.names import PROBE, is_probe, new_probe
 from unifs.mounts.s3.objects import if_match
@@ -149,7 +150,11 @@ class Conditions:
         self, method: str, bucket: str, key: str, headers: dict[str, str]
     ) -> bool | None:
         """True: the condition was kept; False: it was not; None: the service knows none."""
-        extra = key_headers(self._service.options) if method == "PUT" else {}
+        extra: dict[str, str] = {}
+        if method == "PUT":
+            # Some buckets deny what is not encrypted, or not paid for, as they wish.
+            options = self._service.options
+            extra = {**write_headers(options), **key_headers(options)}
         try:
             await self._service.call(Request(method, bucket, key, headers={**headers, **extra}))
         except Conflict:
