@@ -272,6 +272,11 @@ class Recovery:
         """Rows that were born and lost their last name in one epoch are nobody's history."""
         execute = self._database.execute
         where = "gone is not null and gone<=epoch"
+        execute(
+            "insert or ignore into xattr_past select x.ino,i.gone,x.epoch,x.name,x.value"
+            f" from xattr x join (select ino,gone from inode where {where}) i on i.ino=x.ino"
+            " where x.epoch<i.gone"
+        )
         execute(f"delete from xattr where ino in (select ino from inode where {where})")
         execute(f"delete from inode where {where}")
         self._receipt.removed_rows = self._database.one("select changes()")[0]

@@ -274,9 +274,9 @@ class RemoteVolume(TreeVolume):
         self._check_writable()
         return super().setattr(inode, changes, handle, caller)
 
-    def _check_new(self, parent: Inode, name: bytes) -> None:
+    def check_new(self, parent: Inode, name: bytes) -> None:
         self._check_writable()
-        super()._check_new(parent, name)
+        super().check_new(parent, name)
 
     def unlink(self, parent: Inode, name: bytes, caller: Caller) -> None:
         self._check_writable()
