@@ -38,7 +38,7 @@ from trio.testing import MockClock
 
 from tests.remote.system import RemoteSystem
 from tests.remote.test_random import PATHS, Run, shown
-from tests.servers.faultproxy import FaultProxy, Kind, Seeded
+from tests.servers.faultproxy import FaultProxy, Kind, Seeded, Seen
 from tests.servers.s3 import Weed
 from unifs.errors import DeadlineExceeded, NotFound, UnifsError, Unreachable
 from unifs.journal.writeback_due import WritebackLimits
@@ -61,13 +61,15 @@ ROUNDS_A_RUN = 5
 #: Of a call that fails for a passing reason; each try meets new luck.
 TRIES_MAX = 200
 #: Requests shown of a run that failed.
-SEEN_SHOWN = 400
+SEEN_SHOWN = 2_000
 #: Looks at tree and bucket, 40 s apart, before they are said to differ.
 AGREE_TRIES = 5
 #: Runs at a time; most of the time of one is waiting.
 LANES = 40
 VIOLATIONS_MAX = 5
 ROUND_S = 600.0
+#: So long a round waits for the end of all changes while there are faults.
+STORM_S = 300.0
 SIZES = (0, 12, 3_000, 70_000, 300_000)
 #: Above what is stored in one PUT.
 BIG_BYTES = (17 << 20) + 123
@@ -118,6 +120,7 @@ class Bucket:
         return found
 
     async def change(self, path: str, data: bytes) -> None:
+        """Somebody else stores something."""
         put = partial(self.server.client().put_object, Bucket=self.name, Key=path, Body=data)
         await trio.to_thread.run_sync(put)
 
@@ -132,9 +135,10 @@ class FaultyRun(Run):
 
     remote: Any
 
-    def __init__(self, system: RemoteSystem, bucket: Bucket) -> None:
+    def __init__(self, system: RemoteSystem, bucket: Bucket, proxy: FaultProxy) -> None:
         super().__init__(system, bucket)  # type: ignore[arg-type]
         self.bucket = bucket
+        self.proxy = proxy
         self.tried_again: Counter[str] = Counter()
 
     async def do(self, step: tuple[Any, ...]) -> None:
@@ -174,6 +178,8 @@ class FaultyRun(Run):
             # Nobody puts an object where a directory is, or below one that is a file.
             return
         await self.bucket.change(path, data)
+        now_s = trio.current_time()
+        self.proxy.seen.append(Seen("foreign", f"{path} {data!r}", None, 200, now_s))
         self.unseen = {held: where for held, where in self.unseen.items() if where != path}
         self.unseen[data] = path
 
@@ -252,7 +258,7 @@ class Campaign:
             mount = S3Mount("s3", options, Fixed(self.server))
             limits = WritebackLimits(late_s=LATE_S)
             async with mount.serve(), RemoteSystem(place, mount, limits=limits) as system:
-                run = FaultyRun(system, bucket)
+                run = FaultyRun(system, bucket, proxy)
                 history: list[Any] = []
                 try:
                     for _ in range(ROUNDS_A_RUN):
@@ -297,8 +303,10 @@ class Campaign:
                 await run.do(step)
                 self.steps += 1
             if chance.random() < 0.5:
-                # Half of the rounds end in the middle of the storm, half come through it.
-                await run.settle()
+                # Half of the rounds end in the middle of the storm, half come through it. What
+                # needs many requests in a row may not: pauses grow to five minutes.
+                with trio.move_on_after(STORM_S):
+                    await run.settle()
             proxy.calm()
             await run.settle()
             history.append("settled")
@@ -333,7 +341,8 @@ class Campaign:
         await trio.sleep(40)
         held = await self._agreed(run)
         missing = set(run.unseen) - {data for data in held.values() if data is not None}
-        assert not missing, f"somebody else's changes are lost: {missing}"
+        told = {path: short(held, path) for path in sorted(held)}
+        assert not missing, f"somebody else's changes are lost: {missing}; found {told}"
 
 
 def differ(what: str, found: dict[str, bytes | None], wanted: dict[str, bytes | None]) -> None:

@@ -280,14 +280,17 @@ class S3Mount(Mount):
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
         """What runs beside requests ends with this, and idle connections are closed."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                yield
-            finally:
-                self._nursery = None
-                nursery.cancel_scope.cancel()
-                self.service.close()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    yield
+                finally:
+                    self._nursery = None
+                    nursery.cancel_scope.cancel()
+        finally:
+            # The last of those requests has given its connection back by now.
+            self.service.close()
 
     def supports(self, capability: str) -> bool:
         if capability == "set_attributes":
