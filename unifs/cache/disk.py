@@ -50,7 +50,7 @@ VERIFY_INLINE_BYTES_MAX: Final = 256 << 10
 OPEN_FILES_MAX: Final = 64
 #: Extents waiting for the disk; beyond it a fetched extent stays in memory only. Readahead alone
 #: stays below (``readahead``).
-WRITES_PENDING_MAX: Final = 48
+WRITES_PENDING_MAX: Final = 32
 #: Extents evicted for one write; a shrunken disk is given back over several writes.
 VICTIMS_MAX: Final = 64
 _LENGTH_BITS: Final = 32

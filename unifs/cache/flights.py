@@ -23,7 +23,7 @@ from unifs.errors import Corrupt, TryAgain, UnifsError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from unifs.cache.memory import Extent, ExtentKey
+    from unifs.cache.memory import Extent, ExtentKey, MemoryTier
     from unifs.cache.source import Source
 
     Landed = Sequence[tuple[ExtentKey, Extent]]
@@ -54,12 +54,11 @@ class Run:
 class Flights:
     """What is fetched now."""
 
-    def __init__(self, fetches_max: int, waiting_max: int) -> None:
+    def __init__(self, memory: MemoryTier, fetches_max: int, waiting_max: int) -> None:
+        self._memory = memory
         self._fetches_max = fetches_max
         self.waiting_max = waiting_max
         self.nursery: trio.Nursery | None = None
-        #: Takes one extent at the moment it is whole.
-        self.land: Callable[[ExtentKey, Extent], None] = _nothing
         #: Keeps what a run brought; awaited by the run, waited for by nobody.
         self.keep: Callable[[Landed], Awaitable[object]] | None = None
         self._flights: dict[ExtentKey, Flight] = {}
@@ -161,18 +160,23 @@ class Flights:
             slots = self._slots[source.mount] = trio.Semaphore(self._fetches_max)
         async with slots:
             self.runs += 1
-            keys = [flight.key for flight in run.flights]
-            offset = keys[0].number * keys[0].grain_bytes
-            lengths = [key.length(source.size_bytes) for key in keys]
-            if source.read_into is None:
-                for length in lengths:
-                    self._landed(run, await source.read(offset, length))
-                    offset += length
-                return
-            buffers = [bytearray(length) for length in lengths]
-            await source.read_into(
-                offset, buffers, lambda: self._landed(run, buffers[len(run.landed)])
-            )
+            lengths = [flight.key.length(source.size_bytes) for flight in run.flights]
+            self._memory.expect(sum(lengths))
+            try:
+                await self._receive(run, lengths)
+            finally:
+                self._memory.expect(-sum(lengths[len(run.landed) :]))
+
+    async def _receive(self, run: Run, lengths: list[int]) -> None:
+        source, key = run.source, run.flights[0].key
+        offset = key.number * key.grain_bytes
+        if source.read_into is None:
+            for length in lengths:
+                self._landed(run, await source.read(offset, length))
+                offset += length
+            return
+        buffers = [bytearray(length) for length in lengths]
+        await source.read_into(offset, buffers, lambda: self._landed(run, buffers[len(run.landed)]))
         if len(run.landed) < len(buffers):
             raise Corrupt("the backend sent too few bytes", mount=source.mount, offset=offset)
 
@@ -187,7 +191,8 @@ class Flights:
             )
         self.fetched_bytes += wanted
         run.landed.append((key, data))
-        self.land(key, data)
+        self._memory.expect(-wanted)
+        self._memory.put(key, data)
         flight.data = data
         if self._flights.get(key) is flight:
             del self._flights[key]
@@ -224,7 +229,3 @@ def _outcome(flight: Flight) -> Extent:
         raise error
     assert flight.data is not None
     return flight.data
-
-
-def _nothing(_key: ExtentKey, _data: Extent) -> None:
-    pass

@@ -62,6 +62,8 @@ class MemoryTier:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
+        #: Of the limit, what extents take that are on their way here.
+        self._awaited_bytes = 0
         self._extents: SegmentedLru[ExtentKey, Extent] = SegmentedLru(_weigh)
 
     def get(self, key: ExtentKey) -> Extent | None:
@@ -72,12 +74,22 @@ class MemoryTier:
         """Whether it is here; no use of it."""
         return key in self._extents
 
+    def expect(self, size_bytes: int) -> None:
+        """Buffers for so many bytes are about to be filled (or, below 0, are no more): up to three
+        quarters of the limit are theirs."""
+        self._awaited_bytes += size_bytes
+        self._trim()
+
     def put(self, key: ExtentKey, data: Extent) -> None:
         """Keep what was fetched; the coldest ones make room. One over the limit is not kept."""
         if _weigh(data) > self.limit_bytes:
             return
         self._extents.put(key, data, is_used=False)
-        while self._extents.weight > self.limit_bytes:
+        self._trim()
+
+    def _trim(self) -> None:
+        limit_bytes = max(self.limit_bytes - self._awaited_bytes, self.limit_bytes // 4)
+        while self._extents.weight > limit_bytes and len(self._extents) > 1:
             self._extents.pop_coldest()
 
     def clear(self) -> None:

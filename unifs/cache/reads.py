@@ -82,8 +82,7 @@ class ReadCache:
         self._limits = limits = limits or ReadLimits()
         self._memory = MemoryTier(limits.memory_bytes_max)
         self._disk = disk
-        self._flights = Flights(limits.fetches_max, limits.waiting_max)
-        self._flights.land = self._memory.put
+        self._flights = Flights(self._memory, limits.fetches_max, limits.waiting_max)
         if disk is not None:
             self._flights.keep = disk.write_all
         self._readahead = Readahead(self._flights, self._is_here, limits.ahead_bytes_max)
