@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from unifs.cache.reads import Source
+from unifs.cache.source import Source
 from unifs.errors import IsADirectory, NotADirectory, Stale
 from unifs.types import NAME_MAX_BYTES, Node, Version
 from unifs.vfs.volume import INO_SHIFT, DirectoryHandle, Handle, Inode, Volume

@@ -83,7 +83,7 @@ class Objects:
         buffers: Sequence[bytearray],
         filled: Callable[[], None],
     ) -> None:
-        """Fill ``buffers`` with that version's bytes; Stale where it is gone, Corrupt if it ends."""
+        """Fill ``buffers`` with that version's bytes; Stale if it is gone, Corrupt if it ends."""
         wanted = _Range(offset, buffers, filled)
         count = await self._pinned(place, version, wanted)
         if count != wanted.size_bytes:
