@@ -34,6 +34,7 @@ from unifs.errors import (
 from unifs.journal.log import Op, WaitingLog
 from unifs.journal.writeback import Writeback
 from unifs.journal.writeback_calls import Calls
+from unifs.journal.writeback_due import WritebackLimits
 from unifs.types import NAME_MAX_BYTES
 from unifs.vfs import remotecid
 from unifs.vfs.remotebase import Bases
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from unifs.cache.reads import ReadCache
-    from unifs.journal.writeback_due import WritebackLimits
     from unifs.mounts.base import Mount
     from unifs.types import Attributes, Caller, SetAttributes
     from unifs.vfs.tree import Batch
@@ -73,6 +73,7 @@ TRIM_S = 5.0
 class RemoteVolume(TreeVolume):
     """A remote mount."""
 
+    keeps_history = False
     inode_type = RemoteInode
     handle_type = RemoteHandle
     directory_type = RemoteDirectory
@@ -131,7 +132,8 @@ class RemoteVolume(TreeVolume):
         self.epoch = Epoch(self)
         self.bases = Bases(self)
         self.status = RemoteStatus(self)
-        calls = Calls(self.sync, mount)
+        limits = limits or WritebackLimits()
+        calls = Calls(self.sync, mount, limits.late_s)
         self.writeback = Writeback(calls, self.sync, self.records, self.sync.flush, limits)
         self.sync.writeback = self.writeback
         self.rows = self.remotes.count()
@@ -272,9 +274,9 @@ class RemoteVolume(TreeVolume):
         self._check_writable()
         return super().setattr(inode, changes, handle, caller)
 
-    def _check_new(self, parent: Inode, name: bytes) -> None:
+    def check_new(self, parent: Inode, name: bytes) -> None:
         self._check_writable()
-        super()._check_new(parent, name)
+        super().check_new(parent, name)
 
     def unlink(self, parent: Inode, name: bytes, caller: Caller) -> None:
         self._check_writable()

@@ -292,10 +292,11 @@ class Writer:
             mount = inode.volume.mount_id  # type: ignore[attr-defined]
             batch.append((INSERT_INODE, (ino, mount, parent, tree.epoch, packed, blob)))
             batch.append(tree.add_name(parent, name, ino))
-            batch.append(log_.row(Op.CREATE, ino, parent, name))
+            made_ns = inode.attributes.st_ctime_ns
+            batch.append(log_.row(Op.CREATE, ino, parent, name, made_ns))
             return
         if inode.epoch != tree.epoch:
-            tree.keep_inode(batch, ino, inode.stored)
+            tree.keep_inode(batch, inode)
         batch.append((UPDATE_INODE, (inode.parent, tree.epoch, packed, blob, ino)))
         if blob != inode.stored or inode.overlay is not None:
             data = pack_pair(inode.before(), blob)

@@ -26,7 +26,7 @@ from unifs.mounts.s3.bucketsettings import BucketSettings
 from unifs.mounts.s3.conditions import Conditions
 from unifs.mounts.s3.control import Control
 from unifs.mounts.s3.moving import Moving
-from unifs.mounts.s3.multipart import Multipart
+from unifs.mounts.s3.multipart import Copying, Multipart
 from unifs.mounts.s3.names import Places
 from unifs.mounts.s3.objects import Objects
 from unifs.mounts.s3.objectsettings import STORAGE_CLASS, ObjectSettings, storage_class_in
@@ -98,6 +98,16 @@ class S3Mount(Mount):
     async def read(self, path: str, version: Version, offset: int, size: int) -> bytes:
         return await self._reading.read(path, version, offset, size)
 
+    async def read_into(
+        self,
+        path: str,
+        version: Version,
+        offset: int,
+        buffers: Sequence[bytearray],
+        filled: Callable[[], None],
+    ) -> None:
+        await self._reading.read_into(path, version, offset, buffers, filled)
+
     # --- writing ----------------------------------------------------------------------------------
 
     async def put(
@@ -157,8 +167,10 @@ class S3Mount(Mount):
         except NotFound:
             return
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
-        await self._moving.rename(path, new_path, token)
+    async def rename(
+        self, path: str, new_path: str, token: str, base: Version | None = None
+    ) -> None:
+        await self._moving.rename(path, new_path, token, base)
 
     async def has_begun(self, new_path: str, token: str) -> bool:
         return await self._moving.has_begun(new_path, token)
@@ -251,7 +263,8 @@ class S3Mount(Mount):
         place = self.places.object_at(path)
         headers = await self.objects.stat(place)
         if storage_class_in(headers) != storage_class:
-            await self._moving.copy(place, headers, place, {STORAGE_CLASS: storage_class})
+            said = Copying({STORAGE_CLASS: storage_class})
+            await self._moving.copies.copy(place, headers, place, said)
             await self.objects.check_class(place, storage_class)
 
     def statistics(self) -> dict[str, int]:
@@ -268,14 +281,17 @@ class S3Mount(Mount):
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
         """What runs beside requests ends with this, and idle connections are closed."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                yield
-            finally:
-                self._nursery = None
-                nursery.cancel_scope.cancel()
-                self.service.close()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    yield
+                finally:
+                    self._nursery = None
+                    nursery.cancel_scope.cancel()
+        finally:
+            # The last of those requests has given its connection back by now.
+            self.service.close()
 
     def supports(self, capability: str) -> bool:
         if capability == "set_attributes":
