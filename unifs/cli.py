@@ -22,14 +22,21 @@ if TYPE_CHECKING:
 
 _DIRECTORY = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
+#: Commands of ``unifs.machine.commands``; mount(8) calls the helper.
+_MACHINE = (
+    "install-service",
+    "uninstall-service",
+    "install-mount-helper",
+    "mount-helper",
+)
 
 
 class LazyGroup(click.Group):
-    """The commands of this file, and ``ctl``, which is made when it is used."""
+    """The commands of this file, and those that are made when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command."""
-        return [*super().list_commands(ctx), "ctl", "explain", "status"]
+        return [*super().list_commands(ctx), "ctl", "explain", "status", *_MACHINE]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
@@ -39,6 +46,10 @@ class LazyGroup(click.Group):
             return ControlGroup().get_command(ctx, cmd_name)
         if cmd_name == "ctl":
             return _control_group()
+        if cmd_name in _MACHINE:
+            from unifs.machine.commands import COMMANDS
+
+            return COMMANDS[cmd_name]
         return super().get_command(ctx, cmd_name)
 
 

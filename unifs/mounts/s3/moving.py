@@ -4,8 +4,10 @@ S3 renames nothing and changes no metadata: it copies, and what was there is del
 directory's rename first puts the marker of the new one with the change's token, then copies and
 deletes page by page: after a crash the token says that what stands there is ours, and what is left
 at the old place says what is to be done. Nothing is deleted that somebody changed after it was
-copied; it is copied again. What somebody stored at the new place meanwhile stays there: a listing
-before each page of copies shows it.
+copied; it is copied again. What somebody stored at the new place meanwhile stays there: the service
+refuses the copy, or (``conditions``) a listing before each page of copies shows it.
+
+Markers are not copied but put anew: SeaweedFS finds nothing to copy in a directory.
 """
 
 from __future__ import annotations
@@ -33,16 +35,14 @@ from unifs.mounts.s3.attributes import (
     token_in,
     told,
     version_in,
-    was,
     write_headers,
 )
-from unifs.mounts.s3.encryption import key_headers, source_key_headers
-from unifs.mounts.s3.listing import plain_etag, records
-from unifs.mounts.s3.objects import if_match
+from unifs.mounts.s3.copies import COPY_MAX_BYTES, Copies
+from unifs.mounts.s3.multipart import Copying
 from unifs.mounts.s3.parallel import all_of
 from unifs.mounts.s3.service import Request
-from unifs.mounts.s3.sigv4 import encoded
-from unifs.types import Version
+from unifs.mounts.s3.writing import condition_of
+from unifs.types import Node, Version
 
 if TYPE_CHECKING:
     from unifs.mounts.s3.listing import Listed
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: One CopyObject takes no more; above it is UploadPartCopy.
-COPY_MAX_BYTES: Final = 5 << 30
 PAGE_KEYS: Final = 1000
 COPIES_MAX: Final = 32
 #: Rounds of a directory's rename in which everything that was copied was changed again by somebody.
@@ -70,62 +68,13 @@ class Moving:
 
     def __init__(self, writing: Writing, removing: Removing, multipart: Multipart) -> None:
         self._removing = removing
-        self._multipart = multipart
+        self.copies = Copies(writing, multipart)
         self._reading = writing.reading
         self._objects = writing.objects
         self._service = writing.service
         self._directories = writing.directories
         self._options = writing.options
-
-    # --- one object -------------------------------------------------------------------------------
-
-    async def copy(
-        self, source: Place, headers: dict[str, str], target: Place, metadata: dict[str, str]
-    ) -> Version:
-        """Copy an object with new metadata; ``headers`` are what HEAD said of the source.
-
-        TryAgain if somebody changed it meanwhile. The new object's version.
-        """
-        version = version_in(headers)
-        said = {**copied(headers), **metadata}
-        storage = headers.get("x-amz-storage-class")
-        if storage:
-            said["x-amz-storage-class"] = storage
-        said |= write_headers(self._options)
-        if size_in(headers) > COPY_MAX_BYTES:
-            made = await self._multipart.copy(source, headers, target, said)
-        else:
-            made = await self._copied(
-                source, version, target, {"x-amz-metadata-directive": "REPLACE", **said}
-            )
-        self._objects.remember(target, version, made)
-        return made
-
-    async def _copied(
-        self, source: Place, version: Version, target: Place, headers: dict[str, str]
-    ) -> Version:
-        request = Request(
-            "PUT",
-            *target,
-            headers={
-                **self.source_headers(source, version),
-                **key_headers(self._options),
-                **headers,
-            },
-        )
-        try:
-            answer = await self._service.call(request)
-        except Conflict as error:
-            raise TryAgain(f"{source[1]!r} is being changed by somebody") from error
-        return Version(plain_etag(records(answer.body, "CopyObjectResult").last.get("ETag", "")))
-
-    def source_headers(self, source: Place, version: Version) -> dict[str, str]:
-        """Headers that name the source of a copy, of exactly that version."""
-        return {
-            "x-amz-copy-source": f"/{source[0]}/{encoded(source[1], '/')}",
-            "x-amz-copy-source-if-match": if_match(version),
-            **source_key_headers(self._options),
-        }
+        self._writing = writing
 
     # --- attributes -------------------------------------------------------------------------------
 
@@ -143,7 +92,7 @@ class Moving:
         node = await self._reading.node_of(place, headers)
         metadata = told(changes, stat.S_IFMT(node.mode))
         if any(headers.get(name) != value for name, value in metadata.items()):
-            await self.copy(place, headers, place, metadata)
+            await self.copies.copy(place, headers, place, Copying(metadata))
 
     async def _object(self, place: Place) -> dict[str, str] | None:
         """What HEAD says of an object; None where there is none, or a directory's marker."""
@@ -164,8 +113,11 @@ class Moving:
 
     # --- rename -----------------------------------------------------------------------------------
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
-        """Move an object or a directory; what was done already is not done again."""
+    async def rename(self, path: str, new_path: str, token: str, base: Version | None) -> None:
+        """Move an object or a directory; what was done already is not done again.
+
+        Conflict where ``new_path`` has another version than ``base``.
+        """
         places = self._reading.places
         if places.is_top(path) or places.is_top(new_path):
             raise Unsupported("a bucket cannot be renamed")
@@ -175,7 +127,7 @@ class Moving:
         headers = None if source is None else await self._object(source)
         if headers is not None:
             try:
-                await self._rename_object(path, headers, new_path, token)
+                await self._rename_object(path, headers, new_path, (token, base))
             except NotFound:
                 # An earlier try, of which we heard nothing, may have ended only now.
                 if not await self.has_begun(new_path, token):
@@ -195,16 +147,32 @@ class Moving:
         return False
 
     async def _rename_object(
-        self, path: str, headers: dict[str, str], new_path: str, token: str
+        self,
+        path: str,
+        headers: dict[str, str],
+        new_path: str,
+        change: tuple[str, Version | None],
     ) -> None:
+        token, base = change
         source = self._reading.places.object_at(path)
         target = self._reading.places.object_at(new_path)
         await self._directories.need_above(new_path)
         if await self._directories.is_there(new_path):
             raise IsADirectory(f"{new_path!r} is a directory")
-        await self.copy(source, headers, target, {TOKEN: token})
+        version = version_in(headers)
+
+        async def send(condition: dict[str, str]) -> Version:
+            return await self.copies.copy(
+                source, headers, target, Copying({TOKEN: token}, condition)
+            )
+
+        is_honoured = await self._writing.conditions.copying(target[0])
+        made = await self._writing.stored_if(is_honoured, (target, base, token), send)
+        if isinstance(made, Node) and not await self.copies.is_copied(target, version):
+            # What an earlier try copied is at the new place; somebody stored something else here.
+            return
         try:
-            await self._removing.remove(path, version_in(headers), token)
+            await self._removing.remove(path, version, token)
         except Conflict:
             # Somebody stored another object at the old place; it is theirs and stays.
             return
@@ -215,7 +183,7 @@ class Moving:
         if not target[1].endswith("/") or not source[1].endswith("/"):
             raise InvalidArgument("a part of a key cannot be renamed")
         await self._begin_directory(source, target, new_path, token)
-        way = _Way(source, target)
+        way = _Way(source, target, await self._writing.conditions.copying(target[0]))
         for _ in range(ROUNDS_MAX):
             if not await self._move_below(way):
                 break
@@ -280,44 +248,84 @@ class Moving:
         old = (way.source[0], found.key)
         new = (way.target[0], way.new(found.key))
         version = Version(found.etag)
+        if _is_marker(found):
+            await self._move_marker(old, version, new, there)
+            return
         headers = None
         if "-" in version or self._options.encryption or found.size_bytes > COPY_MAX_BYTES:
             headers = await self._objects.head(*old)
             if headers is None:
                 return
             version = version_in(headers)
+        kept = None
         if there is not None:
-            if await self._is_copy(new, there, version):
+            if there.etag == version or await self.copies.is_copied(new, version):
                 await self._removing.delete_version(old, version)
                 return
-            if way.kept.get(new[1]) != there.etag:
-                new = (new[0], f"{new[1]}{CONFLICT}{version[:8]}")
-                log.warning("somebody's object stays: key=%r ours=%r", there.key, new[1])
-        if headers is not None:
-            made = await self.copy(old, headers, new, {})
-        else:
-            try:
-                made = await self._copied(old, version, new, write_headers(self._options))
-            except NotFound:
-                return
-            self._objects.remember(new, version, made)
+            kept = way.kept.get(new[1])
+            if kept != there.etag:
+                new, kept = self._beside(new, version), None
+        try:
+            made = await self._moved(old, version, headers, (new, way.condition(new[1], kept)))
+        except NotFound:
+            return
+        except Conflict as error:
+            if await self._objects.head(*new) is None:
+                raise TryAgain(f"{old[1]!r} is being changed by somebody") from error
+            if await self.copies.is_copied(new, version):
+                made = version
+            else:
+                new = self._beside(new, version)
+                made = await self._moved(old, version, headers, (new, {}))
         if not await self._removing.delete_version(old, version):
             way.keep(new[1], made)
 
-    async def _is_copy(self, new: Place, there: Listed, version: Version) -> bool:
-        """Whether an earlier try put there what is to be there."""
-        if there.etag == version or (there.key.endswith("/") and not there.size_bytes):
-            return True
-        headers = await self._objects.head(*new)
-        return headers is not None and version in was(headers)
+    async def _moved(
+        self,
+        old: Place,
+        version: Version,
+        headers: dict[str, str] | None,
+        where: tuple[Place, dict[str, str]],
+    ) -> Version:
+        """Copy one object of a directory; ``headers`` where HEAD was needed. The new version."""
+        new, condition = where
+        if headers is not None:
+            return await self.copies.copy(old, headers, new, Copying({}, condition))
+        how = Copying(write_headers(self._options), condition)
+        made = await self.copies.copy_version(old, version, new, how)
+        self._objects.remember(new, version, made)
+        return made
+
+    def _beside(self, new: Place, version: Version) -> Place:
+        """Where ours goes if somebody's object stands at ``new``."""
+        beside = f"{new[1]}{CONFLICT}{version[:8]}"
+        log.warning("somebody's object stays: key=%r ours=%r", new[1], beside)
+        return (new[0], beside)
+
+    async def _move_marker(
+        self, old: Place, version: Version, new: Place, there: Listed | None
+    ) -> None:
+        """Put the marker of a directory anew, unless something stands there, and delete it here."""
+        if there is None:
+            headers = await self._objects.head(*old)
+            if headers is None:
+                return
+            await self._directories.mark(*new, copied(headers), is_new=False)
+        await self._removing.delete_version(old, version)
+
+
+def _is_marker(found: Listed) -> bool:
+    return found.key.endswith("/") and not found.size_bytes
 
 
 class _Way:
     """From one directory to another."""
 
-    def __init__(self, source: Place, target: Place) -> None:
+    def __init__(self, source: Place, target: Place, is_honoured: bool) -> None:
         self.source = source
         self.target = target
+        #: Whether copies keep conditions on what they replace.
+        self.is_honoured = is_honoured
         #: New keys, and the version copied there, whose old object was changed meanwhile: they
         #: are ours to replace.
         self.kept: dict[str, Version] = {}
@@ -325,6 +333,10 @@ class _Way:
     def new(self, key: str) -> str:
         """Where a key of the old directory goes."""
         return self.target[1] + key[len(self.source[1]) :]
+
+    def condition(self, key: str, kept: Version | None) -> dict[str, str]:
+        """With what a copy to ``key`` replaces nothing but ``kept``."""
+        return condition_of(kept) if self.is_honoured else {}
 
     def keep(self, key: str, version: Version) -> None:
         """The old object is to be copied again."""
