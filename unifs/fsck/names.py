@@ -26,6 +26,7 @@ INDEXES = {
     "holding_container": "create index holding_container on holding(container)",
     "journal_waiting": "create index journal_waiting on journal(ino, seq) where state is not null",
     "inode_past_until": "create index inode_past_until on inode_past(until)",
+    "xattr_past_until": "create index xattr_past_until on xattr_past(until)",
     "dentry_past_until": "create index dentry_past_until on dentry_past(until)",
 }
 
@@ -312,7 +313,7 @@ def leftovers(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         ("xattr", "ino not in (select ino from inode)", "XATTR_NO_INODE"),
         (
             "link",
-            "not exists (select 1 from inode i where i.ino=link.ino and i.parent=0)",
+            "exists (select 1 from inode i where i.ino=link.ino and i.parent<>0 and gone is null)",
             "LINK_STALE",
         ),
     )

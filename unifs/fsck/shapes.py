@@ -90,7 +90,12 @@ COLUMNS = (
         ("name", BLOB, REMOVED),
     ),
     *_columns(
-        "xattr", "ino,name", ("ino", WHOLE, REMOVED), ("name", BLOB, REMOVED), ("value", BLOB, b"")
+        "xattr",
+        "ino,name",
+        ("ino", WHOLE, REMOVED),
+        ("name", BLOB, REMOVED),
+        ("value", BLOB, b""),
+        ("epoch", WHOLE, 0),
     ),
     *_columns(
         "remote",
@@ -128,9 +133,9 @@ COLUMNS = (
     ),
     *_columns(
         "redo",
-        "container,id",
-        ("container", WHOLE, REMOVED),
+        "id",
         ("id", WHOLE, REMOVED),
+        ("container", WHOLE, REMOVED),
         ("offset", WHOLE, REMOVED),
         ("bytes", BLOB, REMOVED),
     ),
@@ -164,6 +169,17 @@ COLUMNS = (
         ("ino", WHOLE, REMOVED),
         ("epoch", WHOLE, REMOVED),
     ),
+    *_columns(
+        "xattr_past",
+        "ino,until,name",
+        ("ino", WHOLE, REMOVED),
+        ("until", WHOLE, REMOVED),
+        ("epoch", WHOLE, REMOVED),
+        ("name", BLOB, REMOVED),
+        ("value", BLOB, REMOVED),
+    ),
+    *_columns("checkpoint", "name", ("epoch", WHOLE, REMOVED), ("time_ns", WHOLE, 0)),
+    *_columns("thinned", "epoch", ("epoch", WHOLE, REMOVED), ("is_swept", WHOLE, 0)),
     *_columns(
         "epoch",
         "epoch",
@@ -271,7 +287,7 @@ def inodes(look: Look, after: int, upto: int) -> Iterator[Finding]:
         elif problem := content_problem(content, mode):
             sentence = f"what {look.path(ino)} should contain {problem}"
             yield Finding("ROW_CONTENT", sentence, ino, partial(_set_content, ino))
-        if isinstance(cid, bytes) and not _is_cid(cid[8:]):
+        if stat.S_ISDIR(mode) and isinstance(cid, bytes) and not _is_cid(cid[8:]):
             sentence = f"the CID of {look.path(ino)} is none"
             yield Finding("ROW_CID", sentence, ino, partial(_forget_cid, ino))
 
