@@ -23,6 +23,7 @@ from unifs.errors import NotFound, Stale
 from unifs.journal.content import REMOTE, large_id, remote_blob, symlink_blob
 from unifs.types import NAME_MAX_BYTES, Version
 from unifs.vfs.remotedrop import drop
+from unifs.vfs.remotepage import PageRows, mode_of, new_names
 from unifs.vfs.remoterows import COMPLETE, PARTIAL, UNLISTED, RemoteInode, join, pack_told
 from unifs.vfs.remoteunderway import Questions
 from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
@@ -143,9 +144,10 @@ class Merge:
                 inode.listing, inode.cursor = UNLISTED, None
                 return RETRY
             entries, late = [], []
+            is_quiet = self.attempts.is_quiet and not self._questions.has_departed
             for entry in _shown(page.entries):
                 below = join(path, entry.name)
-                if self._is_late(below, moment):
+                if not is_quiet and self._is_late(below, moment):
                     late.append(below)
                 else:
                     entries.append((entry.name, below, entry.node))
@@ -207,7 +209,12 @@ class Merge:
         made: dict[bytes, RemoteInode] = {}
         seen: list[RemoteInode] = []
         replaced: list[tuple[int, bytes, int]] = []
+        new = new_names(volume, parent, entries)
+        rows = PageRows(volume, parent, now_ns)
         for name, path, node in entries:
+            if name in new:
+                rows.add(name, path, node)
+                continue
             if self.attempts.is_at(path) or name in made:
                 self._see(path, now_ns, batch)
                 continue
@@ -236,8 +243,10 @@ class Merge:
             made = {name: made[name] for name in made if volume.find(parent, name) is None}
         for name, inode in made.items():
             self.insert(inode, name, batch)
+        batch += rows.batch
         if batch:
             self.tree.commit(batch)
+        rows.committed()
         for inode in made.values():
             volume.inodes.add(inode)
             if stat.S_ISDIR(inode.attributes.st_mode):
@@ -263,14 +272,7 @@ class Merge:
         attributes.st_rdev = node.rdev
         attributes.st_blksize = 1 << 20
         attributes.entry_timeout = attributes.attr_timeout = volume.timeout_s
-        permissions = stat.S_IMODE(node.mode)
-        if not node.has_permissions:
-            permissions = 0o755 if is_directory else 0o644
-            if volume.is_read_only():
-                permissions &= 0o555
-        if stat.S_ISLNK(node.mode):
-            permissions = 0o777
-        attributes.st_mode = stat.S_IFMT(node.mode) | permissions
+        attributes.st_mode = mode_of(volume, node)
         moment = node.mtime_ns or 0
         attributes.st_mtime_ns = attributes.st_ctime_ns = attributes.st_atime_ns = moment
         inode.parent, inode.epoch, inode.path = parent.ino, self.tree.epoch, path
