@@ -22,6 +22,7 @@ import trio
 from unifs.errors import NotFound, Stale
 from unifs.journal.content import REMOTE, large_id, remote_blob, symlink_blob
 from unifs.types import NAME_MAX_BYTES, Version
+from unifs.vfs.remoteahead import Ahead
 from unifs.vfs.remotedrop import drop
 from unifs.vfs.remotepage import PageRows, mode_of, new_names
 from unifs.vfs.remoterows import COMPLETE, PARTIAL, UNLISTED, RemoteInode, join, pack_told
@@ -49,6 +50,7 @@ class Merge:
         self.remotes = volume.remotes
         self.attempts = volume.attempts
         self._questions = Questions()
+        self._ahead = Ahead(self._questions)
         self._scans: dict[int, trio.Event] = {}
 
     # --- asking -----------------------------------------------------------------------------------
@@ -130,19 +132,32 @@ class Merge:
             await running.wait()
             return RETRY
         done = self._scans[inode.ino] = trio.Event()
-        moment = self._questions.begin()
         try:
-            path = inode.path
-            if path is None:
-                return RETRY
-            if inode.listing == COMPLETE or inode.cursor is None:
-                inode.listing, inode.cursor = UNLISTED, None
-                inode.listed_ns = self.volume.now_ns()
-            page = await self.volume.mount.scan(path, inode.cursor)
+            await self._scan_page(inode)
+        finally:
+            del self._scans[inode.ino]
+            done.set()
+        return RETRY
+
+    async def _scan_page(self, inode: RemoteInode) -> None:
+        path = inode.path
+        if path is None:
+            return
+        if inode.listing == COMPLETE or inode.cursor is None:
+            inode.listing, inode.cursor = UNLISTED, None
+            inode.listed_ns = self.volume.now_ns()
+        cursor = inode.cursor
+        ahead = await self._ahead.take(inode.ino, (path, cursor))
+        moment = self._questions.begin() if ahead is None else ahead[1]
+        try:
+            page = await self.volume.mount.scan(path, cursor) if ahead is None else ahead[0]
             if self._is_late(path, moment) or inode.path != path:
                 # The directory moved while it was listed.
                 inode.listing, inode.cursor = UNLISTED, None
-                return RETRY
+                return
+            if cursor is not None and page.after is not None and self.volume.nursery is not None:
+                place = (path, page.after)
+                self._ahead.begin(self.volume.nursery, self.volume.mount.scan, inode.ino, place)
             entries, late = [], []
             is_quiet = self.attempts.is_quiet and not self._questions.has_departed
             for entry in _shown(page.entries):
@@ -154,9 +169,6 @@ class Merge:
             await complete(self._take_page, inode, entries, late, page.after)
         finally:
             self._questions.end()
-            del self._scans[inode.ino]
-            done.set()
-        return RETRY
 
     def _take_page(
         self,
