@@ -147,6 +147,7 @@ class FileSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = "unixfs-v1-2025"
     read_only: Annotated[bool, Meta(description="refuse every change in the whole tree")] = False
     allow_other: Annotated[bool, Meta(description="let other users see the tree")] = False
+    noexec: Annotated[bool, Meta(description="run no program that lies in the tree")] = False
     offline: Annotated[
         bool,
         Meta(
@@ -218,6 +219,23 @@ def config_file(environment: Mapping[str, str] = os.environ) -> Path:
     base = environment.get("XDG_CONFIG_HOME") or ""
     root = Path(base) if os.path.isabs(base) else _home(environment) / ".config"
     return root / "unifs" / "config.toml"
+
+
+def units_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where a user's own systemd units are (systemd.unit(5)): $XDG_CONFIG_HOME/systemd/user."""
+    base = environment.get("XDG_CONFIG_HOME") or ""
+    root = Path(base) if os.path.isabs(base) else _home(environment) / ".config"
+    return root / "systemd" / "user"
+
+
+def supervisor_says(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """A variable that a service manager sets for what it starts (systemd.exec(5)); else empty."""
+    return environment.get(name, "")
+
+
+def leave_supervisor() -> None:
+    """Forget the service manager: a daemon in the background is not the service it started."""
+    os.environ.pop("NOTIFY_SOCKET", None)
 
 
 def _home(environment: Mapping[str, str]) -> Path:

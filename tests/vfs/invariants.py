@@ -73,8 +73,9 @@ def _rows(fs: FileSystem) -> list[str]:
 def _carried(fs: FileSystem) -> list[str]:
     """What fsyncs carry is known, and stands for no content that is sealed or gone."""
     database = fs.storage.database
-    rows = {name: last for name, last, _ in database.all(KNOWN)}
-    known = {name: last for name, (last, _) in fs.writer.durability.carried.marks(rows).items()}
+    rows = {name: last for name, _, last, _ in database.all(KNOWN)}
+    marks = fs.writer.durability.carried.marks(rows)
+    known = {name: last for name, (_, last, _) in marks.items()}
     wrong = [] if known == rows else [f"carried: {rows} in rows, {known} in memory"]
     query = (
         "select container from redo where container not in (select container from holding h"

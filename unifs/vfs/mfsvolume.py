@@ -205,9 +205,10 @@ class MfsVolume(TreeVolume):
             assert entry.node is not None
             made = self._linked_inode(inode, entry.cid, entry.tsize, entry.node, caller)
             packed = pack_attributes(made.attributes)
-            row = (made.ino, self.mount_id, inode.ino, tree.epoch, packed, made.stored)
+            # As old as anything: whatever past the directory has, it had these names.
+            row = (made.ino, self.mount_id, inode.ino, 0, packed, made.stored)
             batch.append((INSERT_INODE, row))
-            batch.append(tree.add_name(inode.ino, entry.name, made.ino))
+            batch.append(tree.add_name(inode.ino, entry.name, made.ino, 0))
             if entry.node.kind in ("directory", "hamt"):
                 directories += 1
                 batch.append(("update inode set cid=? where ino=?", (made.stored[1:], made.ino)))

@@ -219,7 +219,7 @@ class TreeNames(Volume):
         """The statement that writes an inode's attributes and directory, past form kept."""
         tree = self.tree
         if inode.epoch != tree.epoch:
-            tree.keep_inode(batch, inode.ino, inode.stored)
+            tree.keep_inode(batch, inode)
         packed = pack_attributes(inode.attributes)
         batch.append((UPDATE_INODE, (parent, tree.epoch, packed, inode.stored, inode.ino)))
 
@@ -278,8 +278,7 @@ class TreeNames(Volume):
             self._update(inode, 0, batch)
         else:
             attributes.st_nlink = 0
-            packed = pack_attributes(attributes)
-            batch.append((SET_GONE, (self.tree.epoch, packed, inode.ino)))
+            batch.append((SET_GONE, (self.tree.epoch, inode.ino)))
         return before
 
     def _commit_drop(self, inode: TreeInode, batch: Batch, before: tuple[int, int]) -> None:

@@ -74,7 +74,7 @@ async def test_what_somebody_changes_while_it_moves_is_not_lost(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeded(world, "old", 3)
-    copied = world.mount._moving._copies.copy_version
+    copied = world.mount._moving.copies.copy_version
     changed = []
 
     async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
@@ -83,7 +83,7 @@ async def test_what_somebody_changes_while_it_moves_is_not_lost(
             changed.append(world.put("old/2", b"theirs"))
         return made
 
-    monkeypatch.setattr(world.mount._moving._copies, "copy_version", overtaken)
+    monkeypatch.setattr(world.mount._moving.copies, "copy_version", overtaken)
     await world.mount.rename("old", "new", "t1")
     assert changed
     assert world.get("new/2") == b"theirs"
@@ -129,13 +129,13 @@ async def test_what_was_copied_is_not_copied_again(
     await cut_off(world, monkeypatch, "old/2")
     stored = world.head("new/2")["LastModified"]
     after_restart = world.another()
-    copied, keys = after_restart._moving._copies.copy_version, []
+    copied, keys = after_restart._moving.copies.copy_version, []
 
     async def noted(source, version, target, headers):  # type: ignore[no-untyped-def]
         keys.append(target[1])
         return await copied(source, version, target, headers)
 
-    monkeypatch.setattr(after_restart._moving._copies, "copy_version", noted)
+    monkeypatch.setattr(after_restart._moving.copies, "copy_version", noted)
     await after_restart.rename("old", "new", "t1")
     after_restart.service.close()
     assert "new/2" not in keys
@@ -148,7 +148,7 @@ async def test_what_somebody_stores_ahead_of_a_move_stays(
 ) -> None:
     monkeypatch.setattr(moving, "PAGE_KEYS", 2)
     seeded(world, "old")
-    copied = world.mount._moving._copies.copy_version
+    copied = world.mount._moving.copies.copy_version
     theirs = []
 
     async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
@@ -157,7 +157,7 @@ async def test_what_somebody_stores_ahead_of_a_move_stays(
             theirs.append(world.put("new/sub/5", b"theirs"))
         return made
 
-    monkeypatch.setattr(world.mount._moving._copies, "copy_version", overtaken)
+    monkeypatch.setattr(world.mount._moving.copies, "copy_version", overtaken)
     await world.mount.rename("old", "new", "t1")
     assert world.get("new/sub/5") == b"theirs"
     (beside,) = [key for key in world.listed() if ".conflict-" in key]
@@ -202,14 +202,14 @@ async def test_a_rename_replaces_what_it_is_to_replace_only(
     base = Version(world.put("there", b"before"))
     world.put("a", b"a")
     world.put("b", b"b")
-    copied = world.mount._moving._copies.copy_version
+    copied = world.mount._moving.copies.copy_version
 
     async def overtaken(source, version, target, how):  # type: ignore[no-untyped-def]
         world.put(target[1], b"theirs")
         return await copied(source, version, target, how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.mount._moving._copies, "copy_version", overtaken)
+        patch.setattr(world.mount._moving.copies, "copy_version", overtaken)
         with pytest.raises(Conflict):
             await world.mount.rename("a", "there", "t1", base)
         with pytest.raises(Conflict):
@@ -226,14 +226,14 @@ async def test_a_rename_whose_answer_was_lost_spares_what_came_after_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.put("a", b"a")
-    copied = world.mount._moving._copies.copy_version
+    copied = world.mount._moving.copies.copy_version
 
     async def unheard(source, version, target, how):  # type: ignore[no-untyped-def]
         await copied(source, version, target, how)
         raise Unreachable("the answer was lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.mount._moving._copies, "copy_version", unheard)
+        patch.setattr(world.mount._moving.copies, "copy_version", unheard)
         with pytest.raises(Unreachable):
             await world.mount.rename("a", "b", "t1")
     world.put("a", b"theirs")
@@ -255,14 +255,14 @@ async def test_a_file_changed_while_it_moves_stays_at_both_places(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.put("old", b"ours")
-    copied = world.mount._moving._copies.copy_version
+    copied = world.mount._moving.copies.copy_version
 
     async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
         made = await copied(source, version, target, headers)
         world.put("old", b"theirs")
         return made
 
-    monkeypatch.setattr(world.mount._moving._copies, "copy_version", overtaken)
+    monkeypatch.setattr(world.mount._moving.copies, "copy_version", overtaken)
     await world.mount.rename("old", "new", "t1")
     assert (world.get("old"), world.get("new")) == (b"theirs", b"ours")
 

@@ -34,6 +34,7 @@ MODULES: Final = {
     "backends": "backends",
     "refresh": "backends",
     "credentials": "credentials",
+    "s3": "s3",
 }
 
 

@@ -46,11 +46,11 @@ class Copies:
         condition does not hold. The new object's version.
         """
         version = version_in(headers)
-        said = {**kept(headers), **how.said}
+        said = kept(headers)
         storage = headers.get("x-amz-storage-class")
         if storage:
             said["x-amz-storage-class"] = storage
-        said |= write_headers(self._options)
+        said |= write_headers(self._options) | how.said
         if size_in(headers) > COPY_MAX_BYTES:
             made = await self._multipart.copy(source, headers, target, Copying(said, how.condition))
         else:

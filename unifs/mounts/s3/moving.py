@@ -73,7 +73,7 @@ class Moving:
 
     def __init__(self, writing: Writing, removing: Removing, multipart: Multipart) -> None:
         self._removing = removing
-        self._copies = Copies(writing, multipart)
+        self.copies = Copies(writing, multipart)
         self._reading = writing.reading
         self._objects = writing.objects
         self._service = writing.service
@@ -97,7 +97,7 @@ class Moving:
         node = await self._reading.node_of(place, headers)
         metadata = told(changes, stat.S_IFMT(node.mode))
         if any(headers.get(name) != value for name, value in metadata.items()):
-            await self._copies.copy(place, headers, place, Copying(metadata))
+            await self.copies.copy(place, headers, place, Copying(metadata))
 
     async def _object(self, place: Place) -> dict[str, str] | None:
         """What HEAD says of an object; None where there is none, or a directory's marker."""
@@ -167,7 +167,7 @@ class Moving:
         version = version_in(headers)
 
         async def send(condition: dict[str, str]) -> Version:
-            return await self._copies.copy(
+            return await self.copies.copy(
                 source, headers, target, Copying({TOKEN: token}, condition)
             )
 
@@ -193,7 +193,7 @@ class Moving:
             headers = await self._objects.head(*source)
             if headers is None:
                 return None
-            if await self._copies.is_copied(target, version_in(headers)):
+            if await self.copies.is_copied(target, version_in(headers)):
                 return version_in(headers)
         return None
 
@@ -285,7 +285,7 @@ class Moving:
             version = version_in(headers)
         kept = None
         if there is not None:
-            if there.etag == version or await self._copies.is_copied(new, version):
+            if there.etag == version or await self.copies.is_copied(new, version):
                 await self._removing.delete_version(old, version)
                 return
             kept = way.kept.get(new[1])
@@ -298,7 +298,7 @@ class Moving:
         except Conflict as error:
             if await self._objects.head(*new) is None:
                 raise TryAgain(f"{old[1]!r} is being changed by somebody") from error
-            if await self._copies.is_copied(new, version):
+            if await self.copies.is_copied(new, version):
                 made = version
             else:
                 new = self._beside(new, version)
@@ -316,9 +316,9 @@ class Moving:
         """Copy one object of a directory; ``headers`` where HEAD was needed. The new version."""
         new, condition = where
         if headers is not None:
-            return await self._copies.copy(old, headers, new, Copying({}, condition))
+            return await self.copies.copy(old, headers, new, Copying({}, condition))
         how = Copying(write_headers(self._options), condition)
-        made = await self._copies.copy_version(old, version, new, how)
+        made = await self.copies.copy_version(old, version, new, how)
         self._objects.remember(new, version, made)
         return made
 

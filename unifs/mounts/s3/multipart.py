@@ -106,6 +106,7 @@ class Multipart:
         step = part_bytes(content.size_bytes)
         mark = Fingerprint.of(step, [payload.sha256 for payload in payloads])
         headers = {**self._writing.new_headers(place[1], token), PARTS: mark.text()}
+        headers |= self._writing.cid_headers(content)
         if self._checksum != "none":
             headers["x-amz-checksum-algorithm"] = self._checksum.upper()
         upload = await self._begun(place, token)

@@ -21,7 +21,9 @@ from unifs.errors import (
     TryAgain,
     Unsupported,
 )
+from unifs.mounts.base import cid_of
 from unifs.mounts.s3.attributes import (
+    CID,
     DIRECTORY,
     MODE,
     MTIME,
@@ -98,7 +100,7 @@ class Writing:
         payload = await hashed(content, (0, content.size_bytes), self.blocking, checksum)
         if place[1].endswith("/") and not payload.size_bytes:
             raise InvalidArgument("an empty object with that key would be a directory's marker")
-        headers = self.new_headers(place[1], token)
+        headers = self.new_headers(place[1], token) | self.cid_headers(content)
         headers |= checksum_headers(checksum, payload)
 
         async def send(condition: dict[str, str]) -> Version:
@@ -127,6 +129,11 @@ class Writing:
         if self.options.keeps_attributes:
             headers[MTIME] = mtime_text(self.now_ns())
         return {**headers, **write_headers(self.options), **self.objects.key_headers}
+
+    def cid_headers(self, content: ContentReader) -> dict[str, str]:
+        """The CID of what is stored, where it is to be told and known."""
+        cid = cid_of(content) if self.options.keeps_cid else ""
+        return {CID: cid} if cid else {}
 
     def new_node(self, size_bytes: int, version: Version, headers: dict[str, str]) -> Node:
         """The node of what was stored. Without attributes S3 tells no time before it is asked."""
@@ -190,6 +197,11 @@ class Writing:
                 return None
             raise Conflict(f"{place[1]!r} was removed by somebody")
         if token_in(headers) == token:
+            # No PUT's answer confirms this version; a wrong one would make all that follows one of
+            # somebody else's.
+            again = await self.objects.head(*place)
+            if again is None or version_in(again) != version_in(headers):
+                raise TryAgain(f"{place[1]!r} is being written to")
             return await self.reading.node_of(place, headers)
         version = version_in(headers)
         if base is not None and (base == version or base in was(headers)):
