@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from unifs.errors import NotFound, Stale
 from unifs.journal.content import REMOTE, large_id, remote_blob, symlink_blob
+from unifs.journal.log import Op
 from unifs.types import NAME_MAX_BYTES, Version
 from unifs.vfs.remoteahead import Ahead
 from unifs.vfs.remotedrop import drop
@@ -322,7 +323,7 @@ class Merge:
         attributes = inode.attributes
         before = (inode.version, inode.stored, pack_attributes(attributes))
         if (node.version or Version("")) != inode.version:
-            self._adopt(inode, node)
+            self._adopt(inode, node, batch)
         if node.has_permissions and not inode.is_local:
             attributes.st_mode = stat.S_IFMT(attributes.st_mode) | stat.S_IMODE(node.mode)
             if node.mtime_ns is not None:
@@ -335,16 +336,30 @@ class Merge:
         inode.checked_ns = now_ns
         batch.append(self.remotes.store(inode))
 
-    def _adopt(self, inode: RemoteInode, node: Node) -> None:
+    def adopt_bytes(self, inode: RemoteInode, node: Node) -> None:
+        """Somebody else's bytes take the place of the backend's; our attributes stay."""
+        attributes, batch = inode.attributes, list[Any]()
+        moments = attributes.st_mtime_ns, attributes.st_ctime_ns
+        self._adopt(inode, node, batch)
+        attributes.st_mtime_ns, attributes.st_ctime_ns = moments
+        packed = pack_attributes(attributes)
+        row = (inode.parent, self.tree.epoch, packed, inode.stored, inode.ino)
+        self.tree.commit([*batch, (UPDATE_INODE, row), self.remotes.store(inode)])
+        self.volume.tell_inode(inode.ino)
+
+    def _adopt(self, inode: RemoteInode, node: Node, batch: Batch) -> None:
         """Somebody else's version takes the place of what was here."""
         content = large_id(inode.stored)
-        if content:
-            self.volume.writer.released.append((self.volume.log.seq, content))
         attributes = inode.attributes
         inode.held, inode.based_on = None, None
         if node.target is not None:
             inode.stored = symlink_blob(node.target)
         self._take_version(inode, node)
+        if content:
+            # The bytes go when this record is durable, and with it the row that names them no more.
+            log = self.volume.writer.log
+            batch.append(log.row(Op.SYNC, inode.ino, inode.parent, inode.stored))
+            self.volume.writer.released.append((log.seq, content))
         moment = node.mtime_ns if node.mtime_ns is not None else self.volume.now_ns()
         if not stat.S_ISDIR(attributes.st_mode):
             attributes.st_mtime_ns = attributes.st_ctime_ns = moment
