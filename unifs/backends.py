@@ -73,5 +73,6 @@ def s3_options(settings: S3Settings, store: CredentialStore) -> S3Options:
         encryption_key=key,
         checksum=settings.checksum,
         keeps_attributes=settings.keep_attributes,
+        keeps_cid=settings.keep_cid,
         parallel_max=settings.parallel_max,
     )

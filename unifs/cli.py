@@ -166,6 +166,36 @@ def doctor(state: Path | None, file: Path | None, is_json: bool, directory: Path
     return 0 if is_mountable else MountFailed.exit_code
 
 
+@cli.command()
+@click.option("--state", type=_DIRECTORY, help="Check this state directory.")
+@click.option("--repair", is_flag=True, help="Mend what is found; without it nothing changes.")
+@click.option("--verify", is_flag=True, help="Hash every stored content too.")
+@click.option("--json", "is_json", is_flag=True, help="JSON, for programs.")
+def fsck(state: Path | None, repair: bool, verify: bool, is_json: bool) -> int:
+    """Check a state directory that is not mounted, and repair it.
+
+    Whatever a repair cannot place is kept: objects in lost+found at the top of /mfs, bytes in
+    lost+found in the state directory, rows in the receipt there.
+
+    Exit codes: 0 nothing is wrong, 1 all that was wrong is mended, 4 something is wrong still,
+    8 the check could not be made (the directory is in use, the disk fails). `unifs ctl fsck`
+    checks while it is mounted.
+    """
+    from unifs import config
+    from unifs.control.render import printable
+    from unifs.fsck.offline import FAILED, examine
+    from unifs.fsck.telling import tell
+
+    try:
+        outcome = examine(config.state_directory(state), repair, verify)
+    except (UnifsError, OSError) as error:
+        _failed(error, is_json)
+        return FAILED
+    for line in tell(outcome, is_json):
+        click.echo(printable(line))
+    return outcome.exit_code
+
+
 @cli.group("config")
 def config_group() -> None:
     """Show, find and check the settings."""

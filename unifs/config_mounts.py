@@ -101,6 +101,9 @@ class S3Settings(RemoteBase, frozen=True, kw_only=True, tag="s3"):
     keep_attributes: Annotated[
         bool, Meta(description="keep modes, owners, times and symlinks in object metadata")
     ] = False
+    keep_cid: Annotated[
+        bool, Meta(description="tell the CID of what is written in object metadata")
+    ] = False
 
     def source(self) -> str:
         place = self.endpoint.rstrip("/") or "s3://"

@@ -17,7 +17,7 @@ from tests.journal.powercut import Disk
 from tests.vfs.harness import FileSystem
 from tests.vfs.invariants import check
 from unifs.journal.log import Op
-from unifs.vfs.retention import Retention
+from unifs.vfs.retention import Limits, Retention
 from unifs.vfs.treerename import RENAME_EXCHANGE
 
 if TYPE_CHECKING:
@@ -397,7 +397,7 @@ async def test_6_nothing_is_pruned_that_a_return_needs(power: Cut, names: int) -
     row = (storage.tree.epoch, storage.log.seq, 0, b"")
     storage.database.execute("insert into epoch values(?,?,?,?)", row)
     storage.database.commit()
-    retention = Retention(fs.writer, keep_s=0)
+    retention = Retention(fs.writer, Limits(0, 0, 0))
     while retention.prune():
         fs.tick()
     await power.cut()

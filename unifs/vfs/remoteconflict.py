@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from unifs.journal.log import Op, Renamed, pack_rename
 from unifs.journal.writeback_order import NOWHERE
 from unifs.types import NAME_MAX_BYTES, Version
-from unifs.vfs.tree import SET_GONE, pack_attributes
+from unifs.vfs.tree import SET_GONE
 
 if TYPE_CHECKING:
     from unifs.types import Node
@@ -92,7 +92,7 @@ def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     tree.drop_name(batch, wanted.parent, wanted.name)
     batch.append(("delete from remote where ino=?", (ino,)))
     inode.attributes.st_nlink = 0
-    batch.append((SET_GONE, (tree.epoch, pack_attributes(inode.attributes), ino)))
+    batch.append((SET_GONE, (tree.epoch, ino)))
     made = volume.merge.new(parent, node, path)
     volume.merge.insert(made, wanted.name, batch)
     batch.append(volume.log.row(Op.UNLINK, ino, wanted.parent, wanted.name))

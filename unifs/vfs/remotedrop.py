@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from unifs.journal.content import large_id
 from unifs.vfs.remoterows import RemoteInode
-from unifs.vfs.tree import SET_GONE, pack_attributes
+from unifs.vfs.tree import SET_GONE
 
 if TYPE_CHECKING:
     from unifs.vfs.remotevolume import RemoteVolume
@@ -57,8 +57,7 @@ def _drop_rows(volume: RemoteVolume, ino: int, batch: Batch, contents: list[int]
         hot.attributes.st_nlink = 0
         hot.is_gone = True
         volume.writer.touched.pop(ino, None)
-        packed = pack_attributes(hot.attributes)
-        batch.append((SET_GONE, (volume.tree.epoch, packed, ino)))
+        batch.append((SET_GONE, (volume.tree.epoch, ino)))
         if not hot.opens and not volume.inodes.count(ino):
             volume.forgotten(ino)
         return

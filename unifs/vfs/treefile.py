@@ -98,6 +98,7 @@ class TreeHandle(Handle):
             # What nearly every write to a small file does.
             buffer += data
             overlay.is_dirty = True
+            volume.overlays.appended = overlay
         else:
             volume.overlays.write(overlay, offset, data)
         attributes = inode.attributes

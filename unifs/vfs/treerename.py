@@ -142,6 +142,7 @@ class TreeRename(TreeNames):
             if one.parent:
                 one.parent = after.ino
             if before is not after and stat.S_ISDIR(one.attributes.st_mode):
+                self.tree.tracking.forget()
                 before.attributes.st_nlink -= 1
                 after.attributes.st_nlink += 1
             self._updated(one)

@@ -48,6 +48,7 @@ async def add(
     keep_attributes: Annotated[
         bool | None, Param("modes, owners, times, symlinks in metadata")
     ] = None,
+    keep_cid: Annotated[bool | None, Param("CIDs of what is written in metadata")] = None,
     parallel_max: Annotated[int | None, Param("requests at the same time")] = None,
     fresh_s: Annotated[float | None, Param("how long names and attributes are believed")] = None,
     conflicts: Annotated[

@@ -51,5 +51,7 @@ class S3Options:
     checksum: Literal["none", "crc32c", "sha256"] = "none"
     #: Keep modes, owners, times and symlinks in object metadata as rclone and s3fs do.
     keeps_attributes: bool = False
+    #: Tell the CID of what is written in object metadata, where it is known.
+    keeps_cid: bool = False
     #: Requests to the service at a time.
     parallel_max: int = 64

@@ -41,7 +41,7 @@ from unifs.mounts.s3.service import Request
 from unifs.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, Entry, Node, Page, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from unifs.mounts.s3.listing import KeyPage, Listed
     from unifs.mounts.s3.names import Places
@@ -224,9 +224,23 @@ class Reading:
 
     async def read(self, path: str, version: Version, offset: int, size: int) -> bytes:
         """``size`` bytes of that version of the object at ``path``."""
+        return await self.objects.read(self._object_at(path), version, offset, size)
+
+    async def read_into(
+        self,
+        path: str,
+        version: Version,
+        offset: int,
+        buffers: Sequence[bytearray],
+        filled: Callable[[], None],
+    ) -> None:
+        """One GET for many buffers; ``Mount.read_into``."""
+        await self.objects.read_into(self._object_at(path), version, offset, buffers, filled)
+
+    def _object_at(self, path: str) -> tuple[str, str]:
         if not self.places.split(path)[1] or is_part(path):
             raise IsADirectory(f"{path!r} is a directory")
-        return await self.objects.read(self.places.object_at(path), version, offset, size)
+        return self.places.object_at(path)
 
 
 class _Shown:
