@@ -154,7 +154,7 @@ def test_the_view_refuses_changes_and_is_not_listed(server: daemons.Daemon) -> N
         lambda: os.rmdir(server.mount / ".unifs"),
         lambda: (server.mount / ".unifs" / "mine").write_text("x"),
     ):
-        with pytest.raises(OSError, match="Read-only|busy") as caught:
+        with pytest.raises(OSError, match=r"Read-only|busy") as caught:
             change_()
         assert caught.value.errno in (errno.EROFS, errno.EBUSY)
     with pytest.raises(FileNotFoundError):
