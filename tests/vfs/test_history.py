@@ -15,6 +15,7 @@ from unifs.state import schema
 from unifs.types import SetAttributes
 from unifs.vfs import history as history_module
 from unifs.vfs import historyview as view_module
+from unifs.vfs import roots as roots_module
 from unifs.vfs.retention import DAY_S, HOUR_S, Ended, Limits, kept
 from unifs.vfs.volume import INO_SHIFT
 from unifs.waiting import complete
@@ -342,3 +343,57 @@ async def test_a_database_of_the_format_before_keeps_its_past(tmp_path: Path) ->
     rows = connection.execute("select ino,name,value,epoch from xattr").fetchall()
     assert rows == [(7, b"b", b"c", 0)]
     connection.close()
+
+
+async def test_what_changes_while_a_root_is_built_is_the_past_of_its_epoch(
+    fs: HistorySystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch is there from its end on, also for a sweep that comes before its root."""
+    await fs.write("a", b"one")
+    number = fs.storage.tree.epoch
+    record = fs.roots._record
+
+    def recording(*args: object) -> None:
+        if is_sweeping:
+            retention = fs.retention(Limits())
+            with monkeypatch.context() as patch:
+                patch.setattr(retention, "is_low", lambda: False)
+                while retention.prune():
+                    pass
+        record(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fs.roots, "_record", recording)
+    is_sweeping = True
+    next_epoch = roots_module.next_epoch
+
+    def changing(*args: object) -> int:
+        ended = next_epoch(*args)  # type: ignore[arg-type]
+        fs.volume.unlink(fs.vfs.inodes.get(fs.volume.root), b"a", fs.caller)
+        return ended
+
+    monkeypatch.setattr(roots_module, "next_epoch", changing)
+    await fs.roots.build()
+    fs.tick()
+    assert await read(fs, f"{number}/a") == b"one"
+
+
+async def test_a_root_that_comes_after_its_epoch_was_thinned_is_not_shown(
+    fs: HistorySystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fs.write("a", b"one")
+    record = fs.roots._record
+
+    def recording(*args: object) -> None:
+        fs.prune(NOTHING)
+        record(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fs.roots, "_record", recording)
+    await fs.roots.build()
+    assert fs.history.shown() == []
+    assert fs.roots.current() is not None
+    await fs.remount()
+    assert fs.roots.current() is not None
+    await fs.write("a", b"two")
+    await fs.roots.build()
+    fs.prune(NOTHING)
+    assert count(fs, "epoch") == count(fs, "thinned") == 1

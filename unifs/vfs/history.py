@@ -125,7 +125,11 @@ def names_at(ask: Ask, parent: int, epoch: int, after: int, limit: int) -> list[
     """Rows (id, name, ino) of a directory with a higher id than ``after``, by id."""
     rows = ask(LIVE_NAMES, (parent, after, epoch, limit))
     past = ask(PAST_NAMES, (parent, after, epoch, epoch, limit))
-    return sorted([*rows, *past])[:limit] if past else rows
+    if not past:
+        return rows
+    # A row may have become a past one between the two questions.
+    found = {row[0]: row for row in (*rows, *past)}
+    return [found[row_id] for row_id in sorted(found)][:limit]
 
 
 def children_at(ask: Ask, directory: int, epoch: int) -> list[tuple[bytes, Form]]:

@@ -66,6 +66,10 @@ CHILDREN = (
     "select d.name,i.ino,i.attributes,i.content,d.id from dentry d join inode i on i.ino=d.ino"
     " where d.parent=?"
 )
+INSERT_EPOCH = "insert or ignore into epoch values(?,?,?,null)"
+IS_THINNED = (
+    "insert or ignore into thinned select ?,1 where not exists (select 1 from epoch where epoch=?)"
+)
 #: Rows of a directory that are in memory at once.
 PAGE = 1000
 
@@ -281,7 +285,9 @@ class MfsRoots:
                 await self.sealer.seal(inode)
         storage = self.writer.storage
         seq, epoch = storage.log.seq, self.writer.tree.epoch
-        await complete(next_epoch, self.writer, [])
+        # Shown from now on: what is changed meanwhile is its past already.
+        row = (epoch, seq, time.time_ns())
+        await complete(next_epoch, self.writer, [(INSERT_EPOCH, row)])
         with self.blocks.importing(), closing(RowView(storage, self.volume.root, changed)) as view:
             built = await build_root(view, storage.profile, self.blocks, self._limiter)
             await complete(self._record, built, seq, epoch)
@@ -295,8 +301,10 @@ class MfsRoots:
             # The directory is ours now, whatever DAG it came from.
             statement = "update inode set cid=?,content=x'' where ino=?"
             batch.append((statement, (pack_link(link), directory)))
-        row = (epoch, seq, time.time_ns(), built.root.cid.binary)
-        batch.append(("insert or replace into epoch values(?,?,?,?)", row))
+        # Where retention has thinned it meanwhile, it is there for its root only.
+        batch.append((IS_THINNED, (epoch, epoch)))
+        batch.append((INSERT_EPOCH, (epoch, seq, time.time_ns())))
+        batch.append(("update epoch set root=? where epoch=?", (built.root.cid.binary, epoch)))
         self.writer.tree.commit(batch)
         self.builds += 1
 
