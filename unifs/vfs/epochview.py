@@ -139,14 +139,16 @@ class EpochView(Volume):
         return self.inodes.get(self.number(self.volume.root))
 
     def is_there(self) -> bool:
-        """Whether the mount was there in this epoch."""
-        return self.form(self.volume.root) is not None
+        """Whether the mount was there in this epoch, and its past was kept."""
+        root = self.volume.root
+        is_hidden = root in self.storage.tree.tracking.hidden(self.epoch)
+        return not is_hidden and self.form(root) is not None
 
     def lookup(self, parent: Inode, name: bytes) -> Inode:
         self.getattr(parent)
         self._expand(parent)
         ino = self._find(self.local(parent.ino), name)
-        if not ino or ino in self.storage.tree.tracking.untracked:
+        if not ino or ino in self.storage.tree.tracking.hidden(self.epoch):
             raise NotFound
         form = form_at(self.history.ask, ino, self.epoch)
         if form is None:
