@@ -69,7 +69,8 @@ class Payload(Body, Protocol):
 class Request:
     """What is asked of the service. Header names are in lower case.
 
-    The body of a success goes into ``into`` (it must fit), or else into ``Answer.body``. ``check`` sees a success before the first byte of its body is taken.
+    The body of a success goes into ``into`` (it must fit), or else into ``Answer.body``. ``check``
+    sees a success before the first byte of its body is taken.
     """
 
     method: str
