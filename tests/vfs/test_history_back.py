@@ -148,6 +148,22 @@ async def test_a_rollback_of_random_changes(tmp_path: Path, seed: int) -> None:
         await walk.compare()
 
 
+async def test_a_rollback_survives_a_power_cut(fs: HistorySystem) -> None:
+    """Its bytes are durable already: they are those of the past."""
+    await fill(fs)
+    await fs.settle()
+    was = await fs.seen(await fs.at("/mfs/d"))
+    await fs.history.checkpoint("then")
+    await change(fs, "bytes")
+    await fs.settle()
+    await fs.answer.rollback("/mfs/d", "then")
+    fs.tick()
+    await fs.storage.flusher.flush()
+    await fs.kill(boot="after a power cut")
+    assert await fs.seen(await fs.at("/mfs/d")) == was
+    assert await fs.then("then") != {}
+
+
 async def test_a_rollback_that_ends_in_the_middle_is_finished_by_the_next(
     fs: HistorySystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
