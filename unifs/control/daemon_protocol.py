@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from unifs.config import Settings
+    from unifs.control.checks_protocol import Checks
     from unifs.control.history_protocol import History
     from unifs.control.s3_protocol import S3
     from unifs.ipfs.node import Node
@@ -324,6 +325,9 @@ class Daemon(Protocol):
 
     @property
     def backends(self) -> Backends: ...
+
+    @property
+    def checks(self) -> Checks: ...
 
     @property
     def credentials(self) -> Credentials: ...

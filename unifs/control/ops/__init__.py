@@ -35,6 +35,8 @@ MODULES: Final = {
     "refresh": "backends",
     "credentials": "credentials",
     "s3": "s3",
+    "fsck": "checks",
+    "verify": "checks",
     "history": "history",
     "diff": "history",
     "undelete": "history",

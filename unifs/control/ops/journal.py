@@ -4,9 +4,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from unifs.control.checks_protocol import Checked, Receipt, Wrong
 from unifs.control.daemon_protocol import Answer, ChangeState, Daemon, JournalRecord, JournalStatus
 from unifs.control.history_protocol import EpochInfo, Tracked
 from unifs.control.registry import Emit, Param, operation
+from unifs.errors import Corrupt
 
 MaybePath = Annotated[
     str | None, Param("only at and below this path of the tree", place="tree", argument=True)
@@ -116,3 +118,25 @@ async def sync_now(
 ) -> JournalStatus:
     """Wait until the backends have everything, or everything at and below a path."""
     return await daemon.journal.sync(path, "synced", timeout_s)
+
+
+@operation("journal.verify")
+async def verify(daemon: Daemon, emit: Emit[Wrong | Checked]) -> None:
+    """Prove that journal, tree, contents and CIDs agree.
+
+    Rows and records are compared with each other, contents with their hashes, and the blocks of
+    every directory of /mfs with its rows. Ends with CORRUPT where they do not agree.
+    """
+    found = await daemon.checks.agree()
+    for wrong in found:
+        await emit(wrong)
+    await emit(await daemon.checks.counted(len(found), has_directories=True))
+    if found:
+        raise Corrupt(f"{len(found)} things do not agree")
+
+
+@operation("journal.receipts")
+async def receipts(daemon: Daemon, emit: Emit[Receipt]) -> None:
+    """Show what recoveries after crashes, and repairs, did; the newest first."""
+    for receipt in await daemon.checks.receipts():
+        await emit(receipt)
