@@ -43,9 +43,7 @@ class Tree:
     async def verify(
         self, path: str | None = None, rate: float | None = None, after: int = 0
     ) -> tuple[list[FileDamage], Verified]:
-        events = [
-            event async for event in self.checks.verify(path, rate, after, self.told.append)
-        ]
+        events = [event async for event in self.checks.verify(path, rate, after, self.told.append)]
         (result,) = [event for event in events if isinstance(event, Verified)]
         return [event for event in events if isinstance(event, FileDamage)], result
 
@@ -216,14 +214,15 @@ async def test_receipts_of_recoveries_are_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_removed", [True, False])
-async def test_the_root_is_built_from_rows_where_its_blocks_are_lost(
+async def test_the_root_is_built_from_rows_where_its_blocks_are_lost(  # noqa: ASYNC240
     tmp_path: Path, is_removed: bool
 ) -> None:
     """The mount comes up, every file is there, the CIDs are what they were."""
     async with NodeSystem(tmp_path) as fs:
         await fill(fs)
         before = fs.roots.current()
-        directory = await fs.cid("d")
+        directory = await fs.getxattr("d", b"ipfs.cid")
+        assert before is not None
     for path in (tmp_path / "nodes").glob("*.car"):
         if is_removed:
             path.unlink()
@@ -235,8 +234,31 @@ async def test_the_root_is_built_from_rows_where_its_blocks_are_lost(
         fs.storage.blocks.catch_up()
         tree: Any = Tree(fs)
         assert await fs.read("d/huge") == HUGE
+        assert not fs.has(before)
         await fs.roots.restore()
-        assert fs.roots.lost, "what had to be built anew is named"
+        assert "/mfs, /mfs/d" in fs.roots.holes[0]
+        (receipt,) = await tree.checks.receipts()
+        assert receipt.kind == "missing blocks"
+        assert any(sentence.startswith("/mfs/d: ") for sentence in receipt.sentences)
         assert fs.roots.current() == before
-        assert await fs.cid("d") == directory
+        # Files too: the nodes above their leaves are made again from their hashes.
+        assert fs.has(before)
+        assert await fs.getxattr("d", b"ipfs.cid") == directory
         assert await tree.checks.agree() == []
+        # A second start finds nothing missing.
+        await fs.remount()
+        await fs.roots.restore()
+        assert fs.roots.holes == []
+
+
+async def test_a_linked_file_whose_blocks_are_lost_is_a_hole_that_is_named(
+    tmp_path: Path,
+) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        cid = await fs.add(HUGE, wrap=None)
+        await fs.link(cid, "linked")
+        await fs.settle()
+        fs.storage.blocks.delete(cid.multihash)
+        await fs.roots.restore()
+        assert "/mfs/linked" in fs.roots.holes[0]
+        assert (await fs.stat("linked")).size == len(HUGE)

@@ -201,6 +201,14 @@ def _receipt(name: str, table: dict[str, Any]) -> Receipt:
             reverted=0,
             sentences=sentences,
         )
+    if table.get("kind") == "root":
+        return Receipt(
+            name=name,
+            kind="missing blocks",
+            time_s=table["time_ns"] / 1e9,
+            reverted=0,
+            sentences=[str(sentence) for sentence in table["sentences"]],
+        )
     lists = ("reverted", "returned", "saved", "damaged")
     sentences = [str(sentence) for each in lists for sentence in table.get(each, [])]
     if table.get("kept"):

@@ -91,13 +91,13 @@ class JournalAnswer:
         return {each.name: each.unsynced.max_bytes for each in self._volumes.values()}
 
     def warnings(self) -> list[str]:
-        """A sentence for each mount whose writers wait, or soon will."""
+        """A sentence for each mount whose writers wait, or soon will; what of /mfs was missing."""
         return [
             f"{each.name}: {each.unsynced.size_bytes} bytes are not stored yet; at"
             f" {each.unsynced.max_bytes} its writers wait (journal.dirty_bytes_max)"
             for each in self._volumes.values()
             if each.unsynced.is_pressed()
-        ]
+        ] + self._roots.holes
 
     async def status(self, path: str | None) -> JournalStatus:
         """Count changes by how far they are."""

@@ -91,7 +91,7 @@ class FileVerifier:
                 name = f"/{volume.name}{os.fsdecode(storage.tree.path(ino) or b'?')}"
                 for offset, size, reason in damages:
                     yield FileDamage(path=name, offset=offset, size_bytes=size, reason=reason)
-                tell(Verifying(files=result.files, size_bytes=result.size_bytes, after=ino))
+                tell(Verifying(files=result.files, bytes_done=result.size_bytes, after=ino))
                 yield None
         yield result
 

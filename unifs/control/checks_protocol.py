@@ -42,7 +42,7 @@ class Verifying(Answer, tag="progress", tag_field="event"):
     """How far a verification is; it can go on ``after`` this inode."""
 
     files: int
-    size_bytes: int
+    bytes_done: int
     after: int
 
 

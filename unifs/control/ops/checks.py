@@ -42,7 +42,7 @@ async def verify(
     path: MaybePath = None,
     rate: Annotated[float | None, Meta(gt=0), Param("read at most so many MiB a second")] = None,
     after: Annotated[int, Meta(ge=0), Param("go on after this inode of an earlier run")] = 0,
-    progress: Annotated[bool, Param("tell how far it is", hidden=True)] = False,
+    progress: Annotated[bool, Param("tell how far it is: where `--after` goes on")] = False,
 ) -> None:
     """Read every file from the disk again, and name each range that does not match its hash.
 
