@@ -20,6 +20,7 @@ import trio_parallel
 from unifs import backends
 from unifs.answers.backends import BackendsAnswer
 from unifs.answers.checks import ChecksAnswer
+from unifs.answers.conflicts import ConflictsAnswer
 from unifs.answers.credentials import CredentialsAnswer
 from unifs.answers.explain import Explainer
 from unifs.answers.files import FilesAnswer
@@ -240,6 +241,7 @@ class Daemon:
         )
         verifier = FileVerifier(self.storage, paths, self.trees.volumes)
         self.checks = ChecksAnswer(self.storage, self.roots, self.node, verifier)
+        self.conflicts = ConflictsAnswer(self.storage, paths, self.trees.volumes)
         self.mounts = MountsAnswer(self.table, self.journal, self.remotes)
         self.backends = BackendsAnswer(self.remotes, self.journal, paths, self.credential_store)
         self.credentials = CredentialsAnswer(self.credential_store, self.remotes)

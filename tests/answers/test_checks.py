@@ -214,7 +214,7 @@ async def test_receipts_of_recoveries_are_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_removed", [True, False])
-async def test_the_root_is_built_from_rows_where_its_blocks_are_lost(  # noqa: ASYNC240
+async def test_the_root_is_built_from_rows_where_its_blocks_are_lost(
     tmp_path: Path, is_removed: bool
 ) -> None:
     """The mount comes up, every file is there, the CIDs are what they were."""

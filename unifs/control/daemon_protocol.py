@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from unifs.config import Settings
     from unifs.control.checks_protocol import Checks
+    from unifs.control.conflicts_protocol import Conflicts
     from unifs.control.history_protocol import History
     from unifs.control.s3_protocol import S3
     from unifs.ipfs.node import Node
@@ -328,6 +329,9 @@ class Daemon(Protocol):
 
     @property
     def checks(self) -> Checks: ...
+
+    @property
+    def conflicts(self) -> Conflicts: ...
 
     @property
     def credentials(self) -> Credentials: ...

@@ -35,6 +35,7 @@ MODULES: Final = {
     "refresh": "backends",
     "credentials": "credentials",
     "s3": "s3",
+    "conflicts": "conflicts",
     "fsck": "checks",
     "verify": "checks",
     "history": "history",
