@@ -240,6 +240,7 @@ class Daemon:
             self.writer, self.sealer, self.roots, paths, self.trees.volumes, remote_journal
         )
         verifier = FileVerifier(self.storage, paths, self.trees.volumes)
+        self.journal.verifier = verifier
         self.checks = ChecksAnswer(self.storage, self.roots, self.node, verifier)
         self.conflicts = ConflictsAnswer(self.storage, paths, self.trees.volumes)
         self.mounts = MountsAnswer(self.table, self.journal, self.remotes)

@@ -69,7 +69,7 @@ class FileVerifier:
         path: str | None,
         rate_bytes: float | None,
         after: int,
-        tell: Callable[[Verifying], None],
+        tell: Callable[[Verifying], None] | None = None,
     ) -> AsyncIterator[FileDamage | Verified | None]:
         """Damages as they are found, None after each file, then what was read."""
         top = None if path is None else await self._paths.find(path)
@@ -91,7 +91,8 @@ class FileVerifier:
                 name = f"/{volume.name}{os.fsdecode(storage.tree.path(ino) or b'?')}"
                 for offset, size, reason in damages:
                     yield FileDamage(path=name, offset=offset, size_bytes=size, reason=reason)
-                tell(Verifying(files=result.files, bytes_done=result.size_bytes, after=ino))
+                if tell is not None:
+                    tell(Verifying(files=result.files, bytes_done=result.size_bytes, after=ino))
                 yield None
         yield result
 

@@ -28,6 +28,10 @@ FileKind = Literal["file", "directory", "symlink", "fifo", "socket", "block", "c
 ChangeState = Literal["open", "closed", "sealed", "synced", "verified", "quarantined"]
 
 
+#: How far a change shall come before somebody goes on.
+Until = Literal["sealed", "synced", "verified"]
+
+
 class Answer(msgspec.Struct, kw_only=True):
     """The base of what operations answer."""
 
@@ -250,9 +254,7 @@ class Journal(Protocol):
         """The newest first, at most ``limit``."""
         ...
 
-    async def sync(
-        self, path: str | None, until: Literal["sealed", "synced"], timeout_s: float | None
-    ) -> JournalStatus:
+    async def sync(self, path: str | None, until: Until, timeout_s: float | None) -> JournalStatus:
         """Bring changes on their way and wait; DeadlineExceeded after ``timeout_s``."""
         ...
 

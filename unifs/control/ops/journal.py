@@ -1,11 +1,18 @@
 """Changes on their way: what is closed, sealed, synced."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
 from unifs.control.checks_protocol import Checked, Receipt, Wrong
-from unifs.control.daemon_protocol import Answer, ChangeState, Daemon, JournalRecord, JournalStatus
+from unifs.control.daemon_protocol import (
+    Answer,
+    ChangeState,
+    Daemon,
+    JournalRecord,
+    JournalStatus,
+    Until,
+)
 from unifs.control.history_protocol import EpochInfo, Tracked
 from unifs.control.registry import Emit, Param, operation
 from unifs.errors import Corrupt
@@ -13,6 +20,15 @@ from unifs.errors import Corrupt
 MaybePath = Annotated[
     str | None, Param("only at and below this path of the tree", place="tree", argument=True)
 ]
+
+UntilParam = Annotated[
+    Until,
+    Param(
+        "sealed: safe from power loss here; synced: confirmed by the backend; verified: read back"
+        " from there"
+    ),
+]
+TimeoutParam = Annotated[float | None, Param("give up after so many seconds", short="--timeout")]
 
 
 @operation("journal.status")
@@ -65,11 +81,8 @@ async def drop(
 async def sync(
     daemon: Daemon,
     path: MaybePath = None,
-    until: Annotated[
-        Literal["sealed", "synced"],
-        Param("sealed: safe from power loss here; synced: confirmed by the backend"),
-    ] = "synced",
-    timeout_s: Annotated[float | None, Param("give up after so many seconds")] = None,
+    until: UntilParam = "synced",
+    timeout_s: TimeoutParam = None,
 ) -> JournalStatus:
     """Bring changes to their backend and wait until they are there."""
     return await daemon.journal.sync(path, until, timeout_s)
@@ -114,10 +127,15 @@ async def tracked(daemon: Daemon, emit: Emit[Tracked]) -> None:
 async def sync_now(
     daemon: Daemon,
     path: MaybePath = None,
-    timeout_s: Annotated[float | None, Param("give up after so many seconds")] = None,
+    until: UntilParam = "synced",
+    timeout_s: TimeoutParam = None,
 ) -> JournalStatus:
-    """Wait until the backends have everything, or everything at and below a path."""
-    return await daemon.journal.sync(path, "synced", timeout_s)
+    """Wait until the backends have everything, or everything at and below a path.
+
+    Ends with 0 where they have, with 3 where the time is over, with what the backend said where it
+    refuses, and with 6 where what is read back is not what was written.
+    """
+    return await daemon.journal.sync(path, until, timeout_s)
 
 
 @operation("journal.verify")
