@@ -244,9 +244,10 @@ class Recovery:
         newest: dict[int, int] = {}
         for record in Log(self._database).records(self._database.get_meta("times_seq", 0)):
             if record.op in (Op.CREATE, Op.UNLINK, Op.RMDIR, Op.LINK, Op.RENAME):
-                newest[record.parent] = record.time_ns
+                newest[record.parent] = max(newest.get(record.parent, 0), record.time_ns)
             if record.op is Op.RENAME:
-                newest[unpack_rename(record.data).new_parent] = record.time_ns
+                to = unpack_rename(record.data).new_parent
+                newest[to] = max(newest.get(to, 0), record.time_ns)
             if record.op is Op.SETATTR:
                 # Times that somebody set, older ones too, stand in the row.
                 newest.pop(record.ino, None)

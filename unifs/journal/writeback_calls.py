@@ -163,6 +163,7 @@ class Calls:
             return True
         if step.base is not None and there.version == step.base:
             return True
+        await self._look_again(step.new_path, there)
         known = self.local.known(ino) or NOWHERE
         if known.attempt is not None:
             # Perhaps it is ours and the answer was lost.
@@ -306,16 +307,29 @@ class Calls:
         wanted = local.wanted(ino)
         if wanted is None:
             return
+        await self._look_again(path, there)
+        known = local.known(ino) or NOWHERE
+        if known.path == path and known.version is not None and known.version == there.version:
+            # Nobody changed it: what was refused was refused for an answer gone wrong.
+            raise TryAgain("it is being changed by somebody")
         if any(other != ino for other in local.attempting(path)):
             raise TryAgain("an upload that was cut off may have arrived there")
         mine = local.node(ino)
         is_same = stat.S_IFMT(there.mode) == stat.S_IFMT(wanted.mode)
-        if is_same and (wanted.is_directory or (stat.S_ISLNK(mine.mode) and _same(mine, there))):
-            known = local.known(ino) or NOWHERE
-            if known.path is None:
-                await complete(local.stored, ino, path, there, None)
-                return
+        is_mine = wanted.is_directory or (stat.S_ISLNK(mine.mode) and _same(mine, there))
+        if is_same and is_mine and known.path is None:
+            await complete(local.stored, ino, path, there, None)
+            return
         await complete(local.conflict, ino, path, there)
+
+    async def _look_again(self, path: str, there: Node) -> None:
+        """TryAgain unless the backend says the same once more: one answer may be wrong."""
+        try:
+            is_same = (await self.mount.stat(path)).version == there.version
+        except (NotFound, NotADirectory):
+            is_same = False
+        if not is_same:
+            raise TryAgain("it is being changed by somebody")
 
     async def _unsupported(self, ino: int, step: Step) -> None:
         local = self.local

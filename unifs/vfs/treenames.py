@@ -209,7 +209,7 @@ class TreeNames(Volume):
         attributes.st_nlink, attributes.st_ctime_ns = before[0] + 1, now
         try:
             self._update(inode, 0, batch)
-            batch.append(self.log.row(Op.LINK, inode.ino, parent.ino, name))
+            batch.append(self.log.row(Op.LINK, inode.ino, parent.ino, name, now))
             self.tree.commit(batch)
         except BaseException:
             attributes.st_nlink, attributes.st_ctime_ns = before
@@ -248,7 +248,7 @@ class TreeNames(Volume):
             batch: Batch = []
             self.tree.drop_name(batch, parent.ino, name)
             undo = self._drop_link(inode, parent.ino, name, now, batch)
-            batch.append(self.log.row(Op.UNLINK, inode.ino, parent.ino, name))
+            batch.append(self.log.row(Op.UNLINK, inode.ino, parent.ino, name, now))
             self._commit_drop(inode, batch, undo)
         self.writer.touch(parent, now)  # type: ignore[arg-type]
         self.writer.mark(self.mount_id, parent.ino, name)
@@ -263,7 +263,7 @@ class TreeNames(Volume):
         batch: Batch = []
         self.tree.drop_name(batch, parent.ino, name)
         undo = self._drop_link(inode, parent.ino, name, now, batch)
-        batch.append(self.log.row(Op.RMDIR, inode.ino, parent.ino, name))
+        batch.append(self.log.row(Op.RMDIR, inode.ino, parent.ino, name, now))
         self._commit_drop(inode, batch, undo)
         parent.attributes.st_nlink -= 1
         self.writer.touch(parent, now)  # type: ignore[arg-type]

@@ -12,7 +12,9 @@ from tests.contract.subjects import Bytes
 from tests.contract.test_reading import scanned
 from unifs.errors import Conflict, NotEmpty, NotFound, Unreachable
 from unifs.mounts.s3 import moving
+from unifs.mounts.s3.attributes import DIRECTORY
 from unifs.mounts.s3.removing import BATCH_MIN
+from unifs.mounts.s3.writing import SINGLE_BYTES
 from unifs.types import Change, Version
 
 if TYPE_CHECKING:
@@ -169,6 +171,29 @@ async def test_a_directory_moves_with_the_empty_ones_in_it(world: World) -> None
     await world.mount.rename("old", "new", "t1")
     assert world.listed() == ["new/", "new/empty/", "new/sub/", "new/sub/below/", "new/sub/f"]
     assert world.get("new/sub/f") == b"f"
+
+
+async def test_nothing_of_a_moved_directory_is_in_the_way_of_a_file(world: World) -> None:
+    for key in ("old/", "old/sub/", "old/sub/below/", "old/sub/below/f"):
+        world.put(key, b"f" if key.endswith("f") else b"", ContentType="application/x-directory")
+    await world.mount.rename("old", "new", "t1")
+    await world.mount.make("old", DIRECTORY, "t2")
+    await world.mount.put("old/sub", Bytes(b"file"), None, "t3")
+    assert world.get("old/sub") == b"file"
+
+
+async def test_a_directory_that_lost_its_last_file_is_in_no_file_s_way(world: World) -> None:
+    for name in ("put", "moved/deep", "large"):
+        world.put(f"d/{name}/f")
+        world.client.delete_object(Bucket=world.bucket, Key=f"d/{name}/f")
+    world.put("a", b"a")
+    await world.mount.make("d", DIRECTORY, "t1")
+    await world.mount.put("d/put", Bytes(b"new"), None, "t2")
+    await world.mount.rename("a", "d/moved", "t3")
+    large = bytes(SINGLE_BYTES + 1)
+    await world.mount.put("d/large", Bytes(large), None, "t4")
+    assert (world.get("d/put"), world.get("d/moved")) == (b"new", b"a")
+    assert world.get("d/large") == large
 
 
 async def test_a_rename_replaces_what_it_is_to_replace_only(

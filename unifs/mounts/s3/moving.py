@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import stat
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import (
@@ -57,8 +58,12 @@ PAGE_KEYS: Final = 1000
 COPIES_MAX: Final = 32
 #: Rounds of a directory's rename in which everything that was copied was changed again by somebody.
 ROUNDS_MAX: Final = 10
+#: Looks before an object is said to be somebody else's.
+LOOKS: Final = 3
 #: So many of them are known to be ours in the next round.
 KEPT_MAX: Final = 10_000
+#: Markers below a directory that are deleted at a time.
+MARKERS_MAX: Final = 100_000
 #: What is moved goes beside what somebody put there meanwhile: this and the start of its version.
 CONFLICT: Final = ".conflict-"
 
@@ -168,14 +173,29 @@ class Moving:
 
         is_honoured = await self._writing.conditions.copying(target[0])
         made = await self._writing.stored_if(is_honoured, (target, base, token), send)
-        if isinstance(made, Node) and not await self.copies.is_copied(target, version):
-            # What an earlier try copied is at the new place; somebody stored something else here.
-            return
+        if isinstance(made, Node):
+            copied_before = await self._copied_before(source, target)
+            if copied_before is None:
+                return
+            version = copied_before
         try:
             await self._removing.remove(path, version, token)
         except Conflict:
             # Somebody stored another object at the old place; it is theirs and stays.
             return
+
+    async def _copied_before(self, source: Place, target: Place) -> Version | None:
+        """The version of ``source`` that an earlier try copied; None: somebody stored another.
+
+        One answer with a wrong ETag is not believed.
+        """
+        for _ in range(LOOKS):
+            headers = await self._objects.head(*source)
+            if headers is None:
+                return None
+            if await self.copies.is_copied(target, version_in(headers)):
+                return version_in(headers)
+        return None
 
     async def _rename_directory(self, path: str, new_path: str, token: str) -> None:
         source = self._reading.places.prefix_at(path)
@@ -185,10 +205,13 @@ class Moving:
         await self._begin_directory(source, target, new_path, token)
         way = _Way(source, target, await self._writing.conditions.copying(target[0]))
         for _ in range(ROUNDS_MAX):
+            way.markers.clear()
             if not await self._move_below(way):
-                break
+                await self._delete_markers(way)
+                if len(way.markers) < MARKERS_MAX:
+                    break
         else:
-            raise TryAgain(f"somebody keeps changing {path!r}")
+            raise TryAgain(f"{path!r} is large, or somebody keeps changing it")
         await self._directories.keep_above(path)
         await self._service.call(Request("DELETE", *source))
         self._directories.gone(path)
@@ -212,7 +235,7 @@ class Moving:
         await self._directories.mark(*target, said, is_new=there is None)
 
     async def _move_below(self, way: _Way) -> bool:
-        """Copy and delete everything below but the marker; whether there was anything."""
+        """Copy everything below and delete it, but for markers; whether there was anything."""
         bucket, prefix = way.source
         had_any = False
         after = prefix
@@ -221,7 +244,7 @@ class Moving:
             page = await self._objects.page(bucket, query)
             found = [one for one in page.objects if one.key != prefix]
             if found:
-                had_any = True
+                had_any = had_any or not all(map(_is_marker, found))
                 there = await self._there(way, after, found[-1].key)
                 await all_of(
                     COPIES_MAX,
@@ -249,7 +272,10 @@ class Moving:
         new = (way.target[0], way.new(found.key))
         version = Version(found.etag)
         if _is_marker(found):
-            await self._move_marker(old, version, new, there)
+            if there is None:
+                await self._mark_anew(old, new)
+            if len(way.markers) < MARKERS_MAX:
+                way.markers[found.key] = version
             return
         headers = None
         if "-" in version or self._options.encryption or found.size_bytes > COPY_MAX_BYTES:
@@ -302,16 +328,26 @@ class Moving:
         log.warning("somebody's object stays: key=%r ours=%r", new[1], beside)
         return (new[0], beside)
 
-    async def _move_marker(
-        self, old: Place, version: Version, new: Place, there: Listed | None
-    ) -> None:
-        """Put the marker of a directory anew, unless something stands there, and delete it here."""
-        if there is None:
-            headers = await self._objects.head(*old)
-            if headers is None:
-                return
+    async def _mark_anew(self, old: Place, new: Place) -> None:
+        """Put the marker of a directory below at its new place."""
+        headers = await self._objects.head(*old)
+        if headers is not None:
             await self._directories.mark(*new, copied(headers), is_new=False)
-        await self._removing.delete_version(old, version)
+
+    async def _delete_markers(self, way: _Way) -> None:
+        """Delete the markers below, those within others first."""
+        bucket = way.source[0]
+        deepest = sorted(way.markers, key=_depth, reverse=True)
+
+        async def delete(key: str) -> None:
+            await self._removing.delete_version((bucket, key), way.markers[key])
+
+        for _, keys in groupby(deepest, _depth):
+            await all_of(COPIES_MAX, [partial(delete, key) for key in keys])
+
+
+def _depth(key: str) -> int:
+    return key.count("/")
 
 
 def _is_marker(found: Listed) -> bool:
@@ -329,6 +365,9 @@ class _Way:
         #: New keys, and the version copied there, whose old object was changed meanwhile: they
         #: are ours to replace.
         self.kept: dict[str, Version] = {}
+        #: Old keys of markers and their versions. They are deleted when nothing else is left:
+        #: SeaweedFS would keep what one of them marks, seen by nobody and in the way of a file.
+        self.markers: dict[str, Version] = {}
 
     def new(self, key: str) -> str:
         """Where a key of the old directory goes."""

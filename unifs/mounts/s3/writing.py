@@ -173,10 +173,21 @@ class Writing:
             there = await self.there(place, base, token)
             if isinstance(there, Node):
                 return there
+            if base is None and await self.directories.clear(*place):
+                return await send(await self._condition_over_nothing(place))
             if there == base:
                 # Somebody else's request was under way, or undone.
                 raise TryAgain(f"{place[1]!r} is being written to") from error
         return await send(condition_of(there))
+
+    async def _condition_over_nothing(self, place: Place) -> dict[str, str]:
+        """The condition for a new object where a directory of nothing was, or still is.
+
+        One that has others of its kind in it cannot be removed, and no condition holds there: two
+        looks have found nothing then.
+        """
+        is_there = await self.objects.head(place[0], f"{place[1]}/") is not None
+        return {} if is_there else condition_of(None)
 
     async def there(self, place: Place, base: Version | None, token: str) -> Version | Node | None:
         """What stands at ``place``: the version to replace, or the node of our own attempt."""
@@ -186,6 +197,11 @@ class Writing:
                 return None
             raise Conflict(f"{place[1]!r} was removed by somebody")
         if token_in(headers) == token:
+            # No PUT's answer confirms this version; a wrong one would make all that follows one of
+            # somebody else's.
+            again = await self.objects.head(*place)
+            if again is None or version_in(again) != version_in(headers):
+                raise TryAgain(f"{place[1]!r} is being written to")
             return await self.reading.node_of(place, headers)
         version = version_in(headers)
         if base is not None and (base == version or base in was(headers)):
@@ -213,9 +229,14 @@ class Writing:
             await self.directories.mark(bucket, prefix, metadata)
         except Conflict as error:
             headers = await self.objects.head(bucket, prefix)
-            if headers is None or token_in(headers) != token:
+            if headers is not None and token_in(headers) == token:
+                self.directories.seen(path, is_marked=True)
+            elif not await self.objects.first_keys(bucket, prefix, 1):
+                # A directory of nothing (``Directories.clear``): it becomes this one.
+                await self.directories.mark(bucket, prefix, metadata, is_new=False)
+                self.directories.made(path)
+            else:
                 raise Exists(f"{path!r} is there") from error
-            self.directories.seen(path, is_marked=True)
         else:
             self.directories.made(path)
         return await self.reading.stat(path) if self.options.keeps_attributes else DIRECTORY
