@@ -213,6 +213,17 @@ async def test_receipts_of_recoveries_are_shown(tmp_path: Path) -> None:
         assert (await Tree(fs).checks.receipts())[0].kind == "unreadable"
 
 
+def lose_blocks(state: Path, is_removed: bool) -> None:
+    """All DAG nodes, and the index that knows of them."""
+    for path in (state / "nodes").glob("*.car"):
+        if is_removed:
+            path.unlink()
+        else:
+            path.write_bytes(os.urandom(path.stat().st_size))
+    for path in state.glob("blocks.db*"):
+        path.unlink()
+
+
 @pytest.mark.parametrize("is_removed", [True, False])
 async def test_the_root_is_built_from_rows_where_its_blocks_are_lost(
     tmp_path: Path, is_removed: bool
@@ -223,13 +234,7 @@ async def test_the_root_is_built_from_rows_where_its_blocks_are_lost(
         before = fs.roots.current()
         directory = await fs.getxattr("d", b"ipfs.cid")
         assert before is not None
-    for path in (tmp_path / "nodes").glob("*.car"):
-        if is_removed:
-            path.unlink()
-        else:
-            path.write_bytes(os.urandom(path.stat().st_size))
-    for path in tmp_path.glob("blocks.db*"):
-        path.unlink()
+    await trio.to_thread.run_sync(lose_blocks, tmp_path, is_removed)
     async with NodeSystem(tmp_path) as fs:
         fs.storage.blocks.catch_up()
         tree: Any = Tree(fs)

@@ -258,10 +258,9 @@ class JournalAnswer:
         """
         count = 0
         if self._has_mfs(top) and self.verifier is not None:
-            below = (
-                path if top is not None and top.ino != ROOT_INO else f"/{self._roots.volume.name}"
-            )
-            async for event in self.verifier.verify(below, None, 0, lambda told: None):
+            is_all = top is None or top.ino == ROOT_INO
+            below = f"/{self._roots.volume.name}" if is_all else path
+            async for event in self.verifier.verify(below, None, 0):
                 if isinstance(event, FileDamage):
                     raise Corrupt(f"{event.path} at {event.offset}: {event.reason}")
                 if isinstance(event, Verified):

@@ -40,7 +40,9 @@ async def verify(
     daemon: Daemon,
     emit: Emit[Verifying | FileDamage | Verified],
     path: MaybePath = None,
-    rate: Annotated[float | None, Meta(gt=0), Param("read at most so many MiB a second")] = None,
+    rate: Annotated[
+        float, Meta(ge=0), Param("read at most so many MiB a second; 0: as many as there are")
+    ] = 0.0,
     after: Annotated[int, Meta(ge=0), Param("go on after this inode of an earlier run")] = 0,
     progress: Annotated[bool, Param("tell how far it is: where `--after` goes on")] = False,
 ) -> None:
@@ -53,7 +55,7 @@ async def verify(
     newest: list[Verifying] = []
     told_at = trio.current_time()
     damaged = 0
-    rate_bytes = None if rate is None else rate * (1 << 20)
+    rate_bytes = rate * (1 << 20) if rate else None
     async for event in daemon.checks.verify(path, rate_bytes, after, newest.append):
         if isinstance(event, FileDamage):
             damaged += 1
