@@ -15,9 +15,11 @@ until it is.
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import time
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import trio
@@ -37,6 +39,7 @@ from unifs.journal.content import (
 )
 from unifs.state.database import open_reader
 from unifs.vfs.epochs import next_epoch
+from unifs.vfs.rootholes import find, rebuild_files, write_receipt
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -197,6 +200,8 @@ class MfsRoots:
         self.blocks = blocks
         self.writer = volume.writer
         self.builds = 0
+        #: Sentences: what of the last root was found missing since the start.
+        self.holes: list[str] = []
         self._limiter = trio.CapacityLimiter(1)
         self._running: trio.Event | None = None
         self._seen_seq = 0
@@ -236,8 +241,42 @@ class MfsRoots:
         """What the next build has to look at."""
         return self.writer.changed.setdefault(self.volume.mount_id, {})
 
+    async def restore(self) -> None:
+        """Build again what of the last root is missing, from rows; name it, and what cannot be."""
+        storage = self.writer.storage
+        with self.blocks.importing():
+            again = partial(rebuild_files, storage.state.database, storage.profile, self.blocks)
+            if await trio.to_thread.run_sync(again, limiter=self._limiter):
+                await trio.to_thread.run_sync(self.blocks.sync, limiter=self._limiter)
+        work = partial(find, storage.state.database, self.volume.mount_id, self.blocks)
+        holes = await trio.to_thread.run_sync(work, limiter=self._limiter)
+        if not holes.directories and not holes.linked:
+            return
+        tree = self.writer.tree
+        built = [tree.path(ino) or b"?" for ino in holes.directories]
+        linked = [tree.path(ino) or b"?" for ino in holes.linked]
+        for ino in holes.directories:
+            self.changed()[ino] = None
+        await self.build()
+        if holes.directories:
+            named = ", ".join("/mfs" + os.fsdecode(path).rstrip("/") for path in built[:3])
+            self.holes.append(
+                f"blocks of {len(built)} directories were missing and are built again: {named} …"
+            )
+        if holes.linked:
+            named = ", ".join("/mfs" + os.fsdecode(path) for path in linked[:3])
+            self.holes.append(f"root blocks of {len(linked)} linked files are missing: {named} …")
+        for hole in self.holes:
+            log.warning("%s", hole)
+        receipt = partial(write_receipt, storage.state.lost_found, built, linked)
+        await trio.to_thread.run_sync(receipt, limiter=self._limiter)
+
     async def run(self) -> None:
         """Build when it is time, until cancelled."""
+        try:
+            await self.restore()
+        except (UnifsError, OSError) as error:
+            log.warning("the root could not be restored: error=%s", error)
         while True:
             await trio.sleep(LOOK_S)
             now = time.monotonic()
