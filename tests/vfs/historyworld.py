@@ -10,8 +10,10 @@ from unittest import mock
 
 from tests.vfs.harness import FileSystem
 from tests.vfs.nodeworld import NodeSystem
+from unifs.answers.history import HistoryAnswer
 from unifs.vfs.history import History
 from unifs.vfs.historyview import HistoryView
+from unifs.vfs.paths import Paths
 from unifs.vfs.reserved import Reserved
 from unifs.vfs.retention import Limits, Retention
 from unifs.waiting import complete
@@ -60,6 +62,8 @@ class HistorySystem(NodeSystem):
         self.history.seal = self.sealer.seal
         self.reserved = Reserved(self.vfs.namespace, self.vfs.inodes)
         self.view = HistoryView(self.history, self.reserved, {"mfs": self.volume}, self.told)
+        paths = Paths(self.vfs, self.told)
+        self.answer = HistoryAnswer(paths, self.history, self.view, self.told)
 
     def retention(self, limits: Limits) -> Retention:
         made = Retention(self.writer, limits, self.roots.built_seq)

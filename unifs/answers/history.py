@@ -115,12 +115,12 @@ class HistoryAnswer:
         a, b = await self._resolve(first), await self._resolve(second)
         async with self._history.holding(a, b):
             ask_both = partial(_both, volume.root, names, a, b)
-            before, after = await self._history.in_thread(ask_both)
+            before, after, also = await self._history.in_thread(ask_both)
             if before is None and after is None:
                 raise NotFound(f"{path} was neither in {first} nor in {second}")
             top = "/" + "/".join(map(os.fsdecode, self._paths.split(path)))
             pairs: list[Pair] = []
-            found = [_compared(os.fsencode(top), before, after, [])]
+            found = [_compared(os.fsencode(top), before, after, also)]
             while True:
                 for difference, below in found:
                     if difference.what:
@@ -334,8 +334,17 @@ def _versions(root: int, names: Sequence[bytes], epochs: list[int], ask: Ask) ->
 
 def _both(
     root: int, names: Sequence[bytes], a: int, b: int, ask: Ask
-) -> tuple[Form | None, Form | None]:
-    return _form_of(root, names, a, ask), _form_of(root, names, b, ask)
+) -> tuple[Form | None, Form | None, list[str]]:
+    before, after = _form_of(root, names, a, ask), _form_of(root, names, b, ask)
+    return before, after, _attributes(before, a, after, b, ask)
+
+
+def _attributes(before: Form | None, a: int, after: Form | None, b: int, ask: Ask) -> list[str]:
+    """The word for it where extended attributes differ."""
+    if before is None or after is None:
+        return []
+    is_same = xattrs_at(ask, before.ino, a) == xattrs_at(ask, after.ino, b)
+    return [] if is_same else ["attributes"]
 
 
 def _compared(path: bytes, before: Form | None, after: Form | None, also: list[str]) -> Found:
@@ -361,14 +370,11 @@ def _directory_differences(
     path, first, second = pair
     before, after = dict(children_at(ask, first, a)), dict(children_at(ask, second, b))
     found: list[Found] = []
-    for name in sorted(before.keys() | after.keys(), reverse=False):
+    for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
         if any(form is not None and form.ino in untracked for form in (old, new)):
             continue
-        also: list[str] = []
-        if old is not None and new is not None:
-            is_other = xattrs_at(ask, old.ino, a) != xattrs_at(ask, new.ino, b)
-            also = ["attributes"] if is_other else []
+        also = _attributes(old, a, new, b, ask)
         compared = _compared(path + b"/" + name, old, new, also)
         if compared[0].what or compared[1] is not None:
             found.append(compared)
