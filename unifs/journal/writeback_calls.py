@@ -308,15 +308,18 @@ class Calls:
         if wanted is None:
             return
         await self._look_again(path, there)
+        known = local.known(ino) or NOWHERE
+        if known.path == path and known.version is not None and known.version == there.version:
+            # Nobody changed it: what was refused was refused for an answer gone wrong.
+            raise TryAgain("it is being changed by somebody")
         if any(other != ino for other in local.attempting(path)):
             raise TryAgain("an upload that was cut off may have arrived there")
         mine = local.node(ino)
         is_same = stat.S_IFMT(there.mode) == stat.S_IFMT(wanted.mode)
-        if is_same and (wanted.is_directory or (stat.S_ISLNK(mine.mode) and _same(mine, there))):
-            known = local.known(ino) or NOWHERE
-            if known.path is None:
-                await complete(local.stored, ino, path, there, None)
-                return
+        is_mine = wanted.is_directory or (stat.S_ISLNK(mine.mode) and _same(mine, there))
+        if is_same and is_mine and known.path is None:
+            await complete(local.stored, ino, path, there, None)
+            return
         await complete(local.conflict, ino, path, there)
 
     async def _look_again(self, path: str, there: Node) -> None:

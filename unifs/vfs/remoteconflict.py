@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,29 @@ def take_ours(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     if known.path == path and hot is not None:
         hot.version = node.version or Version("")  # type: ignore[attr-defined]
     log.warning("conflict: ours is kept: ino=%d path=%r", ino, path)
+
+
+def step_aside(sync: RemoteSync, ino: int, path: str) -> None:
+    """The tree has the inode elsewhere by now: theirs keeps the place, ours goes to the new one."""
+    known = sync.known(ino) or NOWHERE
+    if known.path == path:
+        sync.tree.commit([(NOWHERE_NOW, (ino,))])
+        inode = sync.volume.inodes.hot.get(ino)
+        if inode is not None:
+            inode.take(NOWHERE)  # type: ignore[attr-defined]
+    sync.unlist(path.rpartition("/")[0])
+
+
+def take_bytes(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
+    """Only attributes were changed here: the bytes are theirs, the attributes stay ours and due."""
+    inode = sync.volume.hot_or_row(ino)
+    if inode is None:
+        return
+    if stat.S_IFMT(node.mode) != stat.S_IFMT(inode.attributes.st_mode):
+        take_theirs(sync, ino, path, node)
+        return
+    sync.volume.merge.adopt_bytes(inode, node)
+    log.warning("conflict: their bytes, our attributes: ino=%d path=%r", ino, path)
 
 
 def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:

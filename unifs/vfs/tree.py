@@ -267,6 +267,11 @@ class Tree:
             row = found[key] = rows[0] if rows else ABSENT
         return row[0]
 
+    def among(self, parent: int, names: list[bytes]) -> list[bytes]:
+        """Those of ``names`` that a directory has."""
+        query = "select name from dentry where parent=? and name in (%s)"
+        return [row[0] for row in self.database.among(query, (parent,), names)]
+
     def inode_row(self, ino: int) -> Any:
         """(mount, parent, epoch, gone, attributes, content), or None."""
         return self.database.one(

@@ -143,11 +143,8 @@ class Objects:
 
     async def page(self, bucket: str, query: dict[str, str]) -> KeyPage:
         """One page of ListObjectsV2 with these parameters."""
-        page = KeyPage()
         parameters: Pairs = (("list-type", "2"), ("encoding-type", "url"), *query.items())
-        await self.service.call(Request("GET", bucket, query=parameters, sink=page.feed))
-        page.close()
-        return page
+        return KeyPage((await self.service.call(Request("GET", bucket, query=parameters))).body)
 
     async def first_keys(self, bucket: str, prefix: str, count: int) -> list[str]:
         """The first keys below a prefix."""

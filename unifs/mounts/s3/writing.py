@@ -197,6 +197,11 @@ class Writing:
                 return None
             raise Conflict(f"{place[1]!r} was removed by somebody")
         if token_in(headers) == token:
+            # No PUT's answer confirms this version; a wrong one would make all that follows one of
+            # somebody else's.
+            again = await self.objects.head(*place)
+            if again is None or version_in(again) != version_in(headers):
+                raise TryAgain(f"{place[1]!r} is being written to")
             return await self.reading.node_of(place, headers)
         version = version_in(headers)
         if base is not None and (base == version or base in was(headers)):
