@@ -47,9 +47,7 @@ class Ahead:
         self._questions = questions
         self._pages: dict[int, _Ahead] = {}
 
-    def begin(
-        self, nursery: trio.Nursery, scan: Scan, ino: int, place: tuple[str, str]
-    ) -> None:
+    def begin(self, nursery: trio.Nursery, scan: Scan, ino: int, place: tuple[str, str]) -> None:
         """Ask for the page of a directory at (path, cursor), unless too many are asked for."""
         self.drop(ino)
         if len(self._pages) < PAGES_MAX:

@@ -21,24 +21,27 @@ import trio
 
 from unifs.errors import NotFound, Stale
 from unifs.journal.content import REMOTE, large_id, remote_blob, symlink_blob
-from unifs.types import NAME_MAX_BYTES, Version
+from unifs.types import Version
 from unifs.vfs.remoteahead import Ahead
 from unifs.vfs.remotedrop import drop
-from unifs.vfs.remotepage import PageRows, mode_of, new_names
+from unifs.vfs.remotepage import PageRows, mode_of, new_names, shown
 from unifs.vfs.remoterows import COMPLETE, PARTIAL, UNLISTED, RemoteInode, join, pack_told
 from unifs.vfs.remoteunderway import Questions
 from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
 from unifs.waiting import RETRY, complete
 
 if TYPE_CHECKING:
-    from unifs.types import Entry, Node
+    from unifs.types import Node
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.tree import Batch
 
 VANISHED = (
     "select d.name,d.ino,r.path from dentry d join remote r on r.ino=d.ino"
-    " where d.parent=? and r.path is not null and r.checked_ns<?"
+    " where d.parent=? and d.id>? and d.id<=? and r.path is not null and r.checked_ns<?"
 )
+#: Names looked through at a time for those that no page had: 8 ms.
+VANISHED_NAMES = 10_000
+UPTO = "select max(id) from (select id from dentry where parent=? and id>? order by id limit ?)"
 
 
 class Merge:
@@ -160,13 +163,15 @@ class Merge:
                 self._ahead.begin(self.volume.nursery, self.volume.mount.scan, inode.ino, place)
             entries, late = [], []
             is_quiet = self.attempts.is_quiet and not self._questions.has_departed
-            for entry in _shown(page.entries):
+            for entry in shown(page.entries):
                 below = join(path, entry.name)
                 if not is_quiet and self._is_late(below, moment):
                     late.append(below)
                 else:
                     entries.append((entry.name, below, entry.node))
             await complete(self._take_page, inode, entries, late, page.after)
+            if page.after is None:
+                await self._end_listing(inode, path)
         finally:
             self._questions.end()
 
@@ -181,16 +186,31 @@ class Merge:
         batch: Batch = []
         for path in late:
             self._see(path, inode.listed_ns, batch)
-        if after is None:
-            self.tree.commit(batch)
-            batch = []
-            self.vanish(self._unseen(inode))
-            inode.listing, inode.cursor = COMPLETE, None
-            inode.listed_ns = self.volume.now_ns()
-        else:
-            inode.listing, inode.cursor = PARTIAL, after
+        inode.listing, inode.cursor = PARTIAL, after
         batch.append(self.remotes.store(inode))
         self.tree.commit(batch)
+
+    async def _end_listing(self, inode: RemoteInode, path: str) -> None:
+        """Every page was taken: what none of them had is gone."""
+        last = 0
+        while upto := self.tree.database.one(UPTO, (inode.ino, last, VANISHED_NAMES))[0]:
+            await complete(self._vanish_unseen, inode, path, (last, upto))
+            last = upto
+            await trio.lowlevel.checkpoint()
+        await complete(self._complete, inode, path)
+
+    def _is_ending(self, inode: RemoteInode, path: str) -> bool:
+        """Whether the pages that were taken are still the whole directory."""
+        return inode.listing == PARTIAL and inode.cursor is None and inode.path == path
+
+    def _vanish_unseen(self, inode: RemoteInode, path: str, ids: tuple[int, int]) -> None:
+        if self._is_ending(inode, path):
+            self.vanish(self._unseen(inode, ids))
+
+    def _complete(self, inode: RemoteInode, path: str) -> None:
+        if self._is_ending(inode, path):
+            inode.listing, inode.listed_ns = COMPLETE, self.volume.now_ns()
+            self.tree.commit([self.remotes.store(inode)])
 
     def _see(self, path: str, now_ns: int, batch: Batch) -> None:
         """Note that something stands at a path of which nothing else is to be learnt now."""
@@ -200,10 +220,10 @@ class Merge:
             known.checked_ns = max(known.checked_ns, now_ns)
             batch.append(self.remotes.store(known))
 
-    def _unseen(self, inode: RemoteInode) -> list[tuple[int, bytes, int]]:
+    def _unseen(self, inode: RemoteInode, ids: tuple[int, int]) -> list[tuple[int, bytes, int]]:
         """Names that no page of the listing had, but for those that are on their way there."""
         attempts = self.attempts
-        rows = self.tree.database.all(VANISHED, (inode.ino, inode.listed_ns))
+        rows = self.tree.database.all(VANISHED, (inode.ino, *ids, inode.listed_ns))
         found = [(bytes(name), ino, os.fsdecode(path)) for name, ino, path in rows]
         return [
             (inode.ino, name, ino)
@@ -370,15 +390,3 @@ class Merge:
 
 def _is_same_kind(inode: RemoteInode, node: Node) -> bool:
     return stat.S_IFMT(inode.attributes.st_mode) == stat.S_IFMT(node.mode)
-
-
-def _shown(entries: tuple[Entry, ...]) -> list[Entry]:
-    """Entries whose names can be names here; the rest cannot be asked for by anybody."""
-    return [
-        entry
-        for entry in entries
-        if 0 < len(entry.name) <= NAME_MAX_BYTES
-        and entry.name not in (b".", b"..")
-        and b"/" not in entry.name
-        and b"\0" not in entry.name
-    ]
