@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from unifs.cache.disk import DiskStatistics, DiskTier
-    from unifs.cache.flights import Landed
     from unifs.cache.memory import Extent
     from unifs.cache.readahead import Window
     from unifs.cache.source import Source

@@ -1,7 +1,8 @@
 """The files of the disk tier as threads see them: scan, read, write, unlink.
 
 ``DiskTier`` calls every method except ``path`` in a thread, and none for an extent that another
-thread writes. Nothing here is mutable, so threads need no lock. Failures are OSError and Corrupt; the tier turns them into misses.
+thread writes. Nothing here is mutable, so threads need no lock. Failures are OSError and Corrupt;
+the tier turns them into misses.
 """
 
 from __future__ import annotations

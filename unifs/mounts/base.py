@@ -31,13 +31,21 @@ if TYPE_CHECKING:
 
 
 class ContentReader(Protocol):
-    """Immutable bytes on their way to a backend. May be read in any order and more than once."""
+    """Immutable bytes on their way to a backend. May be read in any order and more than once.
+
+    One whose CID is known has it as ``cid``.
+    """
 
     size_bytes: int
 
     async def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes from ``offset``, less only at the end."""
         ...
+
+
+def cid_of(content: ContentReader) -> str:
+    """The CID of a content on its way to a backend; "" where nobody knows it."""
+    return str(getattr(content, "cid", ""))
 
 
 class LocalReader(Protocol):
@@ -122,8 +130,14 @@ class Mount:
         """Remove an object, or an empty directory. Absent is success; Conflict as in ``put``."""
         raise Unsupported(f"{self.kind} is read-only")
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
-        """Move an object or a directory, replacing what is there. Done already is success."""
+    async def rename(
+        self, path: str, new_path: str, token: str, base: Version | None = None
+    ) -> None:
+        """Move an object or a directory, replacing what is there. Done already is success.
+
+        A backend whose rename can be conditional replaces the version ``base`` only (None: there
+        must be none), and raises Conflict where it holds another.
+        """
         raise Unsupported(f"{self.kind} has no rename")
 
     async def has_begun(self, new_path: str, token: str) -> bool:
@@ -164,7 +178,7 @@ class Mount:
             case "remove":
                 await self.remove(change.path, change.base, change.token)
             case "rename":
-                await self.rename(change.path, change.new_path, change.token)
+                await self.rename(change.path, change.new_path, change.token, change.base)
             case "set_attributes":
                 await self.set_attributes(change.path, change.attributes, change.token)
             case _:

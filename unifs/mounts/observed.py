@@ -25,7 +25,7 @@ from unifs.errors import (
     UnifsError,
     Unreachable,
 )
-from unifs.mounts.base import Mount
+from unifs.mounts.base import Mount, cid_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -117,6 +117,7 @@ class _Counted:
         self._content = content
         self._health = health
         self.size_bytes = content.size_bytes
+        self.cid = cid_of(content)
 
     async def read(self, offset: int, size: int) -> bytes:
         data = await self._content.read(offset, size)
@@ -210,9 +211,11 @@ class Observed(Mount):
         with self._calling("remove") as mount:
             await mount.remove(path, base, token)
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
+    async def rename(
+        self, path: str, new_path: str, token: str, base: Version | None = None
+    ) -> None:
         with self._calling("rename") as mount:
-            await mount.rename(path, new_path, token)
+            await mount.rename(path, new_path, token, base)
 
     async def has_begun(self, new_path: str, token: str) -> bool:
         with self._calling("has_begun") as mount:

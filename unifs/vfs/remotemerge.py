@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from unifs.errors import NotFound, Stale
 from unifs.journal.content import REMOTE, large_id, remote_blob, symlink_blob
+from unifs.journal.log import Op
 from unifs.types import Version
 from unifs.vfs.remoteahead import Ahead
 from unifs.vfs.remotedrop import drop
+from unifs.vfs.remoteending import end_listing
 from unifs.vfs.remotepage import PageRows, mode_of, new_names, shown
 from unifs.vfs.remoterows import COMPLETE, PARTIAL, UNLISTED, RemoteInode, join, pack_told
 from unifs.vfs.remoteunderway import Questions
@@ -34,14 +36,6 @@ if TYPE_CHECKING:
     from unifs.types import Node
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.tree import Batch
-
-VANISHED = (
-    "select d.name,d.ino,r.path from dentry d join remote r on r.ino=d.ino"
-    " where d.parent=? and d.id>? and d.id<=? and r.path is not null and r.checked_ns<?"
-)
-#: Names looked through at a time for those that no page had: 8 ms.
-VANISHED_NAMES = 10_000
-UPTO = "select max(id) from (select id from dentry where parent=? and id>? order by id limit ?)"
 
 
 class Merge:
@@ -171,7 +165,7 @@ class Merge:
                     entries.append((entry.name, below, entry.node))
             await complete(self._take_page, inode, entries, late, page.after)
             if page.after is None:
-                await self._end_listing(inode, path)
+                await end_listing(self, inode, path)
         finally:
             self._questions.end()
 
@@ -190,28 +184,6 @@ class Merge:
         batch.append(self.remotes.store(inode))
         self.tree.commit(batch)
 
-    async def _end_listing(self, inode: RemoteInode, path: str) -> None:
-        """Every page was taken: what none of them had is gone."""
-        last = 0
-        while upto := self.tree.database.one(UPTO, (inode.ino, last, VANISHED_NAMES))[0]:
-            await complete(self._vanish_unseen, inode, path, (last, upto))
-            last = upto
-            await trio.lowlevel.checkpoint()
-        await complete(self._complete, inode, path)
-
-    def _is_ending(self, inode: RemoteInode, path: str) -> bool:
-        """Whether the pages that were taken are still the whole directory."""
-        return inode.listing == PARTIAL and inode.cursor is None and inode.path == path
-
-    def _vanish_unseen(self, inode: RemoteInode, path: str, ids: tuple[int, int]) -> None:
-        if self._is_ending(inode, path):
-            self.vanish(self._unseen(inode, ids))
-
-    def _complete(self, inode: RemoteInode, path: str) -> None:
-        if self._is_ending(inode, path):
-            inode.listing, inode.listed_ns = COMPLETE, self.volume.now_ns()
-            self.tree.commit([self.remotes.store(inode)])
-
     def _see(self, path: str, now_ns: int, batch: Batch) -> None:
         """Note that something stands at a path of which nothing else is to be learnt now."""
         ino = self.remotes.at(path)
@@ -219,17 +191,6 @@ class Merge:
         if known is not None:
             known.checked_ns = max(known.checked_ns, now_ns)
             batch.append(self.remotes.store(known))
-
-    def _unseen(self, inode: RemoteInode, ids: tuple[int, int]) -> list[tuple[int, bytes, int]]:
-        """Names that no page of the listing had, but for those that are on their way there."""
-        attempts = self.attempts
-        rows = self.tree.database.all(VANISHED, (inode.ino, *ids, inode.listed_ns))
-        found = [(bytes(name), ino, os.fsdecode(path)) for name, ino, path in rows]
-        return [
-            (inode.ino, name, ino)
-            for name, ino, path in found
-            if not attempts.is_moving(path) and not attempts.is_at(path)
-        ]
 
     # --- taking -----------------------------------------------------------------------------------
 
@@ -342,7 +303,7 @@ class Merge:
         attributes = inode.attributes
         before = (inode.version, inode.stored, pack_attributes(attributes))
         if (node.version or Version("")) != inode.version:
-            self._adopt(inode, node)
+            self._adopt(inode, node, batch)
         if node.has_permissions and not inode.is_local:
             attributes.st_mode = stat.S_IFMT(attributes.st_mode) | stat.S_IMODE(node.mode)
             if node.mtime_ns is not None:
@@ -355,16 +316,30 @@ class Merge:
         inode.checked_ns = now_ns
         batch.append(self.remotes.store(inode))
 
-    def _adopt(self, inode: RemoteInode, node: Node) -> None:
+    def adopt_bytes(self, inode: RemoteInode, node: Node) -> None:
+        """Somebody else's bytes take the place of the backend's; our attributes stay."""
+        attributes, batch = inode.attributes, list[Any]()
+        moments = attributes.st_mtime_ns, attributes.st_ctime_ns
+        self._adopt(inode, node, batch)
+        attributes.st_mtime_ns, attributes.st_ctime_ns = moments
+        packed = pack_attributes(attributes)
+        row = (inode.parent, self.tree.epoch, packed, inode.stored, inode.ino)
+        self.tree.commit([*batch, (UPDATE_INODE, row), self.remotes.store(inode)])
+        self.volume.tell_inode(inode.ino)
+
+    def _adopt(self, inode: RemoteInode, node: Node, batch: Batch) -> None:
         """Somebody else's version takes the place of what was here."""
         content = large_id(inode.stored)
-        if content:
-            self.volume.writer.released.append((self.volume.log.seq, content))
         attributes = inode.attributes
         inode.held, inode.based_on = None, None
         if node.target is not None:
             inode.stored = symlink_blob(node.target)
         self._take_version(inode, node)
+        if content:
+            # The bytes go when this record is durable, and with it the row that names them no more.
+            log = self.volume.writer.log
+            batch.append(log.row(Op.SYNC, inode.ino, inode.parent, inode.stored))
+            self.volume.writer.released.append((log.seq, content))
         moment = node.mtime_ns if node.mtime_ns is not None else self.volume.now_ns()
         if not stat.S_ISDIR(attributes.st_mode):
             attributes.st_mtime_ns = attributes.st_ctime_ns = moment

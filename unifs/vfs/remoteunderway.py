@@ -63,11 +63,14 @@ class Attempts:
 
     def is_moving(self, path: str) -> bool:
         """Whether a rename that has not ended moves what stands at ``path``, or goes there."""
-        return any(
-            path == end or path.startswith(f"{end}/")
-            for ends in self._moving.values()
-            for end in ends
-        )
+        return self.moving(path) > 0
+
+    def moving(self, path: str) -> int:
+        """The inode of a rename that has not ended and concerns ``path``, 0 for none."""
+        for ino, ends in self._moving.items():
+            if any(path == end or path.startswith(f"{end}/") for end in ends):
+                return ino
+        return 0
 
     async def settled(self, path: str) -> bool:
         """Wait for the end of renames that concern ``path``; whether there was one."""

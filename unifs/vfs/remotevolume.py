@@ -34,7 +34,9 @@ from unifs.errors import (
 from unifs.journal.log import Op, WaitingLog
 from unifs.journal.writeback import Writeback
 from unifs.journal.writeback_calls import Calls
+from unifs.journal.writeback_due import WritebackLimits
 from unifs.types import NAME_MAX_BYTES
+from unifs.vfs import remotecid
 from unifs.vfs.remotebase import Bases
 from unifs.vfs.remotecold import Cold
 from unifs.vfs.remoteepoch import Epoch
@@ -48,10 +50,9 @@ from unifs.vfs.treevolume import TreeVolume
 from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from unifs.cache.reads import ReadCache
-    from unifs.journal.writeback_due import WritebackLimits
     from unifs.mounts.base import Mount
     from unifs.types import Attributes, Caller, SetAttributes
     from unifs.vfs.tree import Batch
@@ -72,6 +73,7 @@ TRIM_S = 5.0
 class RemoteVolume(TreeVolume):
     """A remote mount."""
 
+    keeps_history = False
     inode_type = RemoteInode
     handle_type = RemoteHandle
     directory_type = RemoteDirectory
@@ -99,6 +101,8 @@ class RemoteVolume(TreeVolume):
         #: fsync waits for the backend too; ``moved_bytes`` tells whether anything moves there.
         self.waits_for_backend = False
         self.moved_bytes: Callable[[], int] = lambda: 0
+        #: Hashes a large content now; None where that happens on its own only.
+        self.seal: Callable[[TreeInode], Awaitable[None]] | None = None
         self.cold = Cold(self)
         self.rows = 0
         self.rows_max = ROWS_MAX
@@ -128,7 +132,8 @@ class RemoteVolume(TreeVolume):
         self.epoch = Epoch(self)
         self.bases = Bases(self)
         self.status = RemoteStatus(self)
-        calls = Calls(self.sync, mount)
+        limits = limits or WritebackLimits()
+        calls = Calls(self.sync, mount, limits.late_s)
         self.writeback = Writeback(calls, self.sync, self.records, self.sync.flush, limits)
         self.sync.writeback = self.writeback
         self.rows = self.remotes.count()
@@ -269,9 +274,9 @@ class RemoteVolume(TreeVolume):
         self._check_writable()
         return super().setattr(inode, changes, handle, caller)
 
-    def _check_new(self, parent: Inode, name: bytes) -> None:
+    def check_new(self, parent: Inode, name: bytes) -> None:
         self._check_writable()
-        super()._check_new(parent, name)
+        super().check_new(parent, name)
 
     def unlink(self, parent: Inode, name: bytes, caller: Caller) -> None:
         self._check_writable()
@@ -354,6 +359,10 @@ class RemoteVolume(TreeVolume):
         """A name changed at the backend."""
         if self.invalidator is not None:
             self.invalidator.entry(parent, name)
+
+    def cid_of(self, inode: TreeInode) -> str:
+        assert isinstance(inode, RemoteInode)
+        return str(remotecid.cid_of(self, inode))
 
     def state_of(self, inode: TreeInode) -> str:
         """open, closed, sealed, synced or (immutable mounts) verified."""

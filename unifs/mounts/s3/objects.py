@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from unifs.errors import Conflict, Corrupt, InvalidArgument, NotFound, Stale, TryAgain
 from unifs.mounts.s3.attributes import version_in, was
-from unifs.mounts.s3.encryption import key_headers, source_key_headers
+from unifs.mounts.s3.encryption import key_headers
 from unifs.mounts.s3.listing import KeyPage, quoted_etag
 from unifs.mounts.s3.service import Request
-from unifs.mounts.s3.sigv4 import encoded
 from unifs.mounts.s3.versions import id_of
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ class Objects:
         buffers: Sequence[bytearray],
         filled: Callable[[], None],
     ) -> None:
-        """Fill ``buffers`` with that version's bytes; Stale where it is gone, Corrupt if it ends."""
+        """Fill ``buffers`` with that version's bytes; Stale if it is gone, Corrupt if it ends."""
         wanted = _Range(offset, buffers, filled)
         count = await self._pinned(place, version, wanted)
         if count != wanted.size_bytes:
@@ -141,16 +140,6 @@ class Objects:
         """Reads of ``version`` are reads of ``current`` from now on."""
         self._aliases[*place, version] = current
         _trim(self._aliases)
-
-    async def restore(self, place: tuple[str, str], version: Version) -> None:
-        """Make an earlier version the present one again; Stale where the bucket has it no more."""
-        version_id = await id_of(self.service, place, version)
-        if version_id is None:
-            raise Stale(f"{place[1]!r} has no version {version}")
-        source = f"/{place[0]}/{encoded(place[1], '/')}?versionId={encoded(version_id)}"
-        headers = {"x-amz-copy-source": source, **self.key_headers}
-        headers |= source_key_headers(self.service.options)
-        await self.service.call(Request("PUT", *place, headers=headers))
 
     async def page(self, bucket: str, query: dict[str, str]) -> KeyPage:
         """One page of ListObjectsV2 with these parameters."""

@@ -69,7 +69,8 @@ class Payload(Body, Protocol):
 class Request:
     """What is asked of the service. Header names are in lower case.
 
-    The body of a success goes into ``into`` (it must fit), or else into ``Answer.body``. ``check`` sees a success before the first byte of its body is taken.
+    The body of a success goes into ``into`` (it must fit), or else into ``Answer.body``. ``check``
+    sees a success before the first byte of its body is taken.
     """
 
     method: str
@@ -281,7 +282,8 @@ class Service:
         scheme = "https" if address.is_tls else "http"
         if credentials is None:
             return f"{scheme}://{host}{path}"
-        signable = Signable(method, path, (), (("host", host),), UNSIGNED_PAYLOAD)
+        payer = (("x-amz-request-payer", "requester"),) if self.options.requester_pays else ()
+        signable = Signable(method, path, payer, (("host", host),), UNSIGNED_PAYLOAD)
         moment = moment_of(self._now_s() + self._skew_s)
         region = self.region_of(bucket)
         query = self._signer.presigned(signable, credentials, region, (moment, expiry_s))
