@@ -30,8 +30,10 @@ class Bulk(RemoteMount):
         super().__init__()
         self.asked: list[tuple[int, int]] = []
         self.cancelled = 0
-        #: From this byte on it does not answer until ``release`` or fails with ``error``.
+        #: From this byte on, up to that, it does not answer until ``release``, or fails with
+        #: ``error``.
         self.stops_at: int | None = None
+        self.stops_to = 1 << 60
         self.error: Exception | None = None
         self._released = trio.Event()
 
@@ -39,6 +41,9 @@ class Bulk(RemoteMount):
         self.stops_at = None
         self._released.set()
         self._released = trio.Event()
+
+    def _is_stopped(self, end: int) -> bool:
+        return self.stops_at is not None and self.stops_at < end <= self.stops_to
 
     async def read_into(
         self,
@@ -52,7 +57,7 @@ class Bulk(RemoteMount):
         for buffer in buffers:
             try:
                 await trio.lowlevel.checkpoint()
-                while self.stops_at is not None and offset + len(buffer) > self.stops_at:
+                while self._is_stopped(offset + len(buffer)):
                     if self.error is not None:
                         raise self.error
                     await self._released.wait()
