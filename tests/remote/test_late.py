@@ -302,6 +302,22 @@ async def test_a_removal_below_a_rename_without_an_answer(clock: MockClock, tmp_
         assert await ended(system, mount) == {"e": None}
 
 
+async def test_another_directory_in_its_place(clock: MockClock, tmp_path: Path) -> None:
+    """What became of the first one's attempt is asked for when the second one is there."""
+    async with late_system(tmp_path) as (system, mount):
+        mount.fail("make", Unreachable())
+        await system.mkdir("d")
+        await trio.sleep(2.01)
+        await system.rmdir("d")
+        mount.fail("stat", *[Unreachable()] * 9)
+        await trio.sleep(90)
+        await system.listdir("")
+        await system.mkdir("d")
+        await trio.sleep(2.01)
+        assert everything(mount) == {"d": None}
+        assert await ended(system, mount) == {"d": None}
+
+
 async def test_an_upload_that_was_never_heard_of_is_forgotten_after_a_while(
     clock: MockClock, tmp_path: Path
 ) -> None:

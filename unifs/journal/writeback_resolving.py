@@ -62,8 +62,11 @@ class Resolving:
 
     async def _made(self, ino: int, known: Known, there: Node) -> None:
         assert known.attempt is not None
-        if known.path is None and not stat.S_ISREG(there.mode):
-            await complete(self._local.stored, ino, known.attempt.path, there, None)
+        path = known.attempt.path
+        # One that another inode has made since is that one's, and refuses what is late.
+        is_others = self._local.at(path) not in (0, ino)
+        if known.path is None and not is_others and not stat.S_ISREG(there.mode):
+            await complete(self._local.stored, ino, path, there, None)
         else:
             await complete(self._local.end, ino)
 
