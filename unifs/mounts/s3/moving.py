@@ -141,6 +141,9 @@ class Moving:
             await self._rename_directory(path, new_path, token)
         elif not await self.has_begun(new_path, token):
             raise NotFound(f"there is no {path!r}")
+        else:
+            bucket, prefix = places.prefix_at(path)
+            await self._directories.clear(bucket, prefix.removesuffix("/"))
 
     async def has_begun(self, new_path: str, token: str) -> bool:
         """Whether what stands at ``new_path`` carries the token of this change."""
