@@ -183,6 +183,15 @@ async def test_nothing_of_a_moved_directory_is_in_the_way_of_a_file(world: World
     assert world.get("old/sub") == b"file"
 
 
+async def test_directories_without_markers_are_gone_when_they_are_empty(world: World) -> None:
+    for top in ("moved", "removed"):
+        world.put(f"{top}/sub/below/f")
+    world.client.delete_object(Bucket=world.bucket, Key="removed/sub/below/f")
+    await world.mount.rename("moved", "new", "t1")
+    await world.mount.remove("removed", None, "t2")
+    assert [entry.name for entry in await scanned(world.mount, "")] == [b"new"]
+
+
 async def test_the_last_step_of_a_move_is_taken_up_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

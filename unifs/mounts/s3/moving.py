@@ -217,6 +217,7 @@ class Moving:
             raise TryAgain(f"{path!r} is large, or somebody keeps changing it")
         await self._directories.keep_above(path)
         await self._service.call(Request("DELETE", *source))
+        await self._directories.clear(source[0], source[1].removesuffix("/"))
         self._directories.gone(path)
         self._directories.seen(new_path, is_marked=True)
 
