@@ -288,18 +288,22 @@ async def test_a_directory_that_is_renamed_around_it(
         assert await ended(system, mount) == {"e": None, "e/a": b"x", "e/sub": None}
 
 
-async def test_a_removal_below_a_rename_without_an_answer(clock: MockClock, tmp_path: Path) -> None:
+async def test_below_a_rename_without_an_answer(clock: MockClock, tmp_path: Path) -> None:
     async with late_system(tmp_path) as (system, mount):
         await system.mkdir("d")
-        await system.write("d/a", b"x")
+        for name in ("gone", "out", "changed"):
+            await system.write(f"d/{name}", name.encode())
         await system.sync()
         mount.fail("rename", Unreachable("the answer was lost"), after=True)
         await system.rename("d", "e")
         await trio.sleep(2.01)
         assert mount.count("rename") == 1
-        await system.unlink("e/a")
+        await system.unlink("e/gone")
+        await system.rename("e/out", "out")
+        await system.write("e/changed", b"again")
         system.volume.writeback.hurry()
-        assert await ended(system, mount) == {"e": None}
+        wanted = {"e": None, "e/changed": b"again", "out": b"out"}
+        assert await ended(system, mount) == wanted
 
 
 async def test_another_directory_in_its_place(clock: MockClock, tmp_path: Path) -> None:
