@@ -49,7 +49,16 @@ def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def every_command() -> list[list[str]]:
-    plain = [["mount"], ["umount"], ["doctor"], ["status"], ["explain"], ["completion"], ["config"]]
+    plain = [["install-service"], ["uninstall-service"], ["install-mount-helper"]]
+    plain += [
+        ["mount"],
+        ["umount"],
+        ["doctor"],
+        ["status"],
+        ["explain"],
+        ["completion"],
+        ["config"],
+    ]
     config_verbs = [["config", each] for each in ("show", "path", "check")]
     words = [each.words for each in operations()]
     nouns = sorted({tuple(each[:depth]) for each in words for depth in range(1, len(each))})
@@ -230,6 +239,10 @@ def test_completion_scripts_are_printed(capsys: pytest.CaptureFixture[str], shel
     ("words", "expected"),
     [
         ("unifs c", {"completion", "config", "ctl"}),
+        ("unifs install-", {"install-service", "install-mount-helper"}),
+        ("unifs install-service --s", {"--system", "--state"}),
+        # What mount(8) runs is for nobody else.
+        ("unifs mount", {"mount"}),
         ("unifs ctl pi", {"pins"}),
         ("unifs ctl pins ", {"add", "ls", "rm", "verify"}),
         ("unifs ctl pins ls --mo", {"--mode"}),

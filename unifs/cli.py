@@ -149,8 +149,9 @@ def doctor(state: Path | None, file: Path | None, is_json: bool, directory: Path
     from unifs import config
     from unifs.control import render
     from unifs.driver.doctor import examine
+    from unifs.machine.findings import examine as examine_machine
 
-    findings = examine(config.load(state, file), directory)
+    findings = [*examine(config.load(state, file), directory), *examine_machine()]
     width = max(len(each.name) for each in findings)
     for each in findings:
         if is_json:

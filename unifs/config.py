@@ -100,6 +100,20 @@ class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = 90
 
 
+class HistorySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of what /mfs was is kept, besides checkpoints."""
+
+    everything_s: Annotated[
+        Seconds, Meta(description="every epoch that was the present within so many seconds")
+    ] = 3600.0
+    hours: Annotated[
+        int, Meta(ge=0, le=10_000, description="of so many full hours, what was the present then")
+    ] = 24
+    days: Annotated[
+        int, Meta(ge=0, le=10_000, description="of so many midnights (UTC), the same")
+    ] = 30
+
+
 class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Changes on their way to a backend."""
 
@@ -159,6 +173,7 @@ class FileSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     cache: CacheSettings = CacheSettings()
     storage: StorageSettings = StorageSettings()
     journal: JournalSettings = JournalSettings()
+    history: HistorySettings = HistorySettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     control: ControlSettings = ControlSettings()
     mounts: dict[str, MountSettings] = msgspec.field(default_factory=_default_mounts)

@@ -76,6 +76,9 @@ class S3Settings(RemoteBase, frozen=True, kw_only=True, tag="s3"):
     credentials: Annotated[
         str, Meta(description="entry of `unifs ctl credentials`; empty: AWS's own rules")
     ] = ""
+    ca_file: Annotated[
+        str, Meta(description="PEM file of the authorities to trust; empty: the system's")
+    ] = ""
     anonymous: Annotated[bool, Meta(description="sign nothing: public buckets")] = False
     bucket: Annotated[str, Meta(description="show only this bucket, as the mount's root")] = ""
     prefix: Annotated[str, Meta(description="show only keys below this: a/b/")] = ""

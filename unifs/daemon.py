@@ -23,6 +23,7 @@ from unifs.answers.credentials import CredentialsAnswer
 from unifs.answers.explain import Explainer
 from unifs.answers.files import FilesAnswer
 from unifs.answers.gauges import watch, watch_remotes
+from unifs.answers.history import HistoryAnswer
 from unifs.answers.journal import JournalAnswer
 from unifs.answers.mounts import MountsAnswer
 from unifs.answers.remotejournal import RemoteJournal
@@ -49,12 +50,14 @@ from unifs.state.credentials import CredentialStore
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import TASK_BUGS, AccessLog, Metrics
 from unifs.versionviews import VersionViews
+from unifs.vfs.history import History
+from unifs.vfs.historyview import HistoryView
 from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
 from unifs.vfs.paths import Paths
 from unifs.vfs.reserved import Reserved
-from unifs.vfs.retention import Retention
+from unifs.vfs.retention import Limits, Retention
 from unifs.vfs.roots import MfsRoots
 from unifs.vfs.sealing import Sealer
 from unifs.vfs.storage import Storage
@@ -165,7 +168,14 @@ class Daemon:
         assert isinstance(mfs, MfsVolume)
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
-        self.retention = Retention(self.writer, built_seq=self.roots.built_seq)
+        self.retention = Retention(self.writer, self._limits(), self.roots.built_seq)
+        self.past = History(self.writer)
+        self.past.seal = self.sealer.seal
+        self.past_view = HistoryView(
+            self.past, self.reserved, {"mfs": mfs}, self.notifications.for_mount("history")
+        )
+        self.retention.in_use = self.past.in_use
+        self.retention.on_thinned = self.past_view.thinned
         mfs_settings = self.settings.mounts["mfs"]
         assert isinstance(mfs_settings, MfsSettings)
         mfs.timeout_s = mfs_settings.attribute_timeout_s
@@ -191,6 +201,10 @@ class Daemon:
         for each in self.trees.volumes.values():
             each.unsynced.max_bytes = self.settings.journal.dirty_bytes_max
 
+    def _limits(self) -> Limits:
+        history = self.settings.history
+        return Limits(history.everything_s, history.hours, history.days)
+
     def _add_remotes(self, make: Make | None) -> None:
         settings = self.settings
         self.credential_store = CredentialStore(settings.state_directory)
@@ -215,6 +229,9 @@ class Daemon:
         """What control operations see of this daemon."""
         paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
         self.files = FilesAnswer(paths, self.node, partial(is_complete, self.storage.blocks))
+        self.history = HistoryAnswer(
+            paths, self.past, self.past_view, self.notifications.for_mount("mfs")
+        )
         remote_journal = RemoteJournal(self.remotes, self.writer)
         self.journal = JournalAnswer(
             self.writer, self.sealer, self.roots, paths, self.trees.volumes, remote_journal

@@ -175,7 +175,7 @@ def a_name_in_no_directory(state: State) -> None:
 
 @plant("XATTR_NO_INODE")
 def an_attribute_of_nothing(state: State) -> None:
-    state.run("insert into xattr values(4242,x'757365722e61',x'61')")
+    state.run("insert into xattr values(4242,x'757365722e61',x'61',1)")
 
 
 # --- mounts ---------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ async def test_every_version_of_an_object_is_a_file(both: Bench) -> None:
     ids = [both.put("d/f.txt", data)["VersionId"] for data in (first, second)]
     both.put("d/e/deep", b"deep")
     both.put("top", b"top")
-    assert await listed(both, "/.unifs") == ["versions"]
+    assert "versions" in await listed(both, "/.unifs")
     assert await listed(both, TOP) == ["s3"]
     assert both.bucket in await listed(both, f"{TOP}/s3")
     top = f"{TOP}/s3/{both.bucket}"

@@ -49,8 +49,9 @@ def _rows(fs: FileSystem) -> list[str]:
     linked: dict[int, set[tuple[int, bytes]]] = {}
     for ino, parent, name in database.all("select ino,parent,name from link"):
         linked.setdefault(ino, set()).add((parent, name))
+    roots = {row[0] for row in database.all("select root from mount")}
     for ino, (parent, gone, packed) in inodes.items():
-        if ino == fs.volume.root or gone is not None:
+        if ino in roots or gone is not None:
             continue
         mode, _, _, nlink, *_ = ATTRIBUTES.unpack(packed)
         if not stat.S_ISDIR(mode) and nlink != links[ino]:

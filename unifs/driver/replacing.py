@@ -121,9 +121,9 @@ def place_for(place: str, staging: Path | None) -> Iterator[str]:
         return
     remove_dead(place, leave=1)
     try:
-        staging.mkdir(mode=0o700, exist_ok=True)
         # Left over from one that was killed here.
         remove_dead(str(staging))
+        staging.mkdir(mode=0o700, exist_ok=True)
         yield str(staging)
         _move_over(str(staging), place)
         umount(str(staging), MNT_DETACH)

@@ -8,13 +8,15 @@ import stat
 from functools import partial
 from typing import TYPE_CHECKING
 
+from unifs.errors import UnifsError
 from unifs.fsck.look import Check, Finding, mode_of, size_of
 from unifs.fsck.saving import give_up, put_together, read
 from unifs.fsck.stores import indexed_containers
+from unifs.ipfs.cid import Cid
 from unifs.ipfs.unixfs.builder import hash_leaf
 from unifs.ipfs.unixfs.profiles import DEFAULT_PROFILE, PROFILES
 from unifs.journal.containers import is_container_name
-from unifs.journal.content import CLOSED, LARGE, SEALED, SMALL, large_id, small_content
+from unifs.journal.content import CLOSED, LARGE, SEALED, SMALL, large_blob, large_id, small_content
 from unifs.journal.extents import ExtentMap
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from unifs.fsck.mending import Mending
 
 _RANGE_BYTES = 16
+#: What a file may have here; offsets are signed.
+SIZE_MAX = (1 << 62) - 1
 
 
 def extents_problem(blob: bytes, size: int) -> str:
@@ -53,8 +57,10 @@ def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
     for number, state, size, extents, proof, durable_size, durable, cid, leaves in look.all(
         query, (after, upto)
     ):
-        if size < 0:
-            sentence = f"content {number} has {size} bytes"
+        chunks = -(-size // chunk)
+        is_hashed = state == SEALED and cid is not None and bool(leaves)
+        if not 0 <= size <= SIZE_MAX or (is_hashed and len(leaves) != chunks * 32):
+            sentence = f"content {number} cannot have {size} bytes"
             yield Finding("CONTENT_SIZE", sentence, number, partial(_set_length, number))
         elif problem := extents_problem(extents, size):
             sentence = f"the extents of content {number} {problem}"
@@ -67,13 +73,23 @@ def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
         ):
             sentence = f"the durable form of content {number} cannot be one"
             yield Finding("CONTENT_DURABLE", sentence, number, partial(_set_durable, number))
-        chunks = -(-max(size, 0) // chunk)
         if state not in (CLOSED, SEALED):
             sentence = f"content {number} is neither closed nor sealed"
             yield Finding("CONTENT_STATE", sentence, number, partial(_reopen, number))
-        elif state == SEALED and (cid is None or len(leaves or b"") != chunks * 32):
+        elif state == SEALED and not (_is_cid(cid) and (leaves or not size)):
             sentence = f"content {number} is sealed and its hashes are not complete"
             yield Finding("CONTENT_STATE", sentence, number, partial(_reopen, number))
+
+
+def _is_cid(column: bytes | None) -> bool:
+    """Whether this is Tsize and a CID."""
+    if column is None or len(column) < 9:
+        return False
+    try:
+        Cid.decode(column[8:])
+    except (UnifsError, ValueError, IndexError):
+        return False
+    return True
 
 
 def _chunk_bytes(look: Look) -> int:
@@ -94,11 +110,25 @@ def _is_proof(proof: bytes, size: int) -> bool:
 
 
 def _set_length(number: int, mending: Mending) -> None:
-    """As long as its extents say."""
-    (extents,) = mending.database.one("select extents from content where id=?", (number,))
-    ends = ExtentMap.unpack(extents[: len(extents) // 24 * 24]).ends
-    size = min(max([0, *ends]), (1 << 63) - 1)
+    """As long as an inode says that names it, where that is possible; else as its extents."""
+    row = mending.database.one("select extents,leaves from content where id=?", (number,))
+    size = likely_size(mending, number, row[0], row[1])
     mending.update("content", "size=?", "id=?", size, number)
+
+
+def likely_size(mending: Mending, number: int, packed: bytes, leaves: bytes | None) -> int:
+    """The size that a content had: one that fits its extents, and its hashes where it has some."""
+    ends = ExtentMap.unpack(packed[: len(packed) // 24 * 24]).ends
+    end = min(max([0, *ends]), SIZE_MAX)
+    chunk = _chunk_bytes(mending.look)
+    query = "select attributes from inode where content=?"
+    blob = large_blob(number)
+    said = [size_of(row[0]) for row in mending.database.all(query, (blob,)) if mode_of(row[0])]
+    for size in said:
+        has_hashes = not leaves or -(-size // chunk) * 32 == len(leaves)
+        if end <= size <= SIZE_MAX and has_hashes:
+            return size
+    return end
 
 
 def _set_extents(number: int, mending: Mending) -> None:
@@ -174,6 +204,14 @@ def pointers(look: Look, after: int, upto: int) -> Iterator[Finding]:
 
 
 def _set_size(ino: int, content: bytes, size: int, mending: Mending) -> None:
+    """One of the two is wrong: the one that cannot be, or that means more zeros at the end."""
+    if content[0] == LARGE:
+        number = large_id(content)
+        query = "select extents,leaves from content where id=?"
+        likely = likely_size(mending, number, *mending.database.one(query, (number,)))
+        if likely < size:
+            mending.update("content", "size=?", "id=?", likely, number)
+            size = likely
     mending.set_content(ino, content, size)
 
 
@@ -272,7 +310,7 @@ def _lost(number: int, mending: Mending) -> None:
     """Every row that names the content finds something else; nothing can be moved before."""
     if mending.storage is None:
         return
-    blob = bytes((LARGE,)) + number.to_bytes(8, "little")
+    blob = large_blob(number)
     for (ino,) in mending.database.all("select ino from inode where content=?", (blob,)):
         give_up(ino, blob, mending)
     mending.delete("inode_past", "content=?", blob)

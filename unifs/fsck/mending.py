@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from unifs.fsck.look import content_problem, mode_of, size_of
 from unifs.journal.content import LARGE, REMOTE, SMALL, large_id, small_content, symlink_blob
-from unifs.journal.log import Op
+from unifs.journal.log import Log, Op
 from unifs.vfs.tree import ATTRIBUTES, INSERT_DENTRY, INSERT_INODE
+from unifs.vfs.volume import INO_SHIFT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from unifs.fsck.look import Look
-    from unifs.journal.log import Log
     from unifs.state.database import Database
     from unifs.vfs.storage import Storage
 
@@ -36,10 +36,10 @@ S_IFREG_0644 = stat.S_IFREG | 0o644
 class Mending:
     """One repair. ``storage`` is there once recovery has run: contents can be moved then."""
 
-    def __init__(self, look: Look, database: Database, log: Log, lost_found: Path) -> None:
+    def __init__(self, look: Look, database: Database, lost_found: Path) -> None:
         self.look = look
         self.database = database
-        self.log = log
+        self._log: Log | None = None
         self.lost_found = lost_found
         self.storage: Storage | None = None
         self.execute = database.execute
@@ -82,7 +82,10 @@ class Mending:
 
     def record(self, op: Op, ino: int, parent: int, data: bytes) -> None:
         """One record of the journal."""
-        self.execute(*self.log.row(op, ino, parent, data))
+        if self._log is None:
+            # Not before: what it starts from is among what is mended first.
+            self._log = self.storage.log if self.storage is not None else Log(self.database)
+        self.execute(*self._log.row(op, ino, parent, data))
 
     def note_directory(self, parent: int) -> None:
         """The next root looks at this directory again."""
@@ -95,14 +98,15 @@ class Mending:
     def new_ino(self) -> int:
         """A number that no row speaks of."""
         query = (
-            "select max(m) from (select max(ino) m from inode union all select max(ino) from"
-            " inode_past union all select max(ino) from remote union all select max(ino) from"
-            " journal union all select max(ino) from dentry where typeof(ino)='integer'"
-            " union all select max(parent) from dentry where typeof(parent)='integer')"
+            "select max(m) from (select ino m from inode union all select ino from inode_past"
+            " union all select ino from remote union all select ino from journal"
+            " union all select ino from dentry union all select parent from dentry)"
+            " where typeof(m)='integer' and m<?"
         )
+        limit = 1 << INO_SHIFT
         last = self.database.get_meta("last_ino", 1)
-        known = self.database.one(query)[0] or 1
-        made = 1 + max(known, last if isinstance(last, int) else 1)
+        known = self.database.one(query, (limit,))[0] or 1
+        made = 1 + max(known, last if isinstance(last, int) and last < limit else 1)
         self.database.set_meta("last_ino", made)
         return made
 

@@ -10,6 +10,7 @@ from unifs.fsck.look import Check, Finding, mode_of
 from unifs.journal.content import REMOTE
 from unifs.journal.log import Op
 from unifs.types import NAME_MAX_BYTES
+from unifs.vfs.namespace import ROOT_INO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,7 @@ INDEXES = {
     "holding_container": "create index holding_container on holding(container)",
     "journal_waiting": "create index journal_waiting on journal(ino, seq) where state is not null",
     "inode_past_until": "create index inode_past_until on inode_past(until)",
+    "xattr_past_until": "create index xattr_past_until on xattr_past(until)",
     "dentry_past_until": "create index dentry_past_until on dentry_past(until)",
 }
 
@@ -107,10 +109,10 @@ def _restore(parent: int, name: bytes, ino: int, mending: Mending) -> None:
         found = database.one(query, (ino,))
         row = (found[0], b"") if found is not None and stat.S_ISREG(mode_of(found[0])) else None
     is_directory = database.one("select 1 from dentry where parent=?", (ino,)) is not None
-    if is_directory or ino <= 0:
+    if is_directory or ino <= ROOT_INO:
         row = None
-    content = mending.earlier_content(ino, stat.S_IFREG | 0o644, None) if ino > 0 else None
-    if is_directory and ino > 0:
+    content = mending.earlier_content(ino, stat.S_IFREG | 0o644, None) if ino > ROOT_INO else None
+    if is_directory and ino > ROOT_INO:
         mending.new_directory(ino, mount, parent)
     elif row is not None or content is not None:
         mending.new_object(ino, mount, row, content)
@@ -141,7 +143,7 @@ def places(look: Look, after: int, upto: int) -> Iterator[Finding]:
 
 
 def _make_directory(ino: int, mending: Mending) -> None:
-    if ino <= 0 or ino >= 1 << 48:
+    if ino <= ROOT_INO:
         _empty_file(ino, mending)
         return
     if mending.database.one("select 1 from inode where ino=?", (ino,)) is None:
@@ -198,7 +200,7 @@ def linked(look: Look, after: int, upto: int) -> Iterator[Finding]:
             yield Finding("DIRECTORY_NAMES", sentence, ino, partial(_unname, ino, 1))
         elif parent and count == 1 and parent != low:
             sentence = f"inode {ino} is in directory {low} and says {parent}"
-            yield Finding("INODE_PARENT", sentence, ino, partial(_settle, ino))
+            yield Finding("INODE_PARENT", sentence, ino, partial(_bring_back, ino))
         elif (parent and count > 1) or (not parent and not _has_links(look, ino, count)):
             sentence = f"the links of {look.path(ino)} are not its {count} names"
             yield Finding("INODE_LINKS", sentence, ino, partial(_settle, ino))
@@ -217,6 +219,20 @@ def _has_links(look: Look, ino: int, count: int) -> bool:
         " and d.name=l.name and d.ino=l.ino)) from link l where ino=?"
     )
     return tuple(look.one(query, (ino,))) == (count, count)
+
+
+def _bring_back(ino: int, mending: Mending) -> None:
+    """The name is right, unless it lies in another mount and the row's own directory does not."""
+    database = mending.database
+    mount, parent = database.one("select mount,parent from inode where ino=?", (ino,))
+    (place,) = database.all("select parent,name from dentry where ino=?", (ino,))
+    query = "select mount,attributes from inode where ino=? and gone is null"
+    there, here = (database.one(query, (each,)) for each in (place[0], parent))
+    is_directory = here is not None and stat.S_ISDIR(mode_of(here[1]))
+    if there is not None and there[0] != mount and is_directory and here[0] == mount:
+        mending.delete("dentry", "parent=? and name=?", *place)
+        mending.record(Op.LINK, ino, parent, mending.add_name(parent, place[1], ino))
+    mending.settle(ino)
 
 
 def _settle(ino: int, mending: Mending) -> None:
@@ -297,7 +313,7 @@ def leftovers(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         ("xattr", "ino not in (select ino from inode)", "XATTR_NO_INODE"),
         (
             "link",
-            "not exists (select 1 from inode i where i.ino=link.ino and i.parent=0)",
+            "exists (select 1 from inode i where i.ino=link.ino and i.parent<>0 and gone is null)",
             "LINK_STALE",
         ),
     )

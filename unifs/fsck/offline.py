@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from unifs.errors import Corrupt, NotFound, StateNewer, from_os_error
-from unifs.fsck.checks import CHECKS
+from unifs.fsck.checks import STAGES
 from unifs.fsck.look import Check, Finding, Look
 from unifs.fsck.mending import Mending
-from unifs.journal.log import Log
 from unifs.journal.recovery import write_durably
 from unifs.state import schema
 from unifs.state.database import VFS, Database
@@ -55,6 +54,8 @@ class Outcome:
     receipt: str = ""
     needs_recovery: bool = False
     has_recovered: bool = False
+    #: Until what was found is mended, other questions cannot be asked.
+    is_partial: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -118,9 +119,15 @@ def _look(path: Path, is_thorough: bool) -> Outcome:
         look = Look(rows, path)
         look.is_thorough = is_thorough
         try:
-            checks, needs_recovery = due(look, state.boot_id)
-            found = [finding for check in checks for finding in _run(check, look)]
-            return Outcome(found, found, needs_recovery=needs_recovery)
+            stages, needs_recovery = due(look, state.boot_id)
+            outcome = Outcome(needs_recovery=needs_recovery)
+            for stage in stages:
+                if outcome.found:
+                    outcome.is_partial = True
+                    break
+                outcome.found += [each for check in stage for each in _run(check, look)]
+            outcome.left = outcome.found
+            return outcome
         finally:
             look.close()
             rows.close()
@@ -128,38 +135,28 @@ def _look(path: Path, is_thorough: bool) -> Outcome:
         state.close()
 
 
-def due(look: Look, boot_id: str) -> tuple[list[Check], bool]:
-    """The checks that can be asked now, and whether recovery has to come before the others."""
+def due(look: Look, boot_id: str) -> tuple[list[list[Check]], bool]:
+    """The checks that can be asked now, by stage; whether recovery comes before the others."""
     known = dict(look.all("select key,value from meta"))
     is_clean = known.get("is_clean", 1) == 1
-    is_same_boot = known.get("boot", boot_id) == boot_id
+    boot = known.get("boot", boot_id)
+    is_same_boot = boot == boot_id or not isinstance(boot, str)
     is_any_closed = look.one("select 1 from content where state=1 limit 1") is not None
     is_other = not is_same_boot and (is_any_closed or not is_clean)
-    checks = [
-        check
-        for check in ALL
-        if not (check.is_for_rest and (not is_clean or is_other))
-        and not (check.needs_recovery and is_other)
+    stages = [
+        [
+            check
+            for check in stage
+            if not (check.is_for_rest and (not is_clean or is_other))
+            and not (check.needs_recovery and is_other)
+        ]
+        for stage in STAGES
     ]
-    return checks, not is_clean or is_other
+    return stages, not is_clean or is_other
 
 
 def _run(check: Check, look: Look) -> Iterator[Finding]:
     return islice(check.run(look), FINDINGS_MAX)
-
-
-def structure(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
-    """What SQLite says of its own pages and indexes (a second per 100 MiB)."""
-    for (row,) in look.all("pragma integrity_check(20)"):
-        if row != "ok":
-            yield Finding("DATABASE", f"tree.db: {row}", mend=_reindex)
-
-
-def _reindex(mending: Mending) -> None:
-    mending.execute("reindex")
-
-
-ALL = (*CHECKS, Check(structure))
 
 
 class _Repair:
@@ -184,9 +181,9 @@ class _Repair:
             storage.blocks.catch_up()
             with closing(Look(storage.database, self._path)) as look:
                 look.is_thorough = self._is_thorough
-                mending = Mending(look, storage.database, storage.log, storage.state.lost_found)
+                mending = Mending(look, storage.database, storage.state.lost_found)
                 mending.storage = storage
-                self._mend(ALL, look, mending)
+                self._mend(STAGES, look, mending)
         finally:
             storage.close()
         self._outcome.left = _look(self._path, self._is_thorough).left
@@ -201,30 +198,40 @@ class _Repair:
             database = Database(state.database)
             try:
                 with closing(Look(database, self._path)) as look:
-                    checks, _ = due(look, state.boot_id)
-                    mending = Mending(look, database, Log(database), state.lost_found)
-                    self._mend(checks, look, mending)
+                    stages, _ = due(look, state.boot_id)
+                    mending = Mending(look, database, state.lost_found)
+                    self._mend(stages, look, mending)
                 return str(database.get_meta("profile", DEFAULT_PROFILE))
             finally:
                 database.close()
         finally:
             state.close()
 
-    def _mend(self, checks: Sequence[Check], look: Look, mending: Mending) -> None:
-        """Ask and mend until nothing is found, or nothing changes any more."""
+    def _mend(self, stages: Sequence[Sequence[Check]], look: Look, mending: Mending) -> None:
+        """Ask and mend, stage by stage, until nothing is found."""
         self._mendings.append(mending)
+        for stage in stages:
+            if not self._mend_stage(stage, look, mending):
+                # Later stages expect what this one could not bring about.
+                return
+
+    def _mend_stage(self, stage: Sequence[Check], look: Look, mending: Mending) -> bool:
+        """Whether nothing is left, or nothing that changes any more in the last stage."""
         before: list[tuple[str, str]] = []
         for _ in range(ROUNDS_MAX):
             found: list[Finding] = []
-            for check in checks:
+            for check in stage:
                 findings = [*_run(check, look)]
                 if findings:
                     self._commit(findings, mending)
                     found += findings
             now = [(each.code, each.sentence) for each in found]
-            if not now or now == before:
-                return
+            if not now:
+                return True
+            if now == before:
+                return False
             before = now
+        return False
 
     def _commit(self, findings: list[Finding], mending: Mending) -> None:
         for each in findings:

@@ -131,7 +131,8 @@ def _forget_root(epoch: int, mending: Mending) -> None:
 def past(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     """Rows of the past that no epoch can show."""
     epoch = look.one("select coalesce((select value from meta where key='epoch'),1)")[0]
-    for table, key in (("inode_past", "ino"), ("dentry_past", "parent")):
+    tables = (("inode_past", "ino"), ("dentry_past", "parent"), ("xattr_past", "ino"))
+    for table, key in tables:
         query = (
             f"select distinct {key} from {table} where epoch>=until or until>? or epoch<0"
             " limit 10000"

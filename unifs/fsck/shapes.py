@@ -19,6 +19,7 @@ from unifs.journal.content import EXPANDED, LINKED, REMOTE, SYMLINK, linked_blob
 from unifs.journal.writeback_order import Attempt
 from unifs.state import directory
 from unifs.vfs.remoterows import TOLD
+from unifs.vfs.volume import INO_SHIFT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from unifs.fsck.look import Look
     from unifs.fsck.mending import Mending
 
-#: What stands for "remove the row".
-REMOVED = object()
+#: What stands for "remove the row", and for "give the object another number".
+REMOVED, RENUMBERED = object(), object()
 WHOLE, BLOB, TEXT = ("integer",), ("blob",), ("text",)
 NULL = ("null",)
+#: No state directory comes this far; from the one behind it the next number would overflow.
+NUMBERS_MAX, EPOCHS_MAX = 1 << 62, 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,16 @@ class Column:
     name: str
     types: tuple[str, ...]
     instead: Any
-    check: str = ""
+
+    def range(self) -> tuple[int, int]:
+        """The whole numbers that it may hold, both included."""
+        if self.name in ("ino", "parent"):
+            return 2 * int(self.table == "inode" and self.name == "ino"), (1 << INO_SHIFT) - 1
+        if self.name in ("epoch", "until", "gone"):
+            return 0, EPOCHS_MAX
+        if self.name.endswith("_ns") or self.name == "size":
+            return -(1 << 63), (1 << 63) - 1
+        return 0, NUMBERS_MAX
 
 
 def _columns(
@@ -54,6 +66,7 @@ COLUMNS = (
     *_columns(
         "inode",
         "ino",
+        ("ino", WHOLE, RENUMBERED),
         ("mount", WHOLE, 0),
         ("parent", WHOLE, 0),
         ("epoch", WHOLE, 1),
@@ -77,7 +90,12 @@ COLUMNS = (
         ("name", BLOB, REMOVED),
     ),
     *_columns(
-        "xattr", "ino,name", ("ino", WHOLE, REMOVED), ("name", BLOB, REMOVED), ("value", BLOB, b"")
+        "xattr",
+        "ino,name",
+        ("ino", WHOLE, REMOVED),
+        ("name", BLOB, REMOVED),
+        ("value", BLOB, b""),
+        ("epoch", WHOLE, 0),
     ),
     *_columns(
         "remote",
@@ -98,6 +116,7 @@ COLUMNS = (
     *_columns(
         "content",
         "id",
+        ("id", WHOLE, REMOVED),
         ("refs", WHOLE, 1),
         ("state", WHOLE, 1),
         ("boot", BLOB + NULL, None),
@@ -114,15 +133,16 @@ COLUMNS = (
     ),
     *_columns(
         "redo",
-        "container,id",
-        ("container", WHOLE, REMOVED),
+        "id",
         ("id", WHOLE, REMOVED),
+        ("container", WHOLE, REMOVED),
         ("offset", WHOLE, REMOVED),
         ("bytes", BLOB, REMOVED),
     ),
     *_columns(
         "journal",
         "seq",
+        ("seq", WHOLE, REMOVED),
         ("time_ns", WHOLE, 0),
         ("op", WHOLE, 0),
         ("ino", WHOLE, 0),
@@ -150,7 +170,23 @@ COLUMNS = (
         ("epoch", WHOLE, REMOVED),
     ),
     *_columns(
-        "epoch", "epoch", ("seq", WHOLE, 0), ("time_ns", WHOLE, 0), ("root", BLOB + NULL, None)
+        "xattr_past",
+        "ino,until,name",
+        ("ino", WHOLE, REMOVED),
+        ("until", WHOLE, REMOVED),
+        ("epoch", WHOLE, REMOVED),
+        ("name", BLOB, REMOVED),
+        ("value", BLOB, REMOVED),
+    ),
+    *_columns("checkpoint", "name", ("epoch", WHOLE, REMOVED), ("time_ns", WHOLE, 0)),
+    *_columns("thinned", "epoch", ("epoch", WHOLE, REMOVED), ("is_swept", WHOLE, 0)),
+    *_columns(
+        "epoch",
+        "epoch",
+        ("epoch", WHOLE, REMOVED),
+        ("seq", WHOLE, 0),
+        ("time_ns", WHOLE, 0),
+        ("root", BLOB + NULL, None),
     ),
 )
 #: Whole numbers of meta; what takes the place of anything else is worked out from the rows.
@@ -162,12 +198,14 @@ def columns(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     for column in COLUMNS:
         types = ",".join(f"'{each}'" for each in column.types)
         query = (
-            f"select {column.key},typeof({column.name}) from {column.table}"
-            f" where typeof({column.name}) not in ({types}) limit 10000"
+            f"select {column.key},typeof({column.name}),{column.name} from {column.table}"
+            f" where typeof({column.name}) not in ({types}) or (typeof({column.name})='integer'"
+            f" and {column.name} not between ? and ?) limit 10000"
         )
-        for *key, kind in look.all(query):
+        for *key, kind, value in look.all(query, column.range()):
             shown = "/".join(str(part) for part in key)
-            sentence = f"{column.name} of row {shown} of {column.table} is {kind}"
+            what = str(value) if kind == "integer" else kind
+            sentence = f"{column.name} of row {shown} of {column.table} is {what}"
             mend = partial(_set_column, column, tuple(key))
             yield Finding("ROW_TYPE", sentence, mend=mend)
 
@@ -176,6 +214,8 @@ def _set_column(column: Column, key: tuple[Any, ...], mending: Mending) -> None:
     where = " and ".join(f"{name} is ?" for name in column.key.split(","))
     if column.instead is REMOVED:
         mending.delete(column.table, where, *key)
+    elif column.instead is RENUMBERED:
+        mending.update(column.table, f"{column.name}=?", where, mending.new_ino(), *key)
     else:
         mending.update(column.table, f"{column.name}=?", where, column.instead, *key)
 
@@ -185,7 +225,8 @@ def meta(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     known: dict[str, Any] = dict(look.all("select key,value from meta"))
     for key in META:
         value = known.get(key, 0)
-        if not isinstance(value, int) or value < 0:
+        limit = 2 * EPOCHS_MAX if key == "epoch" else NUMBERS_MAX
+        if not isinstance(value, int) or not 0 <= value <= limit:
             mend = partial(_set_meta, key, _worked_out(look, key))
             yield Finding("META_VALUE", f"{key} of the state directory is {value!r}", mend=mend)
     if "profile" in known and known["profile"] not in PROFILES:
@@ -204,9 +245,10 @@ def meta(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
 
 def _worked_out(look: Look, key: str) -> int:
     if key == "epoch":
-        tables = ("inode", "dentry", "inode_past", "dentry_past")
+        columns = ("epoch from inode", "epoch from dentry", "until from inode_past")
         newest = " union all ".join(
-            f"select max(epoch) e from {each} where typeof(epoch)='integer'" for each in tables
+            f"select max(e) e from (select {each.replace(' ', ' e ', 1)})"
+            for each in (*columns, "until from dentry_past")
         )
         ended = "select max(epoch)+1 from epoch"
         return int(look.one(f"select coalesce(max(e),1) from ({newest} union all {ended})")[0])
@@ -245,7 +287,7 @@ def inodes(look: Look, after: int, upto: int) -> Iterator[Finding]:
         elif problem := content_problem(content, mode):
             sentence = f"what {look.path(ino)} should contain {problem}"
             yield Finding("ROW_CONTENT", sentence, ino, partial(_set_content, ino))
-        if isinstance(cid, bytes) and not _is_cid(cid[8:]):
+        if stat.S_ISDIR(mode) and isinstance(cid, bytes) and not _is_cid(cid[8:]):
             sentence = f"the CID of {look.path(ino)} is none"
             yield Finding("ROW_CID", sentence, ino, partial(_forget_cid, ino))
 
@@ -346,9 +388,6 @@ def _forget_remote(ino: int, column: str, mending: Mending) -> None:
     mending.update("remote", f"{column}=null", "ino=?", ino)
 
 
-CHECKS = (
-    Check(columns),
-    Check(meta),
-    Check(inodes, "inode", "ino"),
-    Check(remotes, "remote", "ino"),
-)
+CHECKS = (Check(inodes, "inode", "ino"), Check(remotes, "remote", "ino"))
+#: Each of these before anything else is asked: nobody else expects what they find.
+FIRST = ((Check(columns),), (Check(meta),))

@@ -25,6 +25,8 @@ def tell(outcome: Outcome, is_json: bool) -> Iterator[str]:
         yield f"… and {len(outcome.found) - SHOWN_MAX} more (--json shows all)"
     for sentence in outcome.kept:
         yield f"kept: {sentence}"
+    if outcome.is_partial:
+        yield "more may be found once these are mended"
     if outcome.receipt:
         yield f"receipt: lost+found/{outcome.receipt} in the state directory"
     if outcome.has_recovered:
@@ -57,5 +59,6 @@ def as_object(outcome: Outcome) -> dict[str, object]:
         "kept": outcome.kept,
         "receipt": outcome.receipt or None,
         "needs_recovery": outcome.needs_recovery and not outcome.has_recovered,
+        "is_partial": outcome.is_partial,
         "has_recovered": outcome.has_recovered,
     }

@@ -244,9 +244,10 @@ class Recovery:
         newest: dict[int, int] = {}
         for record in Log(self._database).records(self._database.get_meta("times_seq", 0)):
             if record.op in (Op.CREATE, Op.UNLINK, Op.RMDIR, Op.LINK, Op.RENAME):
-                newest[record.parent] = record.time_ns
+                newest[record.parent] = max(newest.get(record.parent, 0), record.time_ns)
             if record.op is Op.RENAME:
-                newest[unpack_rename(record.data).new_parent] = record.time_ns
+                to = unpack_rename(record.data).new_parent
+                newest[to] = max(newest.get(to, 0), record.time_ns)
             if record.op is Op.SETATTR:
                 # Times that somebody set, older ones too, stand in the row.
                 newest.pop(record.ino, None)
@@ -272,6 +273,11 @@ class Recovery:
         """Rows that were born and lost their last name in one epoch are nobody's history."""
         execute = self._database.execute
         where = "gone is not null and gone<=epoch"
+        execute(
+            "insert or ignore into xattr_past select x.ino,i.gone,x.epoch,x.name,x.value"
+            f" from xattr x join (select ino,gone from inode where {where}) i on i.ino=x.ino"
+            " where x.epoch<i.gone"
+        )
         execute(f"delete from xattr where ino in (select ino from inode where {where})")
         execute(f"delete from inode where {where}")
         self._receipt.removed_rows = self._database.one("select changes()")[0]

@@ -89,9 +89,9 @@ def install_mount_helper(is_removal: bool) -> None:
     from unifs.machine.program import program
 
     if is_removal:
-        _tell(mounthelper.remove())
+        _tell(mounthelper.remove(mounthelper.PATH))
     else:
-        _tell(mounthelper.install(program()))
+        _tell(mounthelper.install(program(), mounthelper.PATH))
 
 
 def _tell(lines: list[str]) -> None:

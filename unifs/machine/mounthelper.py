@@ -187,7 +187,7 @@ def _state_of(source: str) -> Path | None:
 # --- the program in /sbin -----------------------------------------------------------------------
 
 
-def install(program: str, path: Path = PATH) -> list[str]:
+def install(program: str, path: Path) -> list[str]:
     """Write the program that runs ``program``; what was done. Raises Exists if it is not ours."""
     _check_ours(path)
     draft = path.with_name(f".{path.name}.new")
@@ -202,7 +202,7 @@ def install(program: str, path: Path = PATH) -> list[str]:
     return [f"wrote {path}"]
 
 
-def remove(path: Path = PATH) -> list[str]:
+def remove(path: Path) -> list[str]:
     """Remove it. Raises NotFound where there is none, Exists where it is not ours."""
     _check_ours(path)
     try:

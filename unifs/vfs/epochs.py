@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from unifs.vfs.writer import Writer
 
 UPDATE_TIMES = "update inode set attributes=?,epoch=? where ino=?"
-#: Of directories whose times are newer than their rows: 80 ms.
-DIRECTORIES_MAX = 10_000
+#: Inodes whose times are newer than their rows: 80 ms and 16 ms.
+DIRECTORIES_MAX, FILES_MAX = 10_000, 2_000
 
 
 def time_rows(writer: Writer, touched: list[TreeInode]) -> Batch:
@@ -45,18 +45,20 @@ def times_written(writer: Writer, touched: list[TreeInode]) -> None:
 def next_epoch(writer: Writer, statements: Batch, frees: bool = False) -> int:
     """End the epoch, with ``statements`` in the same transaction; its number.
 
-    Directories get the times that they have now: nothing that is committed later is in the epoch.
-    The time of a read in its last second may be.
+    Rows get the times that their inodes have now: what is committed later is not in the epoch. Of
+    more than ``FILES_MAX`` files that were read in its last second, the times of reading are not.
     """
     tree = writer.tree
-    directories = [
-        inode for inode in writer.touched.values() if stat.S_ISDIR(inode.attributes.st_mode)
-    ][:DIRECTORIES_MAX]
-    batch = time_rows(writer, directories)
+    directories: list[TreeInode] = []
+    files: list[TreeInode] = []
+    for inode in writer.touched.values():
+        (directories if stat.S_ISDIR(inode.attributes.st_mode) else files).append(inode)
+    touched = directories[:DIRECTORIES_MAX] + files[:FILES_MAX]
+    batch = time_rows(writer, touched)
     batch += statements
     ended = tree.epoch
     batch.append(("insert or replace into meta values(?,?)", ("epoch", ended + 1)))
     tree.commit(batch, frees=frees)
-    times_written(writer, directories)
+    times_written(writer, touched)
     tree.epoch = ended + 1
     return ended

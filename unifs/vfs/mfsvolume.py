@@ -139,9 +139,9 @@ class MfsVolume(TreeVolume):
         node: UnixfsStat,
         caller: Caller,
     ) -> None:
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         inode = self._linked_inode(parent, cid, tsize, node, caller)
-        self._make(parent, name, inode)
+        self.make_inode(parent, name, inode)
         if stat.S_ISDIR(inode.attributes.st_mode):
             parent.attributes.st_nlink += 1
 
@@ -224,7 +224,10 @@ class MfsVolume(TreeVolume):
     def read_linked(
         self, inode: TreeInode, offset: int, size: int
     ) -> bytes | bytearray | memoryview:
-        return self.node.read_nowait(unpack_link(inode.stored[1:]).cid, offset, size)
+        return self.read_link(inode.stored, offset, size)
+
+    def read_link(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
+        return self.node.read_nowait(unpack_link(stored[1:]).cid, offset, size)
 
     def materialize(self, inode: TreeInode) -> None:
         raise WouldBlock(partial(self._materialize, inode), self.name)

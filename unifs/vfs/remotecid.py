@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from unifs.cache.reads import Source
+from unifs.cache.source import Source
 from unifs.errors import InvalidArgument, NoAttribute, Stale, TryAgain
 from unifs.ipfs.cid import Cid
 from unifs.ipfs.unixfs.builder import FileBuilder, build_symlink, hash_leaf

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.cache.reads import EXTENT_BYTES, Source
+from unifs.cache.memory import EXTENT_BYTES
+from unifs.cache.source import Source
 from unifs.errors import UnifsError
 from unifs.journal.content import SEALED, LargeContent, SmallContent, large_id, remote_blob
 from unifs.journal.log import Op

@@ -42,6 +42,11 @@ class Attempts:
             self._ended.set()
             self._ended = trio.Event()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether there is none."""
+        return not self._by_path and not self._moving
+
     def is_at(self, path: str) -> bool:
         """Whether what stands at ``path`` is perhaps ours, without our knowing."""
         return path in self._by_path
@@ -100,6 +105,11 @@ class Questions:
         if self._asking:
             self._moment += 1
             self._departed[path] = self._moment
+
+    @property
+    def has_departed(self) -> bool:
+        """Whether anything changed since the oldest question that is still asked."""
+        return bool(self._departed)
 
     def is_late(self, path: str, moment: int) -> bool:
         """Whether an answer about ``path`` to a question of ``moment`` is older than a change."""

@@ -108,7 +108,7 @@ class RemoteVolume(TreeVolume):
         self.rows_max = ROWS_MAX
         #: Wall-clock time: what is remembered over a restart.
         self.now_ns: Callable[[], int] = time.time_ns
-        self._nursery: trio.Nursery | None = None
+        self.nursery: trio.Nursery | None = None
         self._scanning: set[int] = set()
 
     def connect(
@@ -142,7 +142,7 @@ class RemoteVolume(TreeVolume):
     async def serve(self) -> AsyncIterator[None]:
         """Writeback, background scans and trimming run inside this context."""
         async with trio.open_nursery() as nursery:
-            self._nursery = self.bases.nursery = nursery
+            self.nursery = self.bases.nursery = nursery
             if not self.is_read_only():
                 self.sync.load()
                 self.writeback.load()
@@ -152,7 +152,7 @@ class RemoteVolume(TreeVolume):
             try:
                 yield
             finally:
-                self._nursery = self.bases.nursery = None
+                self.nursery = self.bases.nursery = None
                 nursery.cancel_scope.cancel()
 
     # --- inodes -----------------------------------------------------------------------------------
@@ -229,12 +229,12 @@ class RemoteVolume(TreeVolume):
         now = trio.current_time()
         parent.lookups = [at for at in parent.lookups if now - at < LOOKUPS_S]
         parent.lookups.append(now)
-        if len(parent.lookups) < LOOKUPS_MAX or self._nursery is None:
+        if len(parent.lookups) < LOOKUPS_MAX or self.nursery is None:
             return
         if parent.ino not in self._scanning and len(self._scanning) < SCANS_MAX:
             self._scanning.add(parent.ino)
             parent.lookups = []
-            self._nursery.start_soon(self._scan_behind, parent)
+            self.nursery.start_soon(self._scan_behind, parent)
 
     async def _scan_behind(self, inode: RemoteInode) -> None:
         try:
@@ -274,9 +274,9 @@ class RemoteVolume(TreeVolume):
         self._check_writable()
         return super().setattr(inode, changes, handle, caller)
 
-    def _check_new(self, parent: Inode, name: bytes) -> None:
+    def check_new(self, parent: Inode, name: bytes) -> None:
         self._check_writable()
-        super()._check_new(parent, name)
+        super().check_new(parent, name)
 
     def unlink(self, parent: Inode, name: bytes, caller: Caller) -> None:
         self._check_writable()

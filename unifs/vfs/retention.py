@@ -31,6 +31,7 @@ import trio.lowlevel
 from unifs.errors import UnifsError
 from unifs.journal.content import large_id
 from unifs.vfs.epochs import next_epoch
+from unifs.vfs.tree import KEEP_XATTRS
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -281,6 +282,7 @@ class Retention:
         if ino in found.waiting or (inode is not None and inode.is_busy()):
             self._late.add(ino)
             return
+        found.batch.append((KEEP_XATTRS, (ino,)))
         found.batch.append(("delete from xattr where ino=?", (ino,)))
         found.batch.append(("delete from inode where ino=?", (ino,)))
         found.contents.append(large_id(content))

@@ -53,6 +53,12 @@ KEEP_XATTR = (
     "insert or ignore into xattr_past select ino,?,epoch,name,value from xattr"
     " where ino=? and name=? and epoch<?"
 )
+#: Before the row of an inode without a name goes: attributes that an epoch which is shown has.
+KEEP_XATTRS = (
+    "insert or ignore into xattr_past select x.ino,i.gone,x.epoch,x.name,x.value"
+    " from xattr x join inode i on i.ino=x.ino where x.ino=? and exists (select 1 from epoch e"
+    " where e.epoch>=x.epoch and e.epoch<i.gone and e.epoch not in (select epoch from thinned))"
+)
 LISTING = (
     "select d.id,d.name,d.ino,i.attributes from dentry d join inode i on i.ino=d.ino"
     " where d.parent=? and d.id>? order by d.id limit ?"
@@ -260,6 +266,11 @@ class Tree:
             rows: list[Any] = self.database.execute(FIND, key).fetchall()
             row = found[key] = rows[0] if rows else ABSENT
         return row[0]
+
+    def among(self, parent: int, names: list[bytes]) -> list[bytes]:
+        """Those of ``names`` that a directory has."""
+        query = "select name from dentry where parent=? and name in (%s)"
+        return [row[0] for row in self.database.among(query, (parent,), names)]
 
     def inode_row(self, ino: int) -> Any:
         """(mount, parent, epoch, gone, attributes, content), or None."""

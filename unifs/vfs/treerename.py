@@ -91,12 +91,14 @@ class TreeRename(TreeNames):
         renamed: Renamed,
         batch: Batch,
     ) -> None:
-        batch.append(self.log.row(Op.RENAME, inode.ino, old_parent, pack_rename(renamed)))
+        now = inode.attributes.st_ctime_ns
+        batch.append(self.log.row(Op.RENAME, inode.ino, old_parent, pack_rename(renamed), now))
         if target is None:
             return
         if renamed.is_exchange:
             back = Renamed(old_parent, inode.ino, True, renamed.new_name, renamed.name)
-            batch.append(self.log.row(Op.RENAME, target.ino, renamed.new_parent, pack_rename(back)))
+            packed = pack_rename(back)
+            batch.append(self.log.row(Op.RENAME, target.ino, renamed.new_parent, packed, now))
         else:
             self.note_displaced(target, renamed.new_parent, renamed.new_name, batch)
 

@@ -253,7 +253,7 @@ class TreeVolume(TreeRename):
         self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[TreeInode, TreeHandle]:
         assert isinstance(parent, TreeInode)
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         inode = self.new_inode(parent, mode | stat.S_IFREG, caller)
         self.add_pending(parent, name, inode)
         access = flags & os.O_ACCMODE
@@ -269,6 +269,15 @@ class TreeVolume(TreeRename):
     ) -> bytes | bytearray | memoryview:
         """Bytes of a file that is linked by its CID; a volume with a node knows them."""
         raise NotAvailableOffline
+
+    def read_link(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
+        """As ``read_linked``, of a file with that content column."""
+        raise NotAvailableOffline
+
+    def expand(self, inode: Inode) -> None:
+        """Before anybody looks at the names of a directory that is linked by its CID: WouldBlock
+        makes rows for them.
+        """
 
     def materialize(self, inode: TreeInode) -> None:
         """Before the first write to a file linked by its CID: its bytes become our own.

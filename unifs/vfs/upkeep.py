@@ -17,6 +17,7 @@ import trio
 from unifs.errors import UnifsError
 from unifs.journal.content import SEALED, LargeContent, large_id
 from unifs.vfs.epochs import time_rows, times_written
+from unifs.vfs.tree import KEEP_XATTRS
 from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
@@ -192,6 +193,8 @@ class Upkeep:
             reaped.add(inode)
             is_history = writer.tree.tracking.keeps_inode(inode)
             if inode.epoch == writer.tree.epoch or not is_history:
+                if is_history:
+                    batch.append((KEEP_XATTRS, (inode.ino,)))
                 batch.append(("delete from xattr where ino=?", (inode.ino,)))
                 batch.append(("delete from inode where ino=? and gone is not null", (inode.ino,)))
                 content = large_id(inode.stored)

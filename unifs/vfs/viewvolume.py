@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import stat
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from unifs.cache.reads import Source
+from unifs.cache.source import Source
 from unifs.errors import IsADirectory, NotADirectory, Stale
 from unifs.types import NAME_MAX_BYTES, Node, Version
 from unifs.vfs.volume import INO_SHIFT, DirectoryHandle, Handle, Inode, Volume
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 FRESH_S: Final = 5.0
 #: Inodes that nobody remembers make room beyond it.
 INODES_MAX: Final = 50_000
+#: Inodes that are looked at for one that can go.
+LOOKED_AT: Final = 64
 
 
 class ViewInode(Inode):
@@ -194,9 +197,13 @@ class ViewVolume(Volume):
         return inode
 
     def _make_room(self) -> None:
-        for inode in list(self._by_ino.values())[: INODES_MAX // 10]:
-            if inode.ino != self.root and not inode.opens and not self.inodes.count(inode.ino):
+        """Drop the oldest that nobody remembers; who is remembered is looked at later again."""
+        for ino in list(islice(self._by_ino, LOOKED_AT)):
+            inode = self._by_ino.pop(ino)
+            self._by_ino[ino] = inode
+            if ino != self.root and not inode.opens and not self.inodes.count(ino):
                 self._drop(inode)
+                return
 
     # --- requests ---------------------------------------------------------------------------------
 

@@ -292,7 +292,8 @@ class Writer:
             mount = inode.volume.mount_id  # type: ignore[attr-defined]
             batch.append((INSERT_INODE, (ino, mount, parent, tree.epoch, packed, blob)))
             batch.append(tree.add_name(parent, name, ino))
-            batch.append(log_.row(Op.CREATE, ino, parent, name))
+            made_ns = inode.attributes.st_ctime_ns
+            batch.append(log_.row(Op.CREATE, ino, parent, name, made_ns))
             return
         if inode.epoch != tree.epoch:
             tree.keep_inode(batch, inode)

@@ -35,6 +35,12 @@ MODULES: Final = {
     "refresh": "backends",
     "credentials": "credentials",
     "s3": "s3",
+    "history": "history",
+    "diff": "history",
+    "undelete": "history",
+    "rollback": "history",
+    "checkpoint": "history",
+    "checkpoints": "history",
 }
 
 

@@ -31,6 +31,9 @@ async def add(
     profile: Annotated[str | None, Param("profile of the AWS configuration files")] = None,
     credentials: Annotated[str | None, Param("entry of `unifs ctl credentials`")] = None,
     anonymous: Annotated[bool | None, Param("sign nothing: public buckets")] = None,
+    ca_file: Annotated[
+        str | None, Param("PEM file of the authorities to trust", place="host")
+    ] = None,
     bucket: Annotated[str | None, Param("only this bucket, as the mount's root")] = None,
     prefix: Annotated[str | None, Param("only keys below this: a/b/")] = None,
     addressing: Annotated[

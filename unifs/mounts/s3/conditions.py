@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from unifs.errors import Conflict, InvalidArgument, NotFound, UnifsError, Unsupported
+from unifs.mounts.s3.attributes import write_headers
 from unifs.mounts.s3.encryption import key_headers, source_key_headers
 from unifs.mounts.s3.names import PROBE, is_probe, new_probe
 from unifs.mounts.s3.objects import if_match
@@ -115,7 +116,8 @@ class Conditions:
 
     async def _copies_by_conditions(self, bucket: str, key: str) -> bool:
         options = self._service.options
-        await self._service.call(Request("PUT", bucket, key, headers=key_headers(options)))
+        said = {**write_headers(options), **key_headers(options)}
+        await self._service.call(Request("PUT", bucket, key, headers=said))
         copy = {
             "x-amz-copy-source": f"/{bucket}/{encoded(key, '/')}",
             "x-amz-metadata-directive": "REPLACE",
@@ -187,7 +189,11 @@ class Conditions:
         self, method: str, bucket: str, key: str, headers: dict[str, str]
     ) -> bool | None:
         """True: the condition was kept; False: it was not; None: the service knows none."""
-        extra = key_headers(self._service.options) if method == "PUT" else {}
+        extra: dict[str, str] = {}
+        if method == "PUT":
+            # Some buckets deny what is not encrypted, or not in the right class.
+            options = self._service.options
+            extra = {**write_headers(options), **key_headers(options)}
         try:
             await self._service.call(Request(method, bucket, key, headers={**headers, **extra}))
         except Conflict:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from unifs.errors import InvalidArgument, UnifsError, Unreachable
 from unifs.mounts.s3.errors import Refusal
+from unifs.mounts.s3.trust import bundle_of
 
 if TYPE_CHECKING:
     from unifs.mounts.blocking import Blocking
@@ -85,7 +86,12 @@ class Control:
             aws_secret_access_key=identity.secret_key if identity else None,
             aws_session_token=(identity.session_token or None) if identity else None,
             region_name=options.region,
-        ).client("s3", endpoint_url=options.endpoint or None, config=Config(**settings))
+        ).client(
+            "s3",
+            endpoint_url=options.endpoint or None,
+            config=Config(**settings),
+            verify=bundle_of(options),
+        )
         if options.requester_pays:
             client.meta.events.register("before-sign.s3", _pay)
         return client

@@ -34,6 +34,7 @@ from unifs.mounts.s3.reading import Reading
 from unifs.mounts.s3.removing import Removing
 from unifs.mounts.s3.service import Service
 from unifs.mounts.s3.sigv4 import EXPIRY_MAX_S
+from unifs.mounts.s3.trust import context_of
 from unifs.mounts.s3.versions import read_version, restore, version_with, versions_of
 from unifs.mounts.s3.writing import SINGLE_BYTES, Writing
 
@@ -67,7 +68,7 @@ class S3Mount(Mount):
     ) -> None:
         self.name = name
         self.options = options
-        self.service = Service(options, credentials, now_s)
+        self.service = Service(options, credentials, now_s, context_of(options))
         self._now_s = now_s
         self._nursery: trio.Nursery | None = None
         #: Buckets in which orphaned uploads were looked for.

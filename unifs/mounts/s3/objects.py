@@ -83,7 +83,7 @@ class Objects:
         buffers: Sequence[bytearray],
         filled: Callable[[], None],
     ) -> None:
-        """Fill ``buffers`` with that version's bytes; Stale where it is gone, Corrupt if it ends."""
+        """Fill ``buffers`` with that version's bytes; Stale if it is gone, Corrupt if it ends."""
         wanted = _Range(offset, buffers, filled)
         count = await self._pinned(place, version, wanted)
         if count != wanted.size_bytes:
@@ -143,11 +143,8 @@ class Objects:
 
     async def page(self, bucket: str, query: dict[str, str]) -> KeyPage:
         """One page of ListObjectsV2 with these parameters."""
-        page = KeyPage()
         parameters: Pairs = (("list-type", "2"), ("encoding-type", "url"), *query.items())
-        await self.service.call(Request("GET", bucket, query=parameters, sink=page.feed))
-        page.close()
-        return page
+        return KeyPage((await self.service.call(Request("GET", bucket, query=parameters))).body)
 
     async def first_keys(self, bucket: str, prefix: str, count: int) -> list[str]:
         """The first keys below a prefix."""

@@ -304,8 +304,11 @@ class _Shown:
 
     def open_objects(self, lasts: list[str]) -> tuple[str, ...]:
         """The objects whose names a prefix on a later page may have."""
-        ends = [last[self._cut :] for last in lasts]
-        return tuple(sorted(o for o in self._objects if any(end.startswith(o) for end in ends)))
+        found: set[str] = set()
+        for last in lasts:
+            end = last[self._cut :]
+            found.update(end[:size] for size in range(len(end) + 1))
+        return tuple(sorted(found & self._objects))
 
 
 def _file(found: Listed) -> Node:

@@ -69,8 +69,8 @@ class Payload(Body, Protocol):
 class Request:
     """What is asked of the service. Header names are in lower case.
 
-    The body of a success goes into ``into`` (it must fit), to ``sink`` piece by piece, or else
-    into ``Answer.body``. ``check`` sees a success before the first byte of its body is taken.
+    The body of a success goes into ``into`` (it must fit), or else into ``Answer.body``. ``check``
+    sees a success before the first byte of its body is taken.
     """
 
     method: str
@@ -83,7 +83,6 @@ class Request:
     #: Called after each buffer of ``into``.
     filled: Callable[[], None] | None = None
     check: Callable[[int, dict[str, str]], None] | None = None
-    sink: Callable[[bytes], None] | None = None
     #: What the clock was corrected by when this was signed. Of many requests under way, the first
     #: answer corrects it, and the others are worth making again, too.
     skew_s: float = 0.0
@@ -198,10 +197,6 @@ class Service:
         if request.into is not None:
             size = await _fill(connection, request.into, request)
             return Answer(status, headers, size_bytes=size)
-        if request.sink is not None:
-            while data := await connection.read_some():
-                request.sink(data)
-            return Answer(status, headers)
         body = await connection.read_all(ANSWER_MAX)
         if request.method in ("PUT", "POST") and _FAILED.match(body):
             # Long operations answer 200 first and fail afterwards.

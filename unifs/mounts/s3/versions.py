@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from unifs.errors import Corrupt, NotFound, PermissionDenied, TooLarge, Unsupported
 from unifs.mounts.s3.attributes import size_in, version_in, write_headers
 from unifs.mounts.s3.encryption import key_headers, source_key_headers
-from unifs.mounts.s3.listing import Document, key_in, moment_ns, plain_etag, quoted_etag
+from unifs.mounts.s3.listing import key_in, moment_ns, parsed, plain_etag, quoted_etag
 from unifs.mounts.s3.service import Request
 from unifs.mounts.s3.sigv4 import encoded
 from unifs.types import Version
@@ -51,41 +51,32 @@ class ObjectVersion:
     key: str = ""
 
 
-class VersionPage(Document):
+class VersionPage:
     """One answer to ListObjectVersions, in the service's order: by key, the newest first."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._fields: dict[str, str] = {}
-        self._found: list[tuple[str, dict[str, str]]] = []
-        self._prefixes: list[str] = []
-        self._last: dict[str, str] = {}
-        self.versions: list[ObjectVersion] = []
-        self.prefixes: list[str] = []
-        #: Where the next page begins: a key and an id; None at the end.
-        self.after: tuple[str, str] | None = None
-
-    def ended(self, name: str, text: str) -> None:
-        if name in _KINDS:
-            self._found.append((name, self._fields))
-            self._fields = {}
-        elif name == "CommonPrefixes":
-            self._prefixes.append(self._fields.get("Prefix", ""))
-            self._fields = {}
-        else:
-            self._fields[name] = self._last[name] = text
-
-    def close(self) -> None:
-        super().close()
-        is_encoded = self._last.get("EncodingType", "").strip() == "url"
+    def __init__(self, body: bytes) -> None:
+        root, space = parsed(body)
+        said = {each.tag.removeprefix(space): each.text or "" for each in root if not len(each)}
+        is_encoded = said.get("EncodingType", "").strip() == "url"
         try:
-            self.versions = [_version(kind, told, is_encoded) for kind, told in self._found]
+            self.versions = [
+                _version(
+                    each.tag.removeprefix(space),
+                    {field.tag.removeprefix(space): field.text or "" for field in each},
+                    is_encoded,
+                )
+                for each in root
+                if each.tag.removeprefix(space) in _KINDS
+            ]
         except (KeyError, ValueError) as error:
             raise Corrupt(f"a version in the service's listing is incomplete: {error!r}") from error
-        self.prefixes = [key_in(prefix, is_encoded) for prefix in self._prefixes if prefix]
-        if self._last.get("IsTruncated", "").strip() == "true":
-            key = key_in(self._last.get("NextKeyMarker", ""), is_encoded)
-            self.after = (key, self._last.get("NextVersionIdMarker", ""))
+        prefixes = (each.findtext(f"{space}Prefix") for each in root.iter(f"{space}CommonPrefixes"))
+        self.prefixes = [key_in(prefix, is_encoded) for prefix in prefixes if prefix]
+        #: Where the next page begins: a key and an id; None at the end.
+        self.after: tuple[str, str] | None = None
+        if said.get("IsTruncated", "").strip() == "true":
+            key = key_in(said.get("NextKeyMarker", ""), is_encoded)
+            self.after = (key, said.get("NextVersionIdMarker", ""))
 
 
 def _version(kind: str, told: dict[str, str], is_encoded: bool) -> ObjectVersion:
@@ -119,11 +110,9 @@ async def version_page(
         query["delimiter"] = delimiter
     if after is not None:
         query["key-marker"], query["version-id-marker"] = after
-    page = VersionPage()
     given = tuple((name, value) for name, value in query.items() if value or name == "versions")
-    await service.call(Request("GET", bucket, query=given, sink=page.feed))
-    page.close()
-    return page
+    answer = await service.call(Request("GET", bucket, query=given))
+    return VersionPage(answer.body)
 
 
 async def versions_of(
@@ -183,7 +172,7 @@ async def read_version(
     }
     buffer = bytearray(size)
     query = (("versionId", one.id),)
-    request = Request("GET", *place, query, headers, into=memoryview(buffer))
+    request = Request("GET", *place, query, headers, into=[buffer])
     answer = await service.call(request)
     is_range = answer.status == 206 or not offset
     if not is_range or answer.size_bytes != size or version_in(answer.headers) != one.version:
