@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE = 4096
+#: Whatever a test makes of ``open``.
+_open = open
 
 
 class Disk:
@@ -32,9 +34,19 @@ class Disk:
             mock.patch("os.fsync", self._sync(os.fsync)),
         ]
 
-    def __enter__(self) -> Disk:
+    def begin(self) -> None:
+        """All that is there now is on the disk."""
         for path in self.files():
             self._synced[path.stat().st_ino] = path.read_bytes()
+
+    def synced(self, path: str) -> None:
+        """A sync of this file returned: what is in it now stays."""
+        if path.startswith(str(self._state)) and os.path.isfile(path):
+            with _open(path, "rb") as file:
+                self._synced[os.fstat(file.fileno()).st_ino] = file.read()
+
+    def __enter__(self) -> Disk:
+        self.begin()
         for patch in self._patches:
             patch.start()
         return self
@@ -45,11 +57,7 @@ class Disk:
 
     def _sync(self, real: object) -> object:
         def sync(descriptor: int) -> None:
-            status = os.fstat(descriptor)
-            path = os.readlink(f"/proc/self/fd/{int(descriptor)}")
-            if path.startswith(str(self._state)) and os.path.isfile(path):
-                with open(path, "rb") as file:
-                    self._synced[status.st_ino] = file.read()
+            self.synced(os.readlink(f"/proc/self/fd/{int(descriptor)}"))
             real(descriptor)  # type: ignore[operator]
 
         return sync

@@ -35,6 +35,7 @@ def _rows(fs: FileSystem) -> list[str]:
         row[0]: row[1:] for row in database.all("select ino,parent,gone,attributes from inode")
     }
     links = Counter(ino for _, _, ino in names)
+    roots = {volume.root for volume in fs.loader.volumes.values()}
     modes = {ino: ATTRIBUTES.unpack(row[2])[0] for ino, row in inodes.items()}
     for parent, name, ino in names:
         if ino not in inodes:
@@ -50,7 +51,7 @@ def _rows(fs: FileSystem) -> list[str]:
     for ino, parent, name in database.all("select ino,parent,name from link"):
         linked.setdefault(ino, set()).add((parent, name))
     for ino, (parent, gone, packed) in inodes.items():
-        if ino == fs.volume.root or gone is not None:
+        if ino in roots or gone is not None:
             continue
         mode, _, _, nlink, *_ = ATTRIBUTES.unpack(packed)
         if not stat.S_ISDIR(mode) and nlink != links[ino]:

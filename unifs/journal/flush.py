@@ -107,7 +107,7 @@ class Flusher:
         if self._database.failed is not None:
             if ended is not None:
                 ended({})
-            raise self._database.failed
+            raise self._database.refusal()
         turn = self._next
         if turn is None:
             turn = self._next = Round()
