@@ -49,10 +49,19 @@ def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def every_command() -> list[list[str]]:
-    plain = [["mount"], ["umount"], ["doctor"], ["status"], ["explain"], ["completion"], ["config"]]
+    plain = [["install-service"], ["uninstall-service"], ["install-mount-helper"]]
+    plain += [
+        ["mount"],
+        ["umount"],
+        ["doctor"],
+        ["status"],
+        ["explain"],
+        ["completion"],
+        ["config"],
+    ]
     config_verbs = [["config", each] for each in ("show", "path", "check")]
     words = [each.words for each in operations()]
-    nouns = sorted({(each[0],) for each in words if len(each) > 1})
+    nouns = sorted({tuple(each[:depth]) for each in words for depth in range(1, len(each))})
     return [
         [],
         *plain,
@@ -79,9 +88,9 @@ def test_the_groups_list_every_operation(capsys: pytest.CaptureFixture[str]) -> 
     _, out, _ = run(capsys, "ctl", "--help")
     for each in operations():
         assert f"\n  {each.words[0]} " in out
-        if len(each.words) == 2:
-            _, verbs, _ = run(capsys, "ctl", each.words[0], "--help")
-            assert f"\n  {each.words[1]} " in verbs
+        for depth in range(1, len(each.words)):
+            _, words, _ = run(capsys, "ctl", *each.words[:depth], "--help")
+            assert f"\n  {each.words[depth]} " in words
 
 
 def test_nothing_and_nonsense_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,6 +239,10 @@ def test_completion_scripts_are_printed(capsys: pytest.CaptureFixture[str], shel
     ("words", "expected"),
     [
         ("unifs c", {"completion", "config", "ctl"}),
+        ("unifs install-", {"install-service", "install-mount-helper"}),
+        ("unifs install-service --s", {"--system", "--state"}),
+        # What mount(8) runs is for nobody else.
+        ("unifs mount", {"mount"}),
         ("unifs ctl pi", {"pins"}),
         ("unifs ctl pins ", {"add", "ls", "rm", "verify"}),
         ("unifs ctl pins ls --mo", {"--mode"}),

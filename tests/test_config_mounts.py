@@ -82,7 +82,7 @@ def test_what_is_shown_is_a_settings_file_that_says_the_same(tmp_path: Path) -> 
         ("encryption = 'aes'", "'aes' is not one of"),
         ("parallel_max = 0", "parallel_max: expected a whole number >= 1"),
         ("secret_key = 'hunter2'", "secret_key is not a setting"),
-        ("keep_cid = true", "keep_cid is not a setting"),
+        ("keep_cids = true", "keep_cids is not a setting"),
         ("conflicts = 'mine'", "'mine' is not one of keep-both, ours, theirs"),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from unifs import config
-from unifs.daemon import Daemon
+from unifs.daemon import Daemon, run
+from unifs.errors import MountFailed
 from unifs.telemetry import TASK_BUGS
 
 if TYPE_CHECKING:
@@ -84,3 +85,11 @@ def test_settings_of_the_store_reach_the_node(tmp_path: Path) -> None:
         assert (collector.limit_bytes, collector.watermark_percent) == (1000, 50)
     finally:
         daemon.close(is_clean=False)
+
+
+def test_a_failure_has_its_name_however_deep_it_happens(tmp_path: Path) -> None:
+    settings = config.load(state=tmp_path / "state", environment={})
+    (tmp_path / "file").touch()
+    # Every part is open when the mount is tried, each with a nursery around the failure.
+    with pytest.raises(MountFailed, match="cannot be mounted"):
+        run(settings, str(tmp_path / "file" / "mnt"), lambda: None)

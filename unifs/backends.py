@@ -63,6 +63,7 @@ def s3_options(settings: S3Settings, store: CredentialStore) -> S3Options:
         key = entry.secret_key
     return S3Options(
         endpoint=settings.endpoint.rstrip("/"),
+        ca_file=settings.ca_file,
         region=region or DEFAULT_REGION,
         addressing=settings.addressing,
         bucket=settings.bucket,
@@ -73,5 +74,6 @@ def s3_options(settings: S3Settings, store: CredentialStore) -> S3Options:
         encryption_key=key,
         checksum=settings.checksum,
         keeps_attributes=settings.keep_attributes,
+        keeps_cid=settings.keep_cid,
         parallel_max=settings.parallel_max,
     )

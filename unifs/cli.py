@@ -22,14 +22,21 @@ if TYPE_CHECKING:
 
 _DIRECTORY = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
+#: Commands of ``unifs.machine.commands``; mount(8) calls the helper.
+_MACHINE = (
+    "install-service",
+    "uninstall-service",
+    "install-mount-helper",
+    "mount-helper",
+)
 
 
 class LazyGroup(click.Group):
-    """The commands of this file, and ``ctl``, which is made when it is used."""
+    """The commands of this file, and those that are made when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command."""
-        return [*super().list_commands(ctx), "ctl", "explain", "status"]
+        return [*super().list_commands(ctx), "ctl", "explain", "status", *_MACHINE]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
@@ -39,6 +46,10 @@ class LazyGroup(click.Group):
             return ControlGroup().get_command(ctx, cmd_name)
         if cmd_name == "ctl":
             return _control_group()
+        if cmd_name in _MACHINE:
+            from unifs.machine.commands import COMMANDS
+
+            return COMMANDS[cmd_name]
         return super().get_command(ctx, cmd_name)
 
 
@@ -138,8 +149,9 @@ def doctor(state: Path | None, file: Path | None, is_json: bool, directory: Path
     from unifs import config
     from unifs.control import render
     from unifs.driver.doctor import examine
+    from unifs.machine.findings import examine as examine_machine
 
-    findings = examine(config.load(state, file), directory)
+    findings = [*examine(config.load(state, file), directory), *examine_machine()]
     width = max(len(each.name) for each in findings)
     for each in findings:
         if is_json:
@@ -152,6 +164,36 @@ def doctor(state: Path | None, file: Path | None, is_json: bool, directory: Path
             click.echo(f"    {'':<{width}}  {each.remedy}")
     is_mountable = all(each.is_ok for each in findings if each.is_needed)
     return 0 if is_mountable else MountFailed.exit_code
+
+
+@cli.command()
+@click.option("--state", type=_DIRECTORY, help="Check this state directory.")
+@click.option("--repair", is_flag=True, help="Mend what is found; without it nothing changes.")
+@click.option("--verify", is_flag=True, help="Hash every stored content too.")
+@click.option("--json", "is_json", is_flag=True, help="JSON, for programs.")
+def fsck(state: Path | None, repair: bool, verify: bool, is_json: bool) -> int:
+    """Check a state directory that is not mounted, and repair it.
+
+    Whatever a repair cannot place is kept: objects in lost+found at the top of /mfs, bytes in
+    lost+found in the state directory, rows in the receipt there.
+
+    Exit codes: 0 nothing is wrong, 1 all that was wrong is mended, 4 something is wrong still,
+    8 the check could not be made (the directory is in use, the disk fails). `unifs ctl fsck`
+    checks while it is mounted.
+    """
+    from unifs import config
+    from unifs.control.render import printable
+    from unifs.fsck.offline import FAILED, examine
+    from unifs.fsck.telling import tell
+
+    try:
+        outcome = examine(config.state_directory(state), repair, verify)
+    except (UnifsError, OSError) as error:
+        _failed(error, is_json)
+        return FAILED
+    for line in tell(outcome, is_json):
+        click.echo(printable(line))
+    return outcome.exit_code
 
 
 @cli.group("config")

@@ -100,6 +100,20 @@ class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = 90
 
 
+class HistorySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of what /mfs was is kept, besides checkpoints."""
+
+    everything_s: Annotated[
+        Seconds, Meta(description="every epoch that was the present within so many seconds")
+    ] = 3600.0
+    hours: Annotated[
+        int, Meta(ge=0, le=10_000, description="of so many full hours, what was the present then")
+    ] = 24
+    days: Annotated[
+        int, Meta(ge=0, le=10_000, description="of so many midnights (UTC), the same")
+    ] = 30
+
+
 class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Changes on their way to a backend."""
 
@@ -147,6 +161,7 @@ class FileSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = "unixfs-v1-2025"
     read_only: Annotated[bool, Meta(description="refuse every change in the whole tree")] = False
     allow_other: Annotated[bool, Meta(description="let other users see the tree")] = False
+    noexec: Annotated[bool, Meta(description="run no program that lies in the tree")] = False
     offline: Annotated[
         bool,
         Meta(
@@ -158,6 +173,7 @@ class FileSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     cache: CacheSettings = CacheSettings()
     storage: StorageSettings = StorageSettings()
     journal: JournalSettings = JournalSettings()
+    history: HistorySettings = HistorySettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     control: ControlSettings = ControlSettings()
     mounts: dict[str, MountSettings] = msgspec.field(default_factory=_default_mounts)
@@ -218,6 +234,23 @@ def config_file(environment: Mapping[str, str] = os.environ) -> Path:
     base = environment.get("XDG_CONFIG_HOME") or ""
     root = Path(base) if os.path.isabs(base) else _home(environment) / ".config"
     return root / "unifs" / "config.toml"
+
+
+def units_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where a user's own systemd units are (systemd.unit(5)): $XDG_CONFIG_HOME/systemd/user."""
+    base = environment.get("XDG_CONFIG_HOME") or ""
+    root = Path(base) if os.path.isabs(base) else _home(environment) / ".config"
+    return root / "systemd" / "user"
+
+
+def supervisor_says(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """A variable that a service manager sets for what it starts (systemd.exec(5)); else empty."""
+    return environment.get(name, "")
+
+
+def leave_supervisor() -> None:
+    """Forget the service manager: a daemon in the background is not the service it started."""
+    os.environ.pop("NOTIFY_SOCKET", None)
 
 
 def _home(environment: Mapping[str, str]) -> Path:

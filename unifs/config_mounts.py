@@ -76,6 +76,9 @@ class S3Settings(RemoteBase, frozen=True, kw_only=True, tag="s3"):
     credentials: Annotated[
         str, Meta(description="entry of `unifs ctl credentials`; empty: AWS's own rules")
     ] = ""
+    ca_file: Annotated[
+        str, Meta(description="PEM file of the authorities to trust; empty: the system's")
+    ] = ""
     anonymous: Annotated[bool, Meta(description="sign nothing: public buckets")] = False
     bucket: Annotated[str, Meta(description="show only this bucket, as the mount's root")] = ""
     prefix: Annotated[str, Meta(description="show only keys below this: a/b/")] = ""
@@ -100,6 +103,9 @@ class S3Settings(RemoteBase, frozen=True, kw_only=True, tag="s3"):
     ] = "none"
     keep_attributes: Annotated[
         bool, Meta(description="keep modes, owners, times and symlinks in object metadata")
+    ] = False
+    keep_cid: Annotated[
+        bool, Meta(description="tell the CID of what is written in object metadata")
     ] = False
 
     def source(self) -> str:

@@ -23,9 +23,11 @@ from unifs.answers.credentials import CredentialsAnswer
 from unifs.answers.explain import Explainer
 from unifs.answers.files import FilesAnswer
 from unifs.answers.gauges import watch, watch_remotes
+from unifs.answers.history import HistoryAnswer
 from unifs.answers.journal import JournalAnswer
 from unifs.answers.mounts import MountsAnswer
 from unifs.answers.remotejournal import RemoteJournal
+from unifs.answers.s3 import S3Answer
 from unifs.cache.disk import DiskLimits, DiskTier
 from unifs.cache.reads import ReadCache, ReadLimits
 from unifs.config import IpfsMount as IpfsSettings
@@ -38,6 +40,7 @@ from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
 from unifs.errors import UnifsError
+from unifs.ipfs.embedded.archives import is_complete
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
 from unifs.mounts.ipfs import IpfsMount
@@ -46,17 +49,22 @@ from unifs.remotes import Parts, Remotes
 from unifs.state.credentials import CredentialStore
 from unifs.state.directory import RESERVE_BYTES
 from unifs.telemetry import TASK_BUGS, AccessLog, Metrics
+from unifs.versionviews import VersionViews
+from unifs.vfs.history import History
+from unifs.vfs.historyview import HistoryView
 from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
 from unifs.vfs.paths import Paths
-from unifs.vfs.retention import Retention
+from unifs.vfs.reserved import Reserved
+from unifs.vfs.retention import Limits, Retention
 from unifs.vfs.roots import MfsRoots
 from unifs.vfs.sealing import Sealer
 from unifs.vfs.storage import Storage
 from unifs.vfs.treevolume import TreeLoader
 from unifs.vfs.upkeep import Upkeep
 from unifs.vfs.vfs import Vfs
+from unifs.vfs.viewvolume import ViewVolume
 from unifs.vfs.writer import Writer
 
 if TYPE_CHECKING:
@@ -97,6 +105,7 @@ class Daemon:
         self.vfs = Vfs(
             settings.state_directory, factory=pyfuse3.EntryAttributes, reserve=RESERVE_BYTES
         )
+        self.reserved = Reserved(self.vfs.namespace, self.vfs.inodes)
         self.writer = Writer(self.storage, self.vfs.inodes)
         self.upkeep = Upkeep(self.writer)
         self.trees = TreeLoader(self.writer, self.vfs.factory)
@@ -128,18 +137,30 @@ class Daemon:
         self.session = Session(
             self.vfs, self._options(), self.metrics, self.access_log, self.notifications
         )
+        self.session.waits.on_fast_loop = self._ask_loop
+        self.session.waits.on_idle = self._while_idle
+
+    def _while_idle(self) -> None:
+        """Called when the kernel has no request for us."""
+        self.storage.flusher.loop_is_idle()
+        self.storage.overlays.hash_ahead()
+
+    def _ask_loop(self, is_idle: Callable[[], bool]) -> None:
+        self.storage.flusher.is_loop_idle = is_idle
 
     def _options(self) -> SessionOptions:
         settings = self.settings
         return SessionOptions(
             allow_other=settings.allow_other,
             read_only=settings.read_only,
+            noexec=settings.noexec,
             deadlines=Deadlines(
                 lookup_s=settings.deadlines.lookup_s, read_s=settings.deadlines.read_s
             ),
             per_mount_max=settings.deadlines.suspended_max,
             remote_mounts=len(list(self.remotes)),
             source=source_of(settings.state_directory).replace(",", "\\,"),
+            staging=settings.state_directory / "mounting",
         )
 
     def _add_volumes(self) -> None:
@@ -147,7 +168,14 @@ class Daemon:
         assert isinstance(mfs, MfsVolume)
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
-        self.retention = Retention(self.writer, built_seq=self.roots.built_seq)
+        self.retention = Retention(self.writer, self._limits(), self.roots.built_seq)
+        self.past = History(self.writer)
+        self.past.seal = self.sealer.seal
+        self.past_view = HistoryView(
+            self.past, self.reserved, {"mfs": mfs}, self.notifications.for_mount("history")
+        )
+        self.retention.in_use = self.past.in_use
+        self.retention.on_thinned = self.past_view.thinned
         mfs_settings = self.settings.mounts["mfs"]
         assert isinstance(mfs_settings, MfsSettings)
         mfs.timeout_s = mfs_settings.attribute_timeout_s
@@ -173,6 +201,10 @@ class Daemon:
         for each in self.trees.volumes.values():
             each.unsynced.max_bytes = self.settings.journal.dirty_bytes_max
 
+    def _limits(self) -> Limits:
+        history = self.settings.history
+        return Limits(history.everything_s, history.hours, history.days)
+
     def _add_remotes(self, make: Make | None) -> None:
         settings = self.settings
         self.credential_store = CredentialStore(settings.state_directory)
@@ -185,14 +217,21 @@ class Daemon:
                 settings.journal,
                 make or partial(backends.make, store=self.credential_store),
                 settings.read_only,
+                self.sealer.seal,
             )
         )
         self.remotes.add_configured(settings.mounts)
+        versions = ViewVolume(".unifs/versions", VersionViews(self.remotes), self.cache)
+        versions.connect(self.reserved, self.vfs.inodes, self.vfs.factory)
+        self.reserved.add(b"versions", versions.root)
 
     def _answer(self) -> None:
         """What control operations see of this daemon."""
         paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
-        self.files = FilesAnswer(paths, self.node)
+        self.files = FilesAnswer(paths, self.node, partial(is_complete, self.storage.blocks))
+        self.history = HistoryAnswer(
+            paths, self.past, self.past_view, self.notifications.for_mount("mfs")
+        )
         remote_journal = RemoteJournal(self.remotes, self.writer)
         self.journal = JournalAnswer(
             self.writer, self.sealer, self.roots, paths, self.trees.volumes, remote_journal
@@ -200,6 +239,7 @@ class Daemon:
         self.mounts = MountsAnswer(self.table, self.journal, self.remotes)
         self.backends = BackendsAnswer(self.remotes, self.journal, paths, self.credential_store)
         self.credentials = CredentialsAnswer(self.credential_store, self.remotes)
+        self.s3 = S3Answer(self.remotes, paths)
         self._explainer = Explainer(paths, self.writer, self.journal, self.mounts, self.remotes)
 
         watch(self.metrics, self.vfs, self.storage, self.cache, self.journal)
@@ -280,10 +320,13 @@ def run(settings: Settings, mount_point: str, ready: Callable[[], None]) -> int:
         trio.run(daemon.serve, ready)
         is_clean = True
     except BaseExceptionGroup as group:
-        failures, rest = group.split(UnifsError)
-        if rest is not None or failures is None or len(failures.exceptions) != 1:
+        # Each part that was open has a nursery around the failure.
+        failure: BaseException = group
+        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
+            failure = failure.exceptions[0]
+        if not isinstance(failure, UnifsError):
             raise
-        raise failures.exceptions[0] from group
+        raise failure from group
     finally:
         daemon.close(is_clean)
     return 0

@@ -23,6 +23,7 @@ from unifs.errors import (
     from_os_error,
 )
 from unifs.vfs.host import HostVolume
+from unifs.vfs.reserved import RESERVED_FIRST
 from unifs.vfs.volume import INO_SHIFT
 from unifs.waiting import complete
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 META_KEY = "local_directories"
 #: The namespace has prefix 1, the tree 0; host volumes count from here.
 FIRST_PREFIX = 2
-LAST_PREFIX = 0x7FFF
+LAST_PREFIX = RESERVED_FIRST - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,10 @@ class MountTable:
 
     def check_free(self, name: str) -> None:
         """Exists if something at the root is called that."""
-        if os.fsencode(name) in self._vfs.namespace.root.children:
+        root = self._vfs.namespace.root
+        if os.fsencode(name) in root.unlisted:
+            raise Exists(f"the name {name} is reserved")
+        if os.fsencode(name) in root.children:
             raise Exists(f"there is a mount called {name} already")
 
     def add_remote(self, info: TableEntry, root: int) -> None:

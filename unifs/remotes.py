@@ -33,7 +33,7 @@ from unifs.vfs.treeinode import TreeInode
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
     from unifs.cache.reads import ReadCache
     from unifs.config import JournalSettings, MountSettings
@@ -74,6 +74,8 @@ class Parts:
     make: Make
     #: The whole tree is read-only.
     is_read_only: bool = False
+    #: Hashes a large content now.
+    seal: Callable[[TreeInode], Awaitable[None]] | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -231,6 +233,7 @@ class Remotes:
         volume.invalidator = parts.notifications.for_mount(name)
         volume.refuses_changes = settings.read_only or parts.is_read_only
         volume.moved_bytes = lambda: observed.health.sent_bytes
+        volume.seal = parts.seal
         volume.waits_for_backend = settings.durability == "backend"
         is_writable = not (volume.refuses_changes or volume.is_read_only())
         source = settings.source()

@@ -11,7 +11,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.mounts.remote import RemoteMount
 from unifs.cache.disk import DiskLimits, DiskTier
-from unifs.cache.reads import EXTENT_BYTES, ReadCache, ReadLimits, Source
+from unifs.cache.memory import EXTENT_BYTES
+from unifs.cache.reads import ReadCache, ReadLimits
+from unifs.cache.source import Source
 from unifs.errors import Corrupt, Stale, TryAgain, Unreachable
 from unifs.types import Version
 from unifs.waiting import WouldBlock, complete

@@ -219,7 +219,8 @@ async def test_renaming(writable: Subject) -> None:
     await mount.rename("a", "b/moved", "t1")
     assert writable.content("b/moved/f") == b"1"
     await mount.rename("a", "b/moved", "t1")
-    await mount.rename("g", "b/moved/f", "t2")
+    base = (await mount.stat("b/moved/f")).version
+    await mount.rename("g", "b/moved/f", "t2", base)
     assert writable.content("b/moved/f") == b"2"
     assert await names(writable) == ["b", "full"]
     with pytest.raises(NotFound):

@@ -12,7 +12,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.control.conftest import Served, served, take
+from tests.control.conftest import Daemon, Served, served, take
+from unifs.control import address
+from unifs.control.server import serve
 from unifs.errors import (
     Corrupt,
     InvalidArgument,
@@ -346,6 +348,18 @@ async def test_a_socket_left_by_a_dead_daemon_is_replaced_and_a_live_one_is_not(
         async with served(tmp_path, registry):
             raise AssertionError
     assert running.path.read_text() == "a file of somebody else"
+
+
+async def test_a_link_left_by_a_dead_daemon_is_taken_over(
+    tmp_path: Path, registry: Registry
+) -> None:
+    path, link = tmp_path / "runtime" / "control.sock", tmp_path / "control.sock"
+    link.symlink_to(path)
+    async with serve(registry, Daemon(tmp_path), path, link):
+        assert link.readlink() == path
+        # Another daemon's socket is not found through it.
+        with pytest.raises(StateInUse, match="already answers"):
+            address.link(link, tmp_path / "other.sock")
 
 
 async def test_a_path_longer_than_an_address_works(tmp_path: Path, registry: Registry) -> None:

@@ -19,8 +19,8 @@ import pyfuse3
 import trio
 
 from unifs.driver.mountinfo import resolved
-from unifs.driver.mounting import remove_dead
 from unifs.driver.notify import Notifications
+from unifs.driver.replacing import remove_dead
 from unifs.driver.session import Session, SessionOptions
 from unifs.errors import (
     Exists,

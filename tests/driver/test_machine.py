@@ -38,10 +38,10 @@ def mountinfo(tmp_path: Path) -> Path:
 
 def test_lines_of_mountinfo(mountinfo: Path) -> None:
     found = mounts(mountinfo)
-    assert found[0] == MountedAt("/", "ext4", 8, 1, ("shared:1",))
+    assert found[0] == MountedAt("/", "ext4", 8, 1, ("shared:1",), "/dev/sda1")
     assert found[0].is_shared
     assert found[1].propagation == ("master:7", "shared:9")
-    assert found[2] == MountedAt("/home/u/with space\\\nend", "fuse.unifs", 0, 40, ())
+    assert found[2] == MountedAt("/home/u/with space\\\nend", "fuse.unifs", 0, 40, (), "unifs")
     assert found[2].is_unifs
     assert not found[2].is_shared
 

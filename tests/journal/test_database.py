@@ -200,3 +200,23 @@ async def test_recovery_on_a_full_disk(small_disk: Path) -> None:
             await fs.unlink(f"f{index}")
         assert await fs.listdir() == []
         check(fs)
+
+
+def test_what_version_1_carried_is_carried_on(tmp_path: Path) -> None:
+    connection = apsw.Connection(str(tmp_path / "tree.db"))
+    for statement in schema.MIGRATIONS[0]:
+        connection.execute(statement)
+    rows = [(7, 1, 0, b"old"), (7, 2, 0, b"new"), (3, 9, 5, b"x")]
+    connection.executemany("insert into redo values(?,?,?,?)", rows)
+    connection.execute("pragma user_version=1")
+    connection.close()
+    database = Database(tmp_path / "tree.db")
+    assert database.all(
+        "select container,offset,bytes from redo where container=7 order by id"
+    ) == [
+        (7, 0, b"old"),
+        (7, 0, b"new"),
+    ]
+    assert database.all("select offset,bytes from redo where container=3") == [(5, b"x")]
+    assert database.one("pragma user_version")[0] == schema.VERSION
+    database.close()

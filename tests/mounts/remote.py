@@ -210,7 +210,9 @@ class RemoteMount(Mount):
                 raise Conflict(path)
             del parent.children[name]
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
+    async def rename(
+        self, path: str, new_path: str, token: str, base: Version | None = None
+    ) -> None:
         async with self._call("rename", path):
             parent, name = self._parent(path)
             moved = parent.children.get(name)

@@ -10,7 +10,8 @@ import pytest
 
 from tests.contract.test_reading import scanned
 from tests.ipfs.embedded.stores import Store, digest, put_raw, raw
-from unifs.cache.reads import ReadCache, Source
+from unifs.cache.reads import ReadCache
+from unifs.cache.source import Source
 from unifs.errors import InvalidArgument, NotAvailableOffline, NotFound, Stale, Unsupported
 from unifs.ipfs import dagpb
 from unifs.ipfs.cid import Cid

@@ -199,9 +199,13 @@ async def test_attributes_of_bytes_that_somebody_replaced_make_no_copy(
     await system.setattr("a", mode=0o600)
     remote.change("a", b"theirs")
     remote.fail("set_attributes", Conflict())
+    ino = (await system.stat("a")).ino
     await system.sync()
     assert await system.listdir("") == [b"a"]
     assert await system.read("a") == b"theirs"
+    kept = await system.stat("a")
+    assert (kept.ino, stat.S_IMODE(kept.mode)) == (ino, 0o600)
+    assert stat.S_IMODE((await remote.stat("a")).mode) == 0o600
 
 
 async def test_bytes_that_are_nowhere_any_more_are_said_to_be(
@@ -218,3 +222,23 @@ async def test_bytes_that_are_nowhere_any_more_are_said_to_be(
     with pytest.raises(Stale, match="only at the backend"):
         await system.sync()
     assert [found.ino for found in system.volume.status.quarantined()] == [ino]
+
+
+async def test_a_conflict_at_a_place_that_was_left_meanwhile(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    """The upload to the old name is refused after the tree has given the file a new one."""
+    remote.plant_directory("d")
+    remote.change("d/old", b"base")
+    assert await system.read("d/old") == b"base"
+    await system.write("d/old", b"mine")
+    remote.change("d/old", b"theirs")
+    remote.delay_s = 1.0
+    await trio.sleep(2.5)
+    assert system.volume.statistics()["running"] == 1
+    await system.rename("d/old", "d/new")
+    remote.delay_s = 0.0
+    await system.sync()
+    assert sorted(await system.listdir("d")) == [b"new", b"old"]
+    assert (await system.read("d/old"), await system.read("d/new")) == (b"theirs", b"mine")
+    assert (remote.content("d/old"), remote.content("d/new")) == (b"theirs", b"mine")

@@ -19,3 +19,4 @@ def test_nothing_is_lost(s3_server: S3Server, tmp_path: Path) -> None:
     campaign = play(s3_server, tmp_path, seed=3, faults=100)
     assert sum(campaign.dealt.values()) >= 100
     assert campaign.rounds >= 2
+    assert not campaign.violations

@@ -100,10 +100,14 @@ class _Planned:
 class Seeded:
     """One request in ``1 / rate`` meets a fault, which one and which way by a seed."""
 
-    def __init__(self, seed: int, rate: float, kinds: tuple[Kind, ...] = KINDS) -> None:
+    def __init__(
+        self, seed: int, rate: float, kinds: tuple[Kind, ...] = KINDS, late_s: float = 0.0
+    ) -> None:
+        """``late_s``: the most that a ``late`` request comes late."""
         self._random = random.Random(seed)
         self._rate = rate
         self._kinds = kinds
+        self._late_s = late_s
 
     def __call__(self, request: Head) -> Fault | None:
         # Always the same number of draws, so that a request's fate depends on its number only.
@@ -119,6 +123,8 @@ class Seeded:
         if kind == "skew":
             # No two alike: a client that has believed one must not be right by chance.
             seconds = self._random.uniform(-1e6, 1e6)
+        if kind == "late":
+            seconds = self._random.uniform(0.0, self._late_s)
         return Fault(kind, seconds, status, code, retry_after_s, fraction)
 
 

@@ -50,6 +50,7 @@ def _rows(fs: FileSystem) -> list[str]:
     linked: dict[int, set[tuple[int, bytes]]] = {}
     for ino, parent, name in database.all("select ino,parent,name from link"):
         linked.setdefault(ino, set()).add((parent, name))
+    roots = {row[0] for row in database.all("select root from mount")}
     for ino, (parent, gone, packed) in inodes.items():
         if ino in roots or gone is not None:
             continue
@@ -74,8 +75,9 @@ def _rows(fs: FileSystem) -> list[str]:
 def _carried(fs: FileSystem) -> list[str]:
     """What fsyncs carry is known, and stands for no content that is sealed or gone."""
     database = fs.storage.database
-    rows = {name: last for name, last, _ in database.all(KNOWN)}
-    known = {name: last for name, (last, _) in fs.writer.durability.carried.marks(rows).items()}
+    rows = {name: last for name, _, last, _ in database.all(KNOWN)}
+    marks = fs.writer.durability.carried.marks(rows)
+    known = {name: last for name, (_, last, _) in marks.items()}
     wrong = [] if known == rows else [f"carried: {rows} in rows, {known} in memory"]
     query = (
         "select container from redo where container not in (select container from holding h"

@@ -24,7 +24,7 @@ from unifs.types import PlainAttributes
 from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.keeper import Keeper
 from unifs.vfs.mfsvolume import MfsVolume
-from unifs.vfs.retention import Retention
+from unifs.vfs.retention import Limits, Retention
 from unifs.vfs.roots import MfsRoots
 from unifs.vfs.sealing import Sealer
 from unifs.vfs.storage import Storage
@@ -131,7 +131,8 @@ class NodeSystem(FileSystem):
         await self.roots.build()
         await self.storage.flusher.flush()
         self.tick()
-        retention = Retention(self.writer, keep_s)
+        limits = Limits() if keep_s else Limits(0, 0, 0)
+        retention = Retention(self.writer, limits)
         with mock.patch.object(Retention, "is_low", return_value=False):
             while retention.prune():
                 pass

@@ -10,7 +10,7 @@ import trio
 
 from tests.vfs.harness import FileSystem
 from unifs.vfs import retention as retention_module
-from unifs.vfs.retention import Retention
+from unifs.vfs.retention import Limits, Retention
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,7 +51,7 @@ async def test_the_past_is_kept_for_its_time(
     fs: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await change_everything(fs)
-    retention = Retention(fs.writer, keep_s=3600.0)
+    retention = Retention(fs.writer)
     monkeypatch.setattr(retention, "is_low", lambda: False)
     while retention.prune():
         pass
@@ -67,7 +67,7 @@ async def test_then_it_goes_with_its_bytes(fs: FileSystem, monkeypatch: pytest.M
     fs.writer.unsealed_since.clear()
     fs.tick()
     end_epoch(fs)
-    retention = Retention(fs.writer, keep_s=0.0)
+    retention = Retention(fs.writer, Limits(0, 0, 0))
     monkeypatch.setattr(retention, "is_low", lambda: False)
     await trio.sleep(0.001)
     while retention.prune():
@@ -80,7 +80,7 @@ async def test_then_it_goes_with_its_bytes(fs: FileSystem, monkeypatch: pytest.M
 
 async def test_a_full_disk_keeps_no_past(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     await change_everything(fs)
-    retention = Retention(fs.writer, keep_s=3600.0)
+    retention = Retention(fs.writer)
     monkeypatch.setattr(retention, "is_low", lambda: True)
     await trio.sleep(0.001)
     while retention.prune():
@@ -92,7 +92,7 @@ async def test_records_that_recovery_needs_stay(fs: FileSystem) -> None:
     """A large content that is not sealed may have to go back to what its record says."""
     await change_everything(fs)
     needed = fs.writer.needed_since()
-    retention = Retention(fs.writer, keep_s=0.0)
+    retention = Retention(fs.writer, Limits(0, 0, 0))
     await trio.sleep(0.001)
     while retention.prune():
         pass
@@ -125,7 +125,7 @@ async def test_the_past_goes_though_no_root_is_built(
 ) -> None:
     await remove_everything(fs)
     monkeypatch.setattr(retention_module, "EPOCH_S", 0.0)
-    retention = Retention(fs.writer, keep_s=0.0, built_seq=lambda: 3)
+    retention = Retention(fs.writer, Limits(0, 0, 0), built_seq=lambda: 3)
     monkeypatch.setattr(retention, "is_low", lambda: False)
     prune(fs, retention)
     assert count(fs, "inode where gone is not null") == 0
@@ -165,7 +165,7 @@ async def test_the_newest_root_outlives_epochs_without_one(
     await fs.write("a", b"1", fsync=True)
     end_epoch(fs)
     monkeypatch.setattr(retention_module, "EPOCH_S", 0.0)
-    retention = Retention(fs.writer, keep_s=0.0)
+    retention = Retention(fs.writer, Limits(0, 0, 0))
     monkeypatch.setattr(retention, "is_low", lambda: False)
     for number in range(3):
         await fs.write("a", b"%d" % number, fsync=True)

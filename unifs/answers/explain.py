@@ -14,6 +14,8 @@ from unifs.answers.remoteexplain import explain_remote
 from unifs.control.daemon_protocol import Explanation, StatusReport
 from unifs.journal.content import LINKED, LargeContent, SmallContent
 from unifs.mounts.observed import FAULTS
+from unifs.vfs.epochview import EpochView
+from unifs.vfs.historyview import HistoryView
 from unifs.vfs.host import HostVolume
 from unifs.vfs.namespace import Namespace
 from unifs.vfs.remoterows import RemoteInode
@@ -76,6 +78,8 @@ class Explainer:
             return explain_remote(path, inode, remote, self._journal.remotes, cid)
         if isinstance(volume, Namespace):
             return _table_itself(path)
+        if isinstance(volume, EpochView | HistoryView):
+            return _explain_past(path, cid)
         if isinstance(volume, HostVolume):
             return _explain_host(path, inode)
         status = await self._journal.status(path)
@@ -182,6 +186,20 @@ def _table_itself(path: str) -> Explanation:
         state=None,
         bytes_from="the mount table; nothing can be stored here",
         fsync=FSYNC_NONE,
+    )
+
+
+def _explain_past(path: str, cid: str | None) -> Explanation:
+    return Explanation(
+        path=path,
+        mount="history",
+        kind="history",
+        version=cid,
+        cid=cid,
+        state=None,
+        bytes_from="this machine: what the tree was at the end of an epoch; nothing changes it",
+        fsync=FSYNC_NONE,
+        notes=["kept as the settings below [history] say, or as long as its checkpoint is there"],
     )
 
 

@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING, cast
 import trio
 
 from unifs.control.daemon_protocol import FileEntry, FileStat
-from unifs.errors import InvalidArgument, NoAttribute, TryAgain, UnifsError
+from unifs.errors import (
+    InvalidArgument,
+    NoAttribute,
+    NotAvailableOffline,
+    TryAgain,
+    UnifsError,
+)
+from unifs.journal.content import SMALL_BYTES
 from unifs.vfs.mfsvolume import MfsVolume
+from unifs.vfs.remotecid import known_cid
+from unifs.vfs.remoterows import RemoteInode
+from unifs.vfs.remotevolume import RemoteVolume
 from unifs.vfs.treeinode import TreeInode
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from unifs.control.daemon_protocol import ChangeState, FileKind
     from unifs.ipfs.cid import Cid
@@ -39,9 +49,11 @@ CID_S = 5.0
 class FilesAnswer:
     """The tree by path, for control operations."""
 
-    def __init__(self, paths: Paths, node: Node) -> None:
+    def __init__(self, paths: Paths, node: Node, is_here: Callable[[Cid], Awaitable[bool]]) -> None:
+        """``is_here``: whether all of a DAG is on this machine."""
         self._paths = paths
         self._node = node
+        self._is_here = is_here
 
     async def ls(self, path: str) -> AsyncIterator[FileEntry]:
         """A directory's names in its own order, or the file itself."""
@@ -87,7 +99,7 @@ class FilesAnswer:
         await self._paths.remove(path, recursive)
 
     async def copy(self, source: str, destination: str) -> None:
-        """Copy a file or directory; what has a CID is linked into /mfs instead of copied.
+        """Copy a file or directory; what has a CID and is here is linked into /mfs instead.
 
         Exists if the destination is taken by something that is no directory.
         """
@@ -96,20 +108,41 @@ class FilesAnswer:
         parent, name = await paths.parent_of(destination)
         paths.vfs.check_name(name)
         if isinstance(parent.volume, MfsVolume):
-            cid = await self._linkable(source)
-            if cid is not None:
-                assert isinstance(parent, TreeInode)
-                paths.vfs.to_change(parent.ino)
-                await parent.volume.link_node(parent, name, cid, paths.caller)
-                paths.invalidate(parent, name)
+            assert isinstance(parent, TreeInode)
+            paths.vfs.to_change(parent.ino)
+            if await self._linked(source, parent, name):
                 return
         await self._copy_bytes(source, destination)
 
-    async def _linkable(self, source: str) -> Cid | None:
-        """The CID of a source below /ipfs, None elsewhere."""
+    async def _linked(self, source: str, parent: TreeInode, name: bytes) -> bool:
+        """Link what has a CID into /mfs; whether it has one, and its bytes are here."""
+        assert isinstance(parent.volume, MfsVolume)
         if source.startswith("/ipfs/"):
-            return await self._node.resolve(source)
-        return None
+            cid = await self._node.resolve(source)
+            await parent.volume.link_node(parent, name, cid, self._paths.caller)
+        else:
+            found = await self._known(source)
+            if found is None:
+                return False
+            try:
+                async with self._node.hold(found):
+                    # Held, so that what is here now stays until the row names it.
+                    if not await self._is_here(found):
+                        return False
+                    await parent.volume.link_node(parent, name, found, self._paths.caller)
+            except NotAvailableOffline:
+                return False
+        self._paths.invalidate(parent, name)
+        return True
+
+    async def _known(self, source: str) -> Cid | None:
+        """The CID of a file of a remote mount that is large enough to be linked, if it is known."""
+        inode = await self._paths.find(source)
+        if not isinstance(inode, RemoteInode) or inode.attributes.st_size <= SMALL_BYTES:
+            return None
+        assert isinstance(inode.volume, RemoteVolume)
+        is_file = stat.S_ISREG(inode.attributes.st_mode)
+        return known_cid(inode.volume, inode) if is_file else None
 
     async def _copy_bytes(self, source: str, destination: str) -> None:
         entry = await self._paths.stat(source)

@@ -100,8 +100,11 @@ class JournalAnswer:
         ]
 
     async def status(self, path: str | None) -> JournalStatus:
-        """Count changes by how far they are."""
-        return self.count(await self._top(path))
+        """Count changes by how far they are. Others are answered meanwhile."""
+        counts = JournalStatus()
+        for _ in self._counting(await self._top(path), counts):
+            await trio.lowlevel.checkpoint()
+        return counts
 
     async def _top(self, path: str | None) -> Inode | None:
         return None if path is None else await self._paths.find(path)
@@ -109,15 +112,21 @@ class JournalAnswer:
     def count(self, top: Inode | None = None) -> JournalStatus:
         """Count changes by how far they are; at and below one inode, or all."""
         counts = JournalStatus()
-        self._remotes.count(top, counts)
-        if self._has_mfs(top):
-            self._count_mfs(None if top is None or top.ino == ROOT_INO else top.ino, counts)
+        for _ in self._counting(top, counts):
+            continue
         return counts
+
+    def _counting(self, top: Inode | None, counts: JournalStatus) -> Iterator[None]:
+        """Count, with pauses in which the event loop may turn."""
+        yield from self._remotes.counting(top, counts)
+        if self._has_mfs(top):
+            below = None if top is None or top.ino == ROOT_INO else top.ino
+            yield from self._counting_mfs(below, counts)
 
     def _has_mfs(self, top: Inode | None) -> bool:
         return top is None or top.ino == ROOT_INO or top.volume is self._roots.volume
 
-    def _count_mfs(self, below: int | None, counts: JournalStatus) -> None:
+    def _counting_mfs(self, below: int | None, counts: JournalStatus) -> Iterator[None]:
         writer, volume = self._writer, self._roots.volume
         pending = {held.ino: held for held in writer.pending.values()}
         for inode in {**writer.unsealed, **writer.open, **pending}.values():
@@ -130,7 +139,9 @@ class JournalAnswer:
         sealed_seq, built = writer.storage.flusher.sealed_seq, self._roots.built_seq()
         # Where nothing changed, records that no root contains do not concern the root (xattrs).
         after = min(sealed_seq, built) if self._roots.changed() else sealed_seq
-        for record in writer.log.records_of(volume.mount_id, after):
+        for number, record in enumerate(writer.log.records_of(volume.mount_id, after), 1):
+            if number % PAGE == 0:
+                yield
             if record.op in (Op.SEAL, Op.SYNC) or not writer.tree.is_below(record.ino, below):
                 continue
             state = self._state(record, sealed_seq, built)

@@ -13,6 +13,7 @@ from unifs.control.daemon_protocol import JournalRecord
 from unifs.journal.log import Op
 from unifs.vfs.namespace import ROOT_INO
 from unifs.vfs.remotegiveup import give_up
+from unifs.vfs.remotestatus import Counts
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -52,10 +53,11 @@ class RemoteJournal:
 
     # --- counting ---------------------------------------------------------------------------------
 
-    def count(self, top: Inode | None, counts: JournalStatus) -> None:
-        """Add what waits, and what is not even committed."""
+    def counting(self, top: Inode | None, counts: JournalStatus) -> Iterator[None]:
+        """Add what waits, and what is not even committed; with pauses, for whoever has the time."""
         for volume, below in self.volumes(top):
-            found = volume.status.counts(below)
+            found = Counts()
+            yield from volume.status.counting(found, below)
             for state in ("open", "closed", "sealed", "quarantined"):
                 setattr(counts, state, getattr(counts, state) + getattr(found, state))
             if found.oldest_s is not None:

@@ -30,6 +30,7 @@ from unifs.errors import (
     Unreachable,
 )
 from unifs.mounts.s3.sigv4 import EMPTY_SHA256, Signable, Signer, encoded_query, moment_of
+from unifs.mounts.s3.trust import context_of
 
 if TYPE_CHECKING:
     from unifs.mounts.s3.options import Credentials, S3Options
@@ -91,7 +92,8 @@ async def check(options: S3Options, credentials: Credentials | None) -> list[str
     answer = None
     with trio.move_on_after(PATIENCE_S):
         await _find(target)
-        answer = await _get(target, _signed(target, options, credentials))
+        trust = context_of(options) or ssl.create_default_context()
+        answer = await _get(target, _signed(target, options, credentials), trust)
     if answer is None:
         raise DeadlineExceeded(f"{target.host} does not answer within {PATIENCE_S:g} s")
     return _names(target, answer, credentials)
@@ -128,10 +130,10 @@ class _Answer:
     content_type: str
 
 
-async def _get(target: Target, headers: Pairs) -> _Answer:
+async def _get(target: Target, headers: Pairs, trust: ssl.SSLContext) -> _Answer:
     where = f"{target.host}:{target.port}"
     try:
-        stream = await _connected(target, where)
+        stream = await _connected(target, where, trust)
         async with stream:
             return await _exchange(stream, target, headers)
     except (h11.RemoteProtocolError, trio.BrokenResourceError) as error:
@@ -140,16 +142,14 @@ async def _get(target: Target, headers: Pairs) -> _Answer:
         ) from error
 
 
-async def _connected(target: Target, where: str) -> trio.abc.Stream:
+async def _connected(target: Target, where: str, trust: ssl.SSLContext) -> trio.abc.Stream:
     try:
         stream = await trio.open_tcp_stream(target.host, target.port)
     except OSError as error:
         raise Unreachable(f"nothing listens at {where}: {_refused(error)}") from error
     if not target.is_tls:
         return stream
-    secured = trio.SSLStream(
-        stream, ssl.create_default_context(), server_hostname=target.host, https_compatible=True
-    )
+    secured = trio.SSLStream(stream, trust, server_hostname=target.host, https_compatible=True)
     try:
         await secured.do_handshake()
     except trio.BrokenResourceError as error:

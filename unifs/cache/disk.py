@@ -1,8 +1,9 @@
 """The disk tier: one flat file per extent of remote bytes, in ``cache/ab/<digest>``.
 
 ``ReadCache`` owns it. Everything here can be fetched again, so files are written to ``tmp.unifs``
-and renamed without fsync, and checked (a CRC-32 per 64 KiB) at their first use since the start:
-the index keeps a bit per chunk that has been checked. A fault of any kind, a failing disk, a
+and renamed without fsync. What an earlier daemon wrote is checked (a CRC-32 per 64 KiB) at its
+first use since the start: the index keeps a bit per chunk that has been checked or was written by
+this one. A fault of any kind, a failing disk, a
 damaged or vanished file, is a miss for the reader and one warning in the log, never an error. The
 directory may be deleted at any time.
 
@@ -36,9 +37,10 @@ from unifs.cache.shelf import Shelf
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from unifs.cache.memory import ExtentKey
+    from unifs.cache.memory import Extent, ExtentKey
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +48,9 @@ log = logging.getLogger(__name__)
 VERIFY_INLINE_BYTES_MAX: Final = 256 << 10
 #: Descriptors kept open for extents in use.
 OPEN_FILES_MAX: Final = 64
-#: Extents waiting for the disk; beyond it a fetched extent stays in memory only.
-WRITES_PENDING_MAX: Final = 16
+#: Extents waiting for the disk; beyond it a fetched extent stays in memory only. Readahead alone
+#: stays below (``readahead``).
+WRITES_PENDING_MAX: Final = 32
 #: Extents evicted for one write; a shrunken disk is given back over several writes.
 VICTIMS_MAX: Final = 64
 _LENGTH_BITS: Final = 32
@@ -82,6 +85,19 @@ class DiskStatistics:
 class _OpenFile(NamedTuple):
     fd: int
     sums: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Write:
+    """One extent on its way to the disk; a thread fills in what became of it."""
+
+    digest: bytes
+    data: Extent
+    victims: list[bytes]
+    has_room: bool
+    is_written: bool = False
+    free_bytes: int | None = None
+    error: OSError | None = None
 
 
 class DiskTier:
@@ -123,6 +139,16 @@ class DiskTier:
             os.close(self._open.popitem()[1].fd)
 
     # --- reading --------------------------------------------------------------------------------
+
+    def has(self, key: ExtentKey) -> bool:
+        """Whether that extent is here, as far as is known, or on its way."""
+        digest = digest_of(key)
+        return digest in self._index or digest in self._writing
+
+    @property
+    def is_scanned(self) -> bool:
+        """Whether it is known what an earlier run left."""
+        return self._scanned.is_set()
 
     def read_nowait(self, key: ExtentKey, start: int, size: int) -> memoryview | None:
         """That range of an extent if the page cache has it, else None.
@@ -214,34 +240,59 @@ class DiskTier:
 
     # --- writing --------------------------------------------------------------------------------
 
-    async def write(self, key: ExtentKey, data: bytes) -> None:
+    async def write(self, key: ExtentKey, data: Extent) -> None:
         """Keep an extent, evicting colder ones; skipped where there is no room for it."""
-        digest = digest_of(key)
+        await self.write_all([(key, data)])
+
+    async def write_all(self, extents: Sequence[tuple[ExtentKey, Extent]]) -> None:
+        """Keep extents, all by one thread."""
+        tasks: list[_Write] = []
+        try:
+            for key, data in extents:
+                task = self._reserve(digest_of(key), data)
+                if task is not None:
+                    tasks.append(task)
+            if tasks:
+                await trio.to_thread.run_sync(self._write_in_thread, tasks, limiter=self._limiter)
+        finally:
+            for task in tasks:
+                self._written(task)
+
+    def _reserve(self, digest: bytes, data: Extent) -> _Write | None:
         if digest in self._writing or digest in self._index:
-            return
+            return None
         if len(self._writing) >= WRITES_PENDING_MAX or not self._scanned.is_set():
             self._skipped += 1
-            return
+            return None
         victims, has_room = self._make_room(len(data) + trailer_bytes(len(data)))
-        payload = data if has_room else None
-        if not has_room:
-            self._skipped += 1
         self._writing[digest] = len(data)
-        try:
-            outcome = await trio.to_thread.run_sync(
-                self._shelf.write, digest, payload, victims, limiter=self._limiter
-            )
-        except OSError as error:
-            self._note_failure(error)
+        return _Write(digest, data, victims, has_room)
+
+    def _write_in_thread(self, tasks: list[_Write]) -> None:
+        for task in tasks:
+            try:
+                task.free_bytes = self._shelf.unlink(task.victims)
+                if task.has_room:
+                    outcome = self._shelf.write(task.digest, task.data)
+                    task.is_written, task.free_bytes = outcome.is_written, outcome.free_bytes
+            except OSError as error:
+                task.error = error
+
+    def _written(self, task: _Write) -> None:
+        del self._writing[task.digest]
+        if task.error is not None:
+            self._note_failure(task.error)
+            return
+        if task.free_bytes is None:
+            return
+        self._free_bytes = task.free_bytes
+        self._is_failing = False
+        if task.is_written:
+            # What was written was checked on its way here; after a start it is checked again.
+            length = len(task.data)
+            self._index.put(task.digest, length | _mask(0, length) << _LENGTH_BITS)
         else:
-            self._free_bytes = outcome.free_bytes
-            self._is_failing = False
-            if outcome.is_written:
-                self._index.put(digest, len(data))
-            elif has_room:
-                self._skipped += 1
-        finally:
-            del self._writing[digest]
+            self._skipped += 1
 
     def _make_room(self, size: int) -> tuple[list[bytes], bool]:
         pending = sum(self._writing.values())

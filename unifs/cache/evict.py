@@ -7,7 +7,8 @@ A new entry starts on probation. A second use moves it to the protected segment,
 most four fifths of the weight; what falls out of it gets another round on probation. Eviction
 takes the coldest entry on probation. A sequential reader touches one extent many times in a row
 (eight requests of 128 KiB per MiB): the last few keys are remembered, and touching one of them
-again is not a second use. No locks: it belongs to the event loop.
+again is not a second use. Nor is the first use of what was put before anybody asked for it. No
+locks: it belongs to the event loop.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ PROTECTED_PERCENT: Final = 80
 class SegmentedLru(Generic[K, V]):
     """An ordered map that knows its weight and its coldest entry."""
 
-    __slots__ = ("_probation", "_protected", "_protected_weight", "_recent", "_weigh", "weight")
+    __slots__ = (
+        "_probation",
+        "_protected",
+        "_protected_weight",
+        "_recent",
+        "_unused",
+        "_weigh",
+        "weight",
+    )
 
     def __init__(self, weigh: Callable[[V], int]) -> None:
         self._weigh = weigh
@@ -38,6 +47,7 @@ class SegmentedLru(Generic[K, V]):
         self._protected: OrderedDict[K, V] = OrderedDict()
         self._protected_weight = 0
         self._recent: dict[K, None] = {}
+        self._unused: set[K] = set()
         self.weight = 0
 
     def __len__(self) -> int:
@@ -53,12 +63,18 @@ class SegmentedLru(Generic[K, V]):
             value = self._probation.get(key)
             if value is None:
                 return None
-        if key not in self._recent:
+        if self._unused and key in self._unused:
+            self._unused.discard(key)
+            self._note_recent(key)
+        elif key not in self._recent:
             self._use(key, value)
         return value
 
-    def put(self, key: K, value: V) -> None:
-        """Add an entry on probation, or replace a value where it is."""
+    def put(self, key: K, value: V, is_used: bool = True) -> None:
+        """Add an entry on probation, or replace a value where it is.
+
+        Unless ``is_used``, nobody has used the entry yet.
+        """
         for segment in (self._probation, self._protected):
             old = segment.get(key)
             if old is not None:
@@ -70,7 +86,10 @@ class SegmentedLru(Generic[K, V]):
                 return
         self._probation[key] = value
         self.weight += self._weigh(value)
-        self._note_recent(key)
+        if is_used:
+            self._note_recent(key)
+        else:
+            self._unused.add(key)
 
     def pop(self, key: K) -> V | None:
         """Remove an entry; None if it is not there."""
@@ -80,6 +99,7 @@ class SegmentedLru(Generic[K, V]):
             if value is None:
                 return None
             self._protected_weight -= self._weigh(value)
+        self._unused.discard(key)
         self.weight -= self._weigh(value)
         return value
 
@@ -88,6 +108,7 @@ class SegmentedLru(Generic[K, V]):
         segment = self._probation or self._protected
         key, value = segment.popitem(last=False)
         weight = self._weigh(value)
+        self._unused.discard(key)
         self.weight -= weight
         if segment is self._protected:
             self._protected_weight -= weight
@@ -98,6 +119,7 @@ class SegmentedLru(Generic[K, V]):
         self._probation.clear()
         self._protected.clear()
         self._recent.clear()
+        self._unused.clear()
         self.weight = self._protected_weight = 0
 
     def _use(self, key: K, value: V) -> None:

@@ -15,10 +15,11 @@ import zlib
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
+from unifs.cache.memory import EXTENT_BYTES
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
-    from unifs.cache.memory import ExtentKey
+    from unifs.cache.memory import Extent, ExtentKey
 
 #: What one checksum covers: CRC-32 of 64 KiB takes 15 µs, so a small read can be verified inline.
 CHUNK_BYTES: Final = 64 << 10
@@ -33,6 +34,8 @@ _FIXED_BYTES: Final = _TAIL.size + _CRC.size
 def digest_of(key: ExtentKey) -> bytes:
     """The name of an extent on disk. NUL separates the fields and occurs in none of them."""
     fields = f"{key.mount}\0{key.object}\0{key.version}\0{key.number}"
+    if key.grain_bytes != EXTENT_BYTES:
+        fields += f"\0{key.grain_bytes}"
     return blake2b(fields.encode("utf-8", "surrogateescape"), digest_size=DIGEST_BYTES).digest()
 
 
@@ -55,7 +58,7 @@ def data_bytes(file_size_bytes: int) -> int | None:
     return length if length > 0 and length + trailer_bytes(length) == file_size_bytes else None
 
 
-def pack_trailer(digest: bytes, data: bytes) -> bytes:
+def pack_trailer(digest: bytes, data: Extent) -> bytes:
     """The trailer for these bytes under this name."""
     view = memoryview(data)
     sums = [zlib.crc32(view[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES)]

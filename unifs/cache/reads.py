@@ -6,83 +6,38 @@ answers RETRY, so that a caller may lay its own dirty ranges over the result. Th
 waited for are *carried* to the call that follows (no checkpoint lies between), so a read ends
 even where no tier keeps anything.
 
-An extent is fetched by one task however many wait for it. A waiter that is cancelled leaves; the
-last one to leave cancels the fetch. An error goes to everybody who waits and is then forgotten:
-only bytes are cached. Fetch tasks live in the nursery of ``serve``. What a mount returns is taken
-only at exactly the length that was asked for. A key names a version, so other bytes than that
-version's cannot come from here; Stale from the mount passes through. Deadlines are the callers'
-scopes.
+An extent is fetched once however many wait for it (``flights``), and before anybody waits for it
+where a reader goes on in sequence (``readahead``). A reader here and there gets *pieces*, small
+extents with keys of their own; what is there as an extent is never fetched as a piece. What a mount
+returns is taken only at exactly the length that was asked for. A key names a version, so other
+bytes than that version's cannot come from here; Stale from the mount passes through. Deadlines are
+the callers' scopes.
 
-Bounds: ``fetches_max`` remote reads at once for each mount, ``waiting_max`` extents fetched or
-queued in all, and the tiers' own. No locks: everything but the disk tier's threads runs on the
-event loop.
+Bounds: those of flights, of readahead and of the tiers. No locks: everything but the disk tier's
+threads runs on the event loop.
 """
 
 from __future__ import annotations
 
-import copy
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from unifs.cache.memory import ExtentKey, MemoryStatistics, MemoryTier
-from unifs.errors import Corrupt, TryAgain, UnifsError
+from unifs.cache.flights import Flights
+from unifs.cache.memory import EXTENT_BYTES, PIECE_BYTES, ExtentKey, MemoryStatistics, MemoryTier
+from unifs.cache.readahead import Readahead
 from unifs.waiting import RETRY, Retry, WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from unifs.cache.disk import DiskStatistics, DiskTier
-    from unifs.mounts.base import Mount
-    from unifs.types import Version
-
-#: One remote request. At 20 ms per round trip 1 MiB is 50 MB/s for each fetch in flight.
-EXTENT_BYTES: Final = 1 << 20
-
-
-class ReadRange(Protocol):
-    """Reads a range of one version of one object at its backend."""
-
-    async def __call__(self, offset: int, size: int) -> bytes: ...
-
-
-@runtime_checkable
-class ReadsNowait(Protocol):
-    """A mount whose bytes lie on this machine: it answers from the page cache itself."""
-
-    def read_nowait(
-        self, path: str, version: Version, offset: int, size: int
-    ) -> bytes | memoryview: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One version of one remote object: what a clean handle reads from.
-
-    ``mount`` is the mount's name in the namespace and ``object`` the object's path there ("" where
-    the version alone names the bytes). With ``read_nowait`` the bytes lie on this machine already
-    (the embedded node's): no tier keeps a second copy.
-    """
-
-    mount: str
-    object: str
-    version: Version
-    size_bytes: int
-    read: ReadRange
-    read_nowait: Callable[[int, int], bytes | memoryview] | None = None
-
-    @classmethod
-    def of(cls, name: str, mount: Mount, path: str, version: Version, size_bytes: int) -> Source:
-        """The source for the object at ``path`` of a mount called ``name``."""
-        identity = "" if mount.is_immutable else path
-        nowait = None
-        if isinstance(mount, ReadsNowait):
-            nowait = partial(mount.read_nowait, path, version)
-        read = partial(mount.read, path, version)
-        return cls(name, identity, version, size_bytes, read, nowait)
+    from unifs.cache.memory import Extent
+    from unifs.cache.readahead import Window
+    from unifs.cache.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +47,8 @@ class ReadLimits:
     memory_bytes_max: int = 64 << 20
     fetches_max: int = 32
     waiting_max: int = 1024
+    #: Fetched ahead of all readers together.
+    ahead_bytes_max: int = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,88 +63,119 @@ class ReadStatistics:
     fetched_bytes: int
     failures: int
     joined: int
+    ahead: dict[str, int]
 
 
 class _Missing(NamedTuple):
-    number: int
+    """A range of one extent, or of one piece, that is not at hand."""
+
+    key: ExtentKey
     start: int
     size: int
-
-
-@dataclass(slots=True, eq=False)
-class _Flight:
-    waiters: int = 0
-    data: bytes | None = None
-    error: Exception | None = None
-    done: trio.Event = field(default_factory=trio.Event)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class ReadCache:
     """Extents of remote objects, each fetched once."""
 
     def __init__(self, disk: DiskTier | None, limits: ReadLimits | None = None) -> None:
-        self._limits = limits or ReadLimits()
-        self._memory = MemoryTier(self._limits.memory_bytes_max)
+        self._limits = limits = limits or ReadLimits()
+        self._memory = MemoryTier(limits.memory_bytes_max)
         self._disk = disk
-        self._nursery: trio.Nursery | None = None
-        self._flights: dict[ExtentKey, _Flight] = {}
-        self._slots: dict[str, trio.Semaphore] = {}
-        self._carried: dict[ExtentKey, tuple[int, bytes]] = {}
-        self._fetches = self._fetched_bytes = self._failures = self._joined = 0
+        self._flights = Flights(self._memory, limits.fetches_max, limits.waiting_max)
+        if disk is not None:
+            self._flights.keep = disk.write_all
+        self._readahead = Readahead(self._flights, self._is_here, limits.ahead_bytes_max)
+        self._carried: dict[ExtentKey, tuple[int, Extent]] = {}
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
         """Fetches run inside this context; leaving it ends them with TryAgain for whoever waits."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self._flights.nursery = nursery
             if self._disk is not None:
                 nursery.start_soon(self._disk.scan)
             try:
                 yield
             finally:
-                self._nursery = None
+                self._flights.nursery = None
                 nursery.cancel_scope.cancel()
         if self._disk is not None:
             self._disk.close()
 
     # --- reading --------------------------------------------------------------------------------
 
-    def read_nowait(self, source: Source, offset: int, size: int) -> bytes | memoryview:
+    def read_nowait(
+        self, source: Source, offset: int, size: int, window: Window | None = None
+    ) -> bytes | bytearray | memoryview:
         """``size`` bytes from ``offset``, fewer only at the end of the object.
 
-        A memoryview is valid until the next call. Raises WouldBlock, whose wait answers RETRY or
-        raises what the mount raised: Stale, Unreachable, Corrupt and so on. Where the mount reads
-        by itself, its WouldBlock passes through and may bring the answer along.
+        ``window`` is the reader's: with it bytes are fetched ahead, or in pieces where it reads
+        here and there. A memoryview is valid until the next call. Raises WouldBlock, whose wait
+        answers RETRY or raises what the mount raised: Stale, Unreachable, Corrupt and so on. Where
+        the mount reads by itself, its WouldBlock passes through and may bring the answer along.
         """
         if source.read_nowait is not None:
             return source.read_nowait(offset, size)
         end = min(offset + size, source.size_bytes)
         if offset >= end:
             return b""
-        first, last = offset // EXTENT_BYTES, (end - 1) // EXTENT_BYTES
-        parts: list[bytes] = []
-        missing: list[_Missing] = []
-        for number in range(first, last + 1):
-            start = max(offset - number * EXTENT_BYTES, 0)
-            length = min(end - number * EXTENT_BYTES, EXTENT_BYTES) - start
-            part = self._part(source, number, start, length)
-            if part is None:
-                missing.append(_Missing(number, start, length))
-            elif first == last:
-                self._carried = {}
-                return part
-            else:
-                parts.append(bytes(part))
+        grain = EXTENT_BYTES
+        if window is not None and source.size_bytes > EXTENT_BYTES:
+            self._readahead.note(window, source, offset, end)
+            if not window.is_sequential and end - offset < EXTENT_BYTES:
+                grain = PIECE_BYTES
+        if offset // EXTENT_BYTES == (end - 1) // EXTENT_BYTES:
+            answer = self._part(source, offset, end)
+            missing = [] if answer is not None else [(offset, end)]
+        else:
+            answer, missing = self._joined(source, offset, end)
         self._carried = {}
         if missing:
-            raise WouldBlock(partial(self._bring, source, missing), source.mount)
-        return b"".join(parts)
+            wanted = [one for low, high in missing for one in _cut(source, low, high, grain)]
+            raise WouldBlock(partial(self._bring, source, wanted), source.mount)
+        assert answer is not None
+        return answer
 
-    def _part(
-        self, source: Source, number: int, start: int, size: int
-    ) -> bytes | memoryview | None:
-        key = ExtentKey(source.mount, source.object, source.version, number)
+    def close(self, window: Window) -> None:
+        """A reader is gone: what is fetched for it alone is cancelled."""
+        self._readahead.close(window)
+
+    def _joined(
+        self, source: Source, offset: int, end: int
+    ) -> tuple[bytearray, list[tuple[int, int]]]:
+        """A range over several extents, and those parts of it that are not here."""
+        joined = bytearray(end - offset)
+        missing: list[tuple[int, int]] = []
+        low = offset
+        while low < end:
+            high = min(end, (low // EXTENT_BYTES + 1) * EXTENT_BYTES)
+            part = self._part(source, low, high)
+            if part is None:
+                missing.append((low, high))
+            else:
+                joined[low - offset : high - offset] = part
+            low = high
+        return joined, missing
+
+    def _part(self, source: Source, low: int, high: int) -> Extent | memoryview | None:
+        """A range within one extent, from it or from its pieces."""
+        (whole,) = _cut(source, low, high, EXTENT_BYTES)
+        part = self._at_hand(whole)
+        if part is not None or source.size_bytes <= EXTENT_BYTES:
+            return part
+        pieces = _cut(source, low, high, PIECE_BYTES)
+        if len(pieces) == 1:
+            return self._at_hand(pieces[0])
+        joined = b""
+        for piece in pieces:
+            part = self._at_hand(piece)
+            if part is None:
+                return None
+            joined += part
+        return joined
+
+    def _at_hand(self, wanted: _Missing) -> Extent | memoryview | None:
+        key, start, size = wanted
         data = self._memory.get(key)
         if data is not None:
             return data if size == len(data) else memoryview(data)[start : start + size]
@@ -200,17 +188,25 @@ class ReadCache:
             return None
         return self._disk.read_nowait(key, start, size)
 
-    async def _bring(self, source: Source, missing: list[_Missing]) -> Retry:
-        carried: dict[ExtentKey, tuple[int, bytes]] = {}
-        for number, start, size in missing:
-            key = ExtentKey(source.mount, source.object, source.version, number)
+    def _is_here(self, key: ExtentKey) -> bool:
+        """Whether an extent need not be fetched ahead."""
+        if self._memory.has(key):
+            return True
+        return self._disk is not None and (not self._disk.is_scanned or self._disk.has(key))
+
+    async def _bring(self, source: Source, wanted: list[_Missing]) -> Retry:
+        carried: dict[ExtentKey, tuple[int, Extent]] = {}
+        absent: list[ExtentKey] = []
+        for key, start, size in wanted:
             data = None
-            if self._disk is not None:
+            if self._disk is not None and key not in self._flights:
                 data = await self._disk.read(key, start, size)
             if data is not None:
                 carried[key] = (start, data)
             else:
-                carried[key] = (0, await self._join(source, key))
+                absent.append(key)
+        for key, brought in zip(absent, await self._flights.bring(source, absent), strict=True):
+            carried[key] = (0, brought)
         # No checkpoint from here until the caller has called read_nowait again.
         self._carried = carried
         return RETRY
@@ -221,84 +217,29 @@ class ReadCache:
             key = ExtentKey(source.mount, source.object, source.version, number)
             await self._disk.write(key, data)
 
-    # --- fetching -------------------------------------------------------------------------------
-
-    async def _join(self, source: Source, key: ExtentKey) -> bytes:
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._start(source, key)
-        else:
-            self._joined += 1
-        flight.waiters += 1
-        try:
-            await flight.done.wait()
-        finally:
-            flight.waiters -= 1
-            if not flight.waiters and not flight.done.is_set():
-                flight.scope.cancel()
-                self._forget(key, flight)
-        if isinstance(flight.error, UnifsError):
-            # Each waiter gets an exception of its own: a shared one would collect all tracebacks.
-            raise copy.copy(flight.error) from flight.error
-        if flight.error is not None:
-            raise flight.error
-        assert flight.data is not None
-        return flight.data
-
-    def _start(self, source: Source, key: ExtentKey) -> _Flight:
-        if self._nursery is None or len(self._flights) >= self._limits.waiting_max:
-            raise TryAgain("too many reads wait for their backends")
-        flight = _Flight()
-        self._flights[key] = flight
-        self._nursery.start_soon(self._fetch, source, key, flight)
-        return flight
-
-    async def _fetch(self, source: Source, key: ExtentKey, flight: _Flight) -> None:
-        try:
-            with flight.scope:
-                flight.data = await self._read_extent(source, key)
-                self._memory.put(key, flight.data)
-        except Exception as error:
-            # Whatever it is, it belongs to those who wait; a bug reaches the driver's guard there.
-            flight.error = error
-            self._failures += 1
-        finally:
-            if flight.data is None and flight.error is None:
-                flight.error = TryAgain("the read was given up")
-            self._forget(key, flight)
-            flight.done.set()
-        if flight.data is not None and self._disk is not None:
-            await self._disk.write(key, flight.data)
-
-    async def _read_extent(self, source: Source, key: ExtentKey) -> bytes:
-        begin = key.number * EXTENT_BYTES
-        length = min(source.size_bytes - begin, EXTENT_BYTES)
-        slots = self._slots.get(source.mount)
-        if slots is None:
-            slots = self._slots[source.mount] = trio.Semaphore(self._limits.fetches_max)
-        async with slots:
-            self._fetches += 1
-            data = await source.read(begin, length)
-        if len(data) != length:
-            raise Corrupt(
-                f"the backend sent {len(data)} bytes of {length}", mount=source.mount, offset=begin
-            )
-        self._fetched_bytes += length
-        return data
-
-    def _forget(self, key: ExtentKey, flight: _Flight) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
-
     def statistics(self) -> ReadStatistics:
         """What is held and under way now, the bounds, and counts since the start."""
+        flights = self._flights
         return ReadStatistics(
             memory=self._memory.statistics(),
             disk=self._disk.statistics() if self._disk is not None else None,
-            fetching=len(self._flights),
-            fetching_max=self._limits.waiting_max,
-            fetches=self._fetches,
-            fetched_bytes=self._fetched_bytes,
-            failures=self._failures,
-            joined=self._joined,
+            fetching=len(flights),
+            fetching_max=flights.waiting_max,
+            fetches=flights.runs,
+            fetched_bytes=flights.fetched_bytes,
+            failures=flights.failures,
+            joined=flights.joined,
+            ahead=self._readahead.statistics(),
         )
+
+
+def _cut(source: Source, low: int, high: int, grain: int) -> list[_Missing]:
+    """A range as the ranges of the extents, or pieces, that it lies in."""
+    cut: list[_Missing] = []
+    while low < high:
+        number, start = divmod(low, grain)
+        size = min(high - low, grain - start)
+        key = ExtentKey(source.mount, source.object, source.version, number, grain)
+        cut.append(_Missing(key, start, size))
+        low += size
+    return cut

@@ -1,8 +1,8 @@
 """The files of the disk tier as threads see them: scan, read, write, unlink.
 
-``DiskTier`` calls every method except ``path`` in a thread. Nothing here is mutable, so threads
-need no lock; two writers of one extent are harmless, the later rename wins and both carry the
-same bytes. Failures are OSError and Corrupt; the tier turns them into misses.
+``DiskTier`` calls every method except ``path`` in a thread, and none for an extent that another
+thread writes. Nothing here is mutable, so threads need no lock. Failures are OSError and Corrupt;
+the tier turns them into misses.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-from uuid import uuid4
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from unifs.cache.extentfile import (
     CHUNK_BYTES,
@@ -25,7 +24,15 @@ from unifs.cache.extentfile import (
 )
 from unifs.errors import Corrupt
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unifs.cache.memory import Extent
+
+T = TypeVar("T")
+
 _TMP: Final = "tmp.unifs"
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,27 +115,29 @@ class Shelf:
         verify(memoryview(data), low // CHUNK_BYTES, sums)
         return data[start - low : start - low + size]
 
-    def write(self, digest: bytes, data: bytes | None, victims: list[bytes]) -> Written:
-        """Unlink ``victims``, then write the extent unless that would use the last free space."""
+    def unlink(self, victims: list[bytes]) -> int:
+        """Remove extents; how many bytes are free now."""
         for victim in victims:
             Path(self.path(victim)).unlink(missing_ok=True)
+        return self._free_bytes()
+
+    def write(self, digest: bytes, data: Extent) -> Written:
+        """Write the extent unless that would use the last free space."""
         free_bytes = self._free_bytes()
-        if data is None or free_bytes - len(data) < self._free_bytes_min:
+        if free_bytes - len(data) < self._free_bytes_min:
             return Written(False, free_bytes)
-        target = self.path(digest)
-        tmp = f"{self._directory}/{_TMP}/{uuid4().hex}"
-        os.makedirs(os.path.dirname(tmp), mode=0o700, exist_ok=True)
-        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        tmp = f"{self._directory}/{_TMP}/{digest.hex()}"
         try:
-            _write_all(fd, data)
-            _write_all(fd, pack_trailer(digest, data))
-            os.rename(tmp, target)
+            fd = _made(tmp, lambda: os.open(tmp, _CREATE, 0o600))
+            try:
+                _write_all(fd, [memoryview(data), memoryview(pack_trailer(digest, data))])
+            finally:
+                os.close(fd)
+            target = self.path(digest)
+            _made(target, lambda: os.rename(tmp, target))
         except OSError:
             Path(tmp).unlink(missing_ok=True)
             raise
-        finally:
-            os.close(fd)
         return Written(True, free_bytes - len(data))
 
     def _free_bytes(self) -> int:
@@ -145,7 +154,19 @@ def _digest_from(name: str) -> bytes | None:
     return digest if len(digest) == DIGEST_BYTES and digest.hex() == name else None
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+def _made(path: str, call: Callable[[], T]) -> T:
+    """Call, and once more where the directory of ``path`` has yet to be made."""
+    try:
+        return call()
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        return call()
+
+
+def _write_all(fd: int, parts: list[memoryview]) -> None:
+    while parts:
+        count = os.writev(fd, parts)
+        while parts and count >= len(parts[0]):
+            count -= len(parts.pop(0))
+        if parts:
+            parts[0] = parts[0][count:]

@@ -100,6 +100,9 @@ def link(path: Path, target: Path) -> None:
     """Leave a link to the socket where it is looked for without $XDG_RUNTIME_DIR."""
     if path == target:
         return
+    if path.is_symlink() and path.readlink() == target:
+        # Left by a daemon that was killed; what answers through it by now are we.
+        return
     _remove_stale(path)
     path.symlink_to(target)
 

@@ -45,9 +45,22 @@ class ControlGroup(click.Group):
         module = sys.modules[found[0].function.__module__]
         summary = (module.__doc__ or "").partition("\n")[0]
         group = click.Group(cmd_name, help=_noun_help(cmd_name, summary))
+        helps: Mapping[str, str] = getattr(module, "GROUPS", {})
         for each in found:
-            group.add_command(command(each))
+            _group_of(group, each.words[:-1], helps).add_command(command(each))
         return group
+
+
+def _group_of(top: click.Group, words: list[str], helps: Mapping[str, str]) -> click.Group:
+    """The group for the nouns of an operation; those below the first say what they are about."""
+    group = top
+    for depth in range(1, len(words)):
+        below = group.commands.get(words[depth])
+        if not isinstance(below, click.Group):
+            below = click.Group(words[depth], help=helps[".".join(words[: depth + 1])])
+            group.add_command(below)
+        group = below
+    return group
 
 
 def _noun_help(noun: str, summary: str) -> str:
@@ -281,7 +294,8 @@ class _Call:
             each.name for each in self._operation.parameters if each.param.place == "upload"
         )
         path = self._parameters.pop(source)
-        if not self._is_json and not self._field and sys.stderr.isatty():
+        is_telling = any(each.name == "progress" for each in self._operation.parameters)
+        if is_telling and not self._is_json and not self._field and sys.stderr.isatty():
             self._parameters["progress"] = True
         if path == "-":
             with transfer.bar("stdin") as told:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from unifs.config import Settings
+    from unifs.control.history_protocol import History
+    from unifs.control.s3_protocol import S3
     from unifs.ipfs.node import Node
     from unifs.telemetry import AccessLog, Metrics
 
@@ -325,6 +327,12 @@ class Daemon(Protocol):
 
     @property
     def credentials(self) -> Credentials: ...
+
+    @property
+    def s3(self) -> S3: ...
+
+    @property
+    def history(self) -> History: ...
 
     async def explain(self, path: str) -> Explanation: ...
 

@@ -83,7 +83,8 @@ class Target:
             if absolute == each.mount_point or each.mount_point in absolute.parents:
                 if self._state is None and self._mount is None:
                     self._mount = each.mount_point
-                return "/" + str(absolute.relative_to(each.mount_point)).removeprefix(".")
+                below = str(absolute.relative_to(each.mount_point))
+                return "/" if below == "." else f"/{below}"
         return path
 
     def _state_directory(self) -> Path:

@@ -101,8 +101,9 @@ class Declaration:
 def operation(
     name: str, *, mutates: bool = False, scope: str = "", live: bool = False
 ) -> Callable[[F], F]:
-    """Declare an operation: ``noun.verb``, or one verb. ``scope`` is who may call it over TCP;
-    ``live`` events come until the caller has enough.
+    """Declare an operation: one verb, or nouns and a verb (``noun.verb``).
+
+    ``scope`` is who may call it over TCP; ``live`` events come until the caller has enough.
     """
 
     def declare(function: F) -> F:
@@ -181,7 +182,7 @@ class Operation:
 
     @property
     def words(self) -> list[str]:
-        """The name as a command: noun and verb, or one verb."""
+        """The name as a command: one verb, or nouns and a verb."""
         return self.name.split(".")
 
     @property
@@ -201,7 +202,8 @@ class Operation:
             fields.append(
                 (each.name, described) if each.is_required else (each.name, described, each.default)
             )
-        name = "".join(word.capitalize() for word in self.words) + "Request"
+        words = (part for word in self.words for part in word.split("-"))
+        name = "".join(word.capitalize() for word in words) + "Request"
         return msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
 
     def check(self, table: Mapping[str, object], is_text: bool = False) -> dict[str, Any]:

@@ -24,6 +24,8 @@ _MOMENTS: Final = {
     "mtime_s",
     "created_s",
     "added_s",
+    "began_s",
+    "expires_s",
     "next_try_s",
     "oldest_unsynced_s",
 }

@@ -32,6 +32,11 @@ def descriptions(registry: Registry) -> list[dict[str, Any]]:
     return [_description(each) for each in registry if not (each.takes_upload or each.has_secret)]
 
 
+def tool_name(operation: Operation) -> str:
+    """What agents call an operation: letters, digits, ``_`` and ``-`` only."""
+    return operation.name.replace(".", "_")
+
+
 def _description(operation: Operation) -> dict[str, Any]:
     schema = msgspec.json.schema(operation.request_type)
     definitions = schema.get("$defs", {})
@@ -40,7 +45,7 @@ def _description(operation: Operation) -> dict[str, Any]:
         body["$defs"] = definitions
     text = f"{operation.summary}\n\n{operation.description}".strip()
     return {
-        "name": operation.name.replace(".", "_"),
+        "name": tool_name(operation),
         "description": text,
         "input_schema": body,
         "mutates": operation.mutates,
@@ -55,7 +60,8 @@ async def call(
     Events come as a list of at most ``EVENTS_MAX``, bytes as text or base64 of at most
     ``BYTES_MAX``; ``is_truncated`` tells that there was more.
     """
-    operation = registry.get(name.replace("_", ".", 1))
+    known = (each for each in registry if tool_name(each) == name)
+    operation = next(known, None) or registry.get(name)
     if operation.takes_upload:
         raise Unsupported(f"{operation.name} needs bytes from its caller and is no tool")
     if operation.has_secret:

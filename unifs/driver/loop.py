@@ -158,7 +158,11 @@ class FastLoop:
         if self._burst_left <= 0:
             self._burst_left = BURST
             await trio.lowlevel.checkpoint()
-        if poll(0) or (self._hit_rate > HIT_RATE_MIN and self._spin(poll)):
+        if poll(0):
+            self._burst_left -= 1
+            return
+        self._waits.on_idle()
+        if self._hit_rate > HIT_RATE_MIN and self._spin(poll):
             self._burst_left -= 1
             return
         self._burst_left = BURST
@@ -183,6 +187,10 @@ class FastLoop:
         """The calling handler is going to wait: somebody else must read the next request."""
         if self._lock is not None:
             self._lock.wake()
+
+    def is_idle(self) -> bool:
+        """Whether no request waits to be read."""
+        return self._poll is not None and not self._poll(0)
 
     def worker_ended(self) -> None:
         """Let the others end as well where the session is over."""
@@ -259,6 +267,7 @@ def installed(is_wanted: bool, waits: Waits) -> Iterator[bool]:
         return
     log.debug("request loop=fast")
     waits.about_to_suspend = loop.about_to_suspend
+    waits.on_fast_loop(loop.is_idle)
     try:
         yield True
     finally:

@@ -19,6 +19,14 @@ MOUNTINFO: Final = Path("/proc/self/mountinfo")
 UNIFS_TYPE: Final = "fuse.unifs"
 #: umount2(2): take it out of the tree now, end it when nobody uses it any more.
 MNT_DETACH: Final = 2
+#: open_tree(2), move_mount(2): numbers that all architectures share (Linux 5.2).
+_OPEN_TREE: Final = 428
+_MOVE_MOUNT: Final = 429
+_OPEN_TREE_CLONE: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+#: move_mount(2): below the mount that is there, not over it (Linux 6.5).
+MOVE_MOUNT_BENEATH: Final = 0x200
+_AT_FDCWD: Final = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,8 @@ class MountedAt:
     minor: int
     #: "shared:N", "master:N" and so on; empty where the mount is private.
     propagation: tuple[str, ...]
+    #: What is mounted there, as the file system calls it.
+    source: str = ""
 
     @property
     def is_unifs(self) -> bool:
@@ -83,13 +93,29 @@ def umount(target: str, flags: int = 0) -> None:
     _check(_libc().umount2(os.fsencode(target), flags), target)
 
 
+def open_copy(path: str) -> int:
+    """A descriptor of a copy of the mount at ``path``, attached nowhere. Raises OSError."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    result = _libc().syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
+    return _check(result, path)
+
+
+def attach(copy: int, target: str, flags: int = 0) -> None:
+    """Attach what ``open_copy`` has given at ``target``, once. Raises OSError."""
+    flags |= _MOVE_MOUNT_F_EMPTY_PATH
+    result = _libc().syscall(_MOVE_MOUNT, copy, b"", _AT_FDCWD, os.fsencode(target), flags)
+    _check(result, target)
+
+
 def _parse(line: bytes) -> MountedAt:
     head, _, tail = line.partition(b" - ")
     fields = head.split(b" ")
     major, minor = fields[2].split(b":")
+    kind, source = tail.split(b" ")[:2]
     return MountedAt(
         mount_point=_unescaped(fields[4]),
-        fs_type=_unescaped(tail.split(b" ")[0]),
+        fs_type=_unescaped(kind),
+        source=_unescaped(source),
         major=int(major),
         minor=int(minor),
         propagation=tuple(os.fsdecode(tag) for tag in fields[6:]),
@@ -111,7 +137,8 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _check(result: int, target: str) -> None:
-    if result != 0:
+def _check(result: int, target: str) -> int:
+    if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), target)
+    return result

@@ -16,16 +16,15 @@ import pickle
 import signal
 import struct
 import sys
-import threading
+import time
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from unifs import config
-from unifs.driver import doctor
-from unifs.driver.mountinfo import MNT_DETACH, mounted_at, resolved, umount
-from unifs.driver.session import fusermount
+from unifs.driver import doctor, supervised
+from unifs.driver.mountinfo import MOUNTINFO, mounted_at, mounts, resolved
+from unifs.driver.replacing import is_dead, look_in_time
 from unifs.errors import (
     Busy,
-    DeadlineExceeded,
     InvalidArgument,
     MountFailed,
     NotADirectory,
@@ -35,6 +34,7 @@ from unifs.errors import (
     UnifsError,
     from_os_error,
 )
+from unifs.state.directory import holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How long a mounted tree may take for its first answer, and an old one until it counts as frozen.
-ANSWER_S: Final = 10.0
+#: How long a daemon that was unmounted may take to close its state before the next one gives up.
+CLOSE_S: Final = 30.0
+CLOSE_POLL_S: Final = 0.02
 LOG_BYTES_MAX: Final = 10 << 20
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 #: What the child sends first: its process id, so that Ctrl-C reaches it.
@@ -64,19 +65,35 @@ def mount_command(settings: Settings, mount_point: Path, foreground: bool, run: 
     been unmounted. Raises UnifsError with the reason where it cannot be mounted; nothing is left
     running then. A dead mount point of an earlier unifs is replaced.
     """
+    if foreground:
+        supervised.log_to_stderr(LOG_FORMAT, settings.log_level)
     place = check_mount_point(mount_point, settings)
     for finding in doctor.needed(settings.allow_other):
         if finding.is_needed and not finding.is_ok:
             raise MountFailed(f"{finding.message} ({finding.remedy})")
     _make_state_directory(settings.state_directory)
-    remove_dead(place)
+    _wait_while_closing(settings.state_directory)
     # The kernel has applied the caller's umask to every mode that it sends; a second one, ours,
     # would take bits away from files made on the host. What is private has its mode given.
     os.umask(0)
     if foreground:
-        logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT, level=settings.log_level.upper())
-        return run(settings, place, lambda: log.info("mounted mount_point=%s", place))
+        return _run_in_foreground(settings, place, run)
+    config.leave_supervisor()
     return _run_in_background(settings, place, run)
+
+
+def _run_in_foreground(settings: Settings, place: str, run: Run) -> int:
+    supervised.tell(f"STATUS=opening {settings.state_directory}")
+
+    def ready() -> None:
+        log.info("mounted mount_point=%s", place)
+        supervised.tell("READY=1", f"STATUS=serving {place}")
+
+    try:
+        return run(settings, place, ready)
+    except UnifsError as error:
+        supervised.tell(f"STATUS={error}", f"ERRNO={error.errno}")
+        raise
 
 
 def check_mount_point(mount_point: Path, settings: Settings) -> str:
@@ -95,27 +112,6 @@ def check_mount_point(mount_point: Path, settings: Settings) -> str:
     if state == place or state.startswith(f"{place}/"):
         raise InvalidArgument(f"the state directory {state} lies below the mount point {place}")
     return place
-
-
-def is_dead(place: str) -> bool:
-    """Whether a mount's daemon is gone. DeadlineExceeded where it is there but does not answer."""
-    try:
-        _look_in_time(place)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
-
-
-def remove_dead(place: str) -> None:
-    """Take every dead unifs at ``place`` out of the way. Raises MountFailed."""
-    while (found := mounted_at(place)) is not None and found.is_unifs and is_dead(place):
-        try:
-            if os.geteuid() == 0:
-                umount(place, MNT_DETACH)
-            else:
-                fusermount(place, "-u", "-z")
-        except OSError as error:
-            raise MountFailed(f"the dead mount at {place} stays: {error.strerror}") from error
 
 
 # --- checks -------------------------------------------------------------------------------------
@@ -139,34 +135,37 @@ def _check_directory(place: str) -> None:
         raise PermissionDenied(f"{place} cannot be written: mount at a directory of your own")
 
 
-def _look_in_time(place: str) -> None:
-    """Look at a mounted tree from a thread of its own, since the answer may never come.
-
-    By statfs, which always reaches the daemon: what stat says of a dead tree's root may be cached.
-    """
-    failures: list[OSError] = []
-
-    def look() -> None:
-        try:
-            os.statvfs(place)
-        except OSError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=look, name="unifs-look", daemon=True)
-    thread.start()
-    thread.join(ANSWER_S)
-    if thread.is_alive():
-        raise DeadlineExceeded(f"the unifs at {place} does not answer (`unifs umount` ends it)")
-    if failures:
-        raise failures[0]
-
-
 def _make_state_directory(state: Path) -> None:
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror
         raise StateUnusable(f"the state directory {state} cannot be made: {reason}") from error
+
+
+def _wait_while_closing(state: Path) -> None:
+    """Give the daemon of ``state`` time to end where it serves no tree any more.
+
+    umount(8) returns before it has closed its state. One that still serves, or does not end, is
+    named when the state directory is opened.
+    """
+    pid = holder(state)
+    if pid is None or _serves(pid, state):
+        return
+    log.info("state=%s waits until pid=%d has closed it", state, pid)
+    deadline = time.monotonic() + CLOSE_S
+    while holder(state) == pid and time.monotonic() < deadline:
+        time.sleep(CLOSE_POLL_S)
+
+
+def _serves(pid: int, state: Path) -> bool:
+    """Whether the tree of ``state`` is mounted where the process ``pid`` lives."""
+    try:
+        seen = mounts(MOUNTINFO.parents[1] / str(pid) / "mountinfo")
+    except OSError:
+        return False
+    sources = [each.source.partition(":")[2] for each in seen if each.is_unifs]
+    return os.path.realpath(state) in map(os.path.realpath, sources)
 
 
 # --- the background -----------------------------------------------------------------------------
@@ -202,7 +201,7 @@ def _run_in_background(settings: Settings, place: str, run: Run) -> int:
     if not outcome:
         raise MountFailed(f"the daemon ended before the tree answered: see {log_path}")
     try:
-        _look_in_time(place)
+        look_in_time(place)
     except OSError as error:
         raise MountFailed(f"{place} is mounted, but fails: {error.strerror}") from error
     return 0

@@ -17,10 +17,7 @@ from __future__ import annotations
 import errno
 import gc
 import logging
-import os
-import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -28,14 +25,16 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from unifs.driver import fusectl, loop
-from unifs.driver.mountinfo import MNT_DETACH, MountedAt, mounted_at, umount
+from unifs.driver import fusectl, loop, supervised
+from unifs.driver.mountinfo import MountedAt, mounted_at
 from unifs.driver.operations import Operations
+from unifs.driver.replacing import detach, place_for
 from unifs.driver.waits import PER_MOUNT_MAX, Deadlines, Waits, places_per_mount
 from unifs.errors import MountFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from unifs.driver.notify import Notifications
     from unifs.driver.served import Served
@@ -50,8 +49,6 @@ TASKS_MAX: Final = 2048
 SWITCH_INTERVAL_S: Final = 0.0005
 #: How long the tree is served after it was taken out of the namespace while programs use it.
 END_GRACE_S: Final = 5.0
-#: fusermount3 does one system call.
-FUSERMOUNT_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +57,7 @@ class SessionOptions:
 
     allow_other: bool = False
     read_only: bool = False
+    noexec: bool = False
     deadlines: Deadlines = field(default_factory=Deadlines)
     #: Requests that may wait for one mount, and how many remote mounts share the kernel's own limit
     #: where that cannot be raised.
@@ -69,6 +67,8 @@ class SessionOptions:
     is_fast_loop_wanted: bool = True
     #: What the mount table says is mounted; a comma would end the option.
     source: str = "unifs"
+    #: Where a directory may be made to mount at before a dead mount is replaced.
+    staging: Path | None = None
 
     def for_fuse(self) -> set[str]:
         """libfuse's mount options. Never max_read: libfuse would then end the session at INIT."""
@@ -77,6 +77,8 @@ class SessionOptions:
             options.add("allow_other")
         if self.read_only:
             options.add("ro")
+        if self.noexec:
+            options.add("noexec")
         return options
 
 
@@ -117,6 +119,7 @@ class Session:
                     nursery.start_soon(self._greet, ready)
                     await pyfuse3.main(max_tasks=TASKS_MAX)
                     self._has_ended.set()
+                    supervised.tell("STOPPING=1", "STATUS=unmounted, closing")
                     nursery.cancel_scope.cancel()
             is_clean = True
         finally:
@@ -132,6 +135,7 @@ class Session:
             self._stop()
             return
         self._is_ending = True
+        supervised.tell("STOPPING=1", f"STATUS=unmounting {self._mount_point}")
         try:
             await trio.to_thread.run_sync(detach, self._mount_point)
             self._is_detached = True
@@ -146,10 +150,11 @@ class Session:
         self._stop()
 
     def _initialize(self) -> None:
-        try:
-            pyfuse3.init(self._operations, self._mount_point, self._options.for_fuse())
-        except RuntimeError as error:
-            raise MountFailed(f"{self._mount_point} cannot be mounted: {error}") from error
+        with place_for(self._mount_point, self._options.staging) as place:
+            try:
+                pyfuse3.init(self._operations, place, self._options.for_fuse())
+            except RuntimeError as error:
+                raise MountFailed(f"{self._mount_point} cannot be mounted: {error}") from error
         self._mounted = mounted_at(self._mount_point)
         if self._mounted is None or not self._mounted.is_unifs:
             pyfuse3.close(unmount=False)
@@ -157,7 +162,7 @@ class Session:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     async def _greet(self, ready: Callable[[], None]) -> None:
-        """What has to wait for the kernel's first request."""
+        """What has to wait for the kernel's first request, and from then on goes on."""
         await self._operations.is_initialized.wait()
         assert self._mounted is not None
         background = fusectl.tune(self._mounted)
@@ -169,6 +174,7 @@ class Session:
         gc.collect()
         gc.freeze()
         ready()
+        await supervised.keep_alive()
 
     async def _end_on_signal(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -200,31 +206,3 @@ class Session:
             fusectl.Connection.of(self._mounted).abort()
         except OSError as error:
             log.warning("connection cannot be aborted reason=%r", str(error))
-
-
-def detach(mount_point: str) -> None:
-    """Take a mount out of the namespace; it ends when its last user is gone. Blocks.
-
-    Raises OSError, or MountFailed with what fusermount3 said.
-    """
-    if os.geteuid() == 0:
-        umount(mount_point, MNT_DETACH)
-    else:
-        fusermount(mount_point, "-u", "-z")
-
-
-def fusermount(mount_point: str, *flags: str) -> None:
-    """Unmount by the set-uid program. Raises MountFailed with what it said. Blocks."""
-    program = shutil.which("fusermount3")
-    if program is None:
-        raise MountFailed("fusermount3 is not installed")
-    result = subprocess.run(
-        [program, *flags, "--", mount_point],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=FUSERMOUNT_S,
-        check=False,
-    )
-    if result.returncode:
-        raise MountFailed(result.stderr.strip() or f"fusermount3 ended with {result.returncode}")

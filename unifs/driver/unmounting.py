@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from unifs.driver.fusectl import Connection, ensure_mounted
 from unifs.driver.mountinfo import mounted_at, resolved, umount
-from unifs.driver.mounting import is_dead, remove_dead
-from unifs.driver.session import fusermount
+from unifs.driver.replacing import fusermount, is_dead, remove_dead
 from unifs.errors import (
     Busy,
     DeadlineExceeded,

@@ -67,6 +67,10 @@ class Waits:
         metrics.watch_all(REQUESTS_SUSPENDED, self._suspended)
         #: Called before a request suspends; the request loop puts itself here.
         self.about_to_suspend: Callable[[], None] = _nothing
+        #: Told how to ask whether no request waits to be read, by a request loop that knows.
+        self.on_fast_loop: Callable[[Callable[[], bool]], None] = _ignored
+        #: Called by that loop when there is none, for what can be done meanwhile.
+        self.on_idle: Callable[[], None] = _nothing
         self._by_mount: dict[str, int] = {}
         self._full: set[str] = set()
         self._scopes: set[trio.CancelScope] = set()
@@ -149,4 +153,8 @@ class Waits:
 
 
 def _nothing() -> None:
+    pass
+
+
+def _ignored(_is_idle: Callable[[], bool]) -> None:
     pass

@@ -102,10 +102,16 @@ class Log:
         self.seq = max(self.seq, database.get_meta("pruned_seq", 0))
         self.seq = max(self.seq, database.get_meta("sealed_seq", 0))
 
-    def row(self, op: Op, ino: int, parent: int, data: bytes) -> tuple[str, tuple[object, ...]]:
-        """The statement that appends a record; it must be executed in the order of these calls."""
+    def row(
+        self, op: Op, ino: int, parent: int, data: bytes, now_ns: int | None = None
+    ) -> tuple[str, tuple[object, ...]]:
+        """The statement that appends a record; it must be executed in the order of these calls.
+
+        ``now_ns`` is the time that the change gives to directories, which recovery reads here.
+        """
         self.seq += 1
-        return INSERT, (self.seq, time.time_ns(), op, ino, parent, data)
+        time_ns = time.time_ns() if now_ns is None else now_ns
+        return INSERT, (self.seq, time_ns, op, ino, parent, data)
 
     def records(self, after: int = 0, limit: int = -1) -> Iterator[Record]:
         """Records with a higher seq than ``after``, in order."""
@@ -116,10 +122,15 @@ class Log:
             yield Record(seq, time_ns, Op(op), ino, parent, data)
 
     def records_of(self, mount_id: int, after: int) -> Iterator[Record]:
-        """Records of one mount with a higher seq than ``after``, in order."""
-        query = f"select {MARKED} {OF_MOUNT} order by j.seq"
-        for *row, _, _ in self._database.rows(query, (after, mount_id)):
-            yield _record(row)
+        """Records of one mount with a higher seq than ``after``, in order.
+
+        Fetched a page at a time: the caller may take its time.
+        """
+        query = f"select {MARKED} {OF_MOUNT} order by j.seq limit 256"
+        while rows := self._database.all(query, (after, mount_id)):
+            for *row, _, _ in rows:
+                yield _record(row)
+            after = rows[-1][0]
 
     def count_of(self, mount_id: int, after: int) -> int:
         """How many records ``records_of`` gives."""
@@ -153,9 +164,11 @@ class WaitingLog:
     def seq(self) -> int:
         return self._log.seq
 
-    def row(self, op: Op, ino: int, parent: int, data: bytes) -> tuple[str, tuple[object, ...]]:
+    def row(
+        self, op: Op, ino: int, parent: int, data: bytes, now_ns: int | None = None
+    ) -> tuple[str, tuple[object, ...]]:
         """As ``Log.row``."""
-        _, bindings = self._log.row(op, ino, parent, data)
+        _, bindings = self._log.row(op, ino, parent, data, now_ns)
         self.fresh.append((self._log.seq, ino))
         self.on_fresh()
         return INSERT_WAITING, bindings

@@ -69,6 +69,11 @@ SUBDIRECTORIES = (
     "select count(*) from dentry d join inode i on i.ino=d.ino"
     " where d.parent=? and substr(hex(substr(i.attributes,2,1)),1,1)='4'"
 )
+#: Its form of an earlier epoch is history; a directory has no content that is counted.
+KEEP_DIRECTORY = (
+    "insert or ignore into inode_past select ino,?,epoch,attributes,content from inode"
+    " where ino=? and epoch<?"
+)
 #: After ``_sync_closed``.
 CLOSED_IS_DURABLE = "update content set durable_size=size,durable_extents=extents where state=?"
 
@@ -240,14 +245,16 @@ class Recovery:
         newest: dict[int, int] = {}
         for record in Log(self._database).records(self._database.get_meta("times_seq", 0)):
             if record.op in (Op.CREATE, Op.UNLINK, Op.RMDIR, Op.LINK, Op.RENAME):
-                newest[record.parent] = record.time_ns
+                newest[record.parent] = max(newest.get(record.parent, 0), record.time_ns)
             if record.op is Op.RENAME:
-                newest[unpack_rename(record.data).new_parent] = record.time_ns
+                to = unpack_rename(record.data).new_parent
+                newest[to] = max(newest.get(to, 0), record.time_ns)
             if record.op is Op.SETATTR:
                 # Times that somebody set, older ones too, stand in the row.
                 newest.pop(record.ino, None)
         for ino, time_ns in newest.items():
-            row = self._database.one("select attributes from inode where ino=?", (ino,))
+            query = "select attributes from inode where ino=? and gone is null"
+            row = self._database.one(query, (ino,))
             if row is None:
                 continue
             attributes = bytearray(row[0])
@@ -256,14 +263,22 @@ class Recovery:
             for at in (32, 40):
                 known = int.from_bytes(attributes[at : at + 8], "little")
                 attributes[at : at + 8] = max(known, time_ns).to_bytes(8, "little")
-            self._database.execute(
-                "update inode set attributes=? where ino=?", (bytes(attributes), ino)
-            )
+            if attributes == row[0]:
+                continue
+            epoch = self._database.get_meta("epoch", 1)
+            self._database.execute(KEEP_DIRECTORY, (epoch, ino, epoch))
+            statement = "update inode set attributes=?,epoch=? where ino=?"
+            self._database.execute(statement, (bytes(attributes), epoch, ino))
 
     def _remove_nameless(self) -> None:
         """Rows that were born and lost their last name in one epoch are nobody's history."""
         execute = self._database.execute
         where = "gone is not null and gone<=epoch"
+        execute(
+            "insert or ignore into xattr_past select x.ino,i.gone,x.epoch,x.name,x.value"
+            f" from xattr x join (select ino,gone from inode where {where}) i on i.ino=x.ino"
+            " where x.epoch<i.gone"
+        )
         execute(f"delete from xattr where ino in (select ino from inode where {where})")
         execute(f"delete from inode where {where}")
         self._receipt.removed_rows = self._database.one("select changes()")[0]
@@ -297,7 +312,7 @@ class Recovery:
         """
         text = json.dumps(asdict(self._receipt), indent=1, ensure_ascii=True) + "\n"
         try:
-            _write_durably(self._receipt_path(), text.encode("ascii"))
+            write_durably(self._receipt_path(), text.encode("ascii"))
         except OSError as error:
             log.warning("the receipt could not be written: error=%s text=%s", error, text)
 
@@ -324,7 +339,7 @@ def unnamed_files(database: Database, state: StateDirectory) -> Iterator[Path]:
             yield path
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes) -> None:
     """The file and its name; with the name, those of all files made in that directory before."""
     with open(path, "wb") as file:
         file.write(data)

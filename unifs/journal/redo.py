@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 from unifs.errors import from_os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from unifs.state.database import Database
 
     Statement = tuple[str, tuple[object, ...]]
+    #: What is carried of a container: (no id is smaller, the last id, bytes).
+    Mark = tuple[int, int, int]
 
 #: Up to so many unsynced bytes are carried. 16 KiB more of WAL take 20 µs, the sync saved 150.
 CARRY_BYTES = 16 << 10
@@ -31,8 +33,8 @@ CARRY_BYTES = 16 << 10
 CARRIED_BYTES_MAX = 128 << 10
 
 INSERT = "insert into redo values(?,?,?,?)"
-DROP = "delete from redo where container=? and id<=?"
-KNOWN = "select container,max(id),sum(length(bytes)) from redo group by container"
+DROP = "delete from redo where id between ? and ? and container=?"
+KNOWN = "select container,min(id),max(id),sum(length(bytes)) from redo group by container"
 #: A container that no content names any more is not made again.
 ROWS = (
     "select container,offset,bytes from redo"
@@ -44,19 +46,19 @@ class Carried:
     """Which containers have rows in the table. Belongs to the event loop's thread."""
 
     def __init__(self, database: Database) -> None:
-        #: container -> (its last id, bytes)
-        self._known: dict[int, tuple[int, int]] = {
-            container: (last, size) for container, last, size in database.all(KNOWN)
+        #: container -> (no id of it is smaller, its last id, bytes)
+        self._known: dict[int, Mark] = {
+            container: (first, last, size) for container, first, last, size in database.all(KNOWN)
         }
         #: Never used again: who drops rows up to an id must not take later ones.
-        self._last_id = max([0, *(last for last, _ in self._known.values())])
+        self._last_id = max([0, *(last for _, last, _ in self._known.values())])
 
     def __contains__(self, container: int) -> bool:
         return container in self._known
 
     def has_room(self, container: int, size: int) -> bool:
         """Whether so many bytes may be carried for a container."""
-        known = self._known.get(container, (0, 0))[1]
+        known = self._known.get(container, (0, 0, 0))[2]
         return size <= CARRY_BYTES and known + size <= CARRIED_BYTES_MAX
 
     def rows(self, container: int, pieces: Iterable[tuple[int, bytes]]) -> list[Statement]:
@@ -64,32 +66,34 @@ class Carried:
         made: list[Statement] = []
         for offset, data in pieces:
             self._last_id += 1
-            made.append((INSERT, (container, self._last_id, offset, data)))
+            made.append((INSERT, (self._last_id, container, offset, data)))
         return made
 
-    def added(self, container: int, size: int) -> None:
+    def added(self, container: int, pieces: Sequence[tuple[int, bytes]]) -> None:
         """The rows that were made last are committed."""
-        if size:
-            known = self._known.get(container, (0, 0))[1]
-            self._known[container] = (self._last_id, known + size)
+        if pieces:
+            first = self._last_id - len(pieces) + 1
+            first, _, known = self._known.get(container, (first, 0, 0))
+            known += sum(len(data) for _, data in pieces)
+            self._known[container] = (first, self._last_id, known)
 
-    def marks(self, containers: Iterable[int]) -> dict[int, tuple[int, int]]:
+    def marks(self, containers: Iterable[int]) -> dict[int, Mark]:
         """What is carried now; what is written to these containers from now on is not in it."""
         known = self._known
         return {name: known[name] for name in containers if name in known}
 
-    def drop(self, marks: dict[int, tuple[int, int]]) -> list[Statement]:
+    def drop(self, marks: dict[int, Mark]) -> list[Statement]:
         """Statements that remove what the marks stand for; ``dropped`` once they are committed."""
-        return [(DROP, (container, last)) for container, (last, _) in marks.items()]
+        return [(DROP, (first, last, container)) for container, (first, last, _) in marks.items()]
 
-    def dropped(self, marks: dict[int, tuple[int, int]]) -> None:
+    def dropped(self, marks: dict[int, Mark]) -> None:
         """What the marks stand for is gone."""
-        for container, (last, size) in marks.items():
+        for container, (_, last, size) in marks.items():
             known = self._known.get(container)
-            if known is not None and known[0] == last:
+            if known is not None and known[1] == last:
                 del self._known[container]
             elif known is not None:
-                self._known[container] = (known[0], max(0, known[1] - size))
+                self._known[container] = (last + 1, known[1], max(0, known[2] - size))
 
 
 def apply(database: Database, data: Path) -> int:

@@ -82,6 +82,7 @@ class Writeback:
         now = trio.current_time()
         for ino, seq, state in self._journal.waiting():
             due = self.dues[ino] = Due(ino, seq, now, now - self.limits.delay_s)
+            self._calls.load(ino)
             if state == 1:
                 due.is_quarantined = True
                 self._given_up.add(ino)

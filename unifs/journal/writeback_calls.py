@@ -3,7 +3,8 @@
 ``Calls`` prepares a step (seals content, notes the attempt durably before anything is sent), and
 settles its outcome with the tree. It decides what a refusal of the backend means: a conflict, an
 object or a directory that somebody removed, something that the backend cannot keep. What may pass
-goes to the caller, who tries again.
+goes to the caller, who tries again. What became of an attempt that is not to be repeated finds
+``writeback_resolving``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from unifs.errors import (
     Unsupported,
 )
 from unifs.journal.writeback_order import NOWHERE, Attempt, Step
+from unifs.journal.writeback_resolving import Resolving
 from unifs.journal.writeback_sending import STALL_S, Late, Watched
 from unifs.types import Change, Node
 from unifs.waiting import complete
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
     from unifs.journal.writeback_tree import LocalTree, Upload
     from unifs.mounts.base import ContentReader, Mount
-    from unifs.types import Version
 
 TAKEN = (Conflict, Exists, IsADirectory, NotADirectory, NotEmpty)
 
@@ -56,19 +57,20 @@ class Call:
     is_stopped: bool = False
 
     @property
-    def is_storing(self) -> bool:
-        """Whether it brings something new to the backend."""
-        return self.step.verb in ("put", "make")
+    def is_attempt(self) -> bool:
+        """Whether it brings something to a new place: its attempt is in the rows."""
+        return self.step.verb in ("put", "make", "rename")
 
 
 class Calls:
     """Makes calls of steps and settles their outcomes."""
 
-    def __init__(self, local: LocalTree, mount: Mount) -> None:
+    def __init__(self, local: LocalTree, mount: Mount, late_s: float) -> None:
         self.local = local
         self.mount = mount
-        self._late = Late()
+        self._late = Late(late_s)
         self._watched: dict[int, Watched] = {}
+        self._resolving = Resolving(local, mount, self._late, self._send_put)
 
     # --- preparing --------------------------------------------------------------------------------
 
@@ -78,25 +80,27 @@ class Calls:
         ``seq`` tells the newest record of the inode, asked for when its bytes are fixed.
         """
         if step.verb == "resolve":
-            await self._resolve(ino)
+            await self._resolving.resolve(ino)
             self._late.ended(ino)
             return None
         if step.verb == "put":
             return await self._prepare_put(ino, seq, step)
-        token = f"{seq()}.{step.verb}"
-        change = Change(step.verb, step.path, token, base=step.base)
+        known = self.local.known(ino) or NOWHERE
+        is_attempt = step.verb in ("make", "rename") and known.attempt is not None
+        token = known.attempt.token if is_attempt and known.attempt else f"{seq()}.{step.verb}"
+        change = Change(step.verb, step.path, token, new_path=step.new_path, base=step.base)
+        self._check_late(ino, change)
         if step.verb == "make":
             node = self.local.node(ino)
             if not self.mount.supports("make"):
                 await self._unsupported(ino, step)
                 return None
-            token = await self._begin(ino, Attempt("make", step.path, token))
+            await self._begin(ino, Attempt("make", step.path, token))
             change = Change("make", step.path, token, node=node)
         elif step.verb == "rename":
             if not await self._is_free(ino, step):
                 return None
-            token = await self._begin(ino, Attempt("rename", step.new_path, token, step.base))
-            change = Change("rename", step.path, token, new_path=step.new_path, base=step.base)
+            await self._begin(ino, Attempt("rename", step.new_path, token, step.base))
         elif step.verb == "set_attributes":
             attributes = self.local.attributes(ino)
             change = Change("set_attributes", step.path, token, attributes=attributes)
@@ -110,6 +114,7 @@ class Calls:
         attempt = known.attempt
         if attempt is None:
             attempt = Attempt("put", step.path, f"{seq()}.put", step.base, upload.key.hex())
+            self._check_late(ino, Change("put", step.path, attempt.token, base=step.base))
             await complete(self.local.begin, ino, attempt, upload.blob)
             self._late.begun(ino)
         elif (attempt.path, attempt.key) != (step.path, upload.key.hex()):
@@ -117,14 +122,34 @@ class Calls:
         change = Change("put", attempt.path, attempt.token, base=attempt.base)
         return Call(ino, step, change, upload)
 
-    async def _begin(self, ino: int, attempt: Attempt) -> str:
-        """Note the attempt; the token is that of the first, where this one repeats it."""
+    async def _begin(self, ino: int, attempt: Attempt) -> None:
+        """Note the attempt, if it is the first of its kind."""
         known = self.local.known(ino) or NOWHERE
-        if known.attempt is not None:
-            return known.attempt.token
-        await complete(self.local.begin, ino, attempt, b"")
-        self._late.begun(ino)
-        return attempt.token
+        if known.attempt is None:
+            await complete(self.local.begin, ino, attempt, b"")
+            self._late.begun(ino)
+
+    def _check_late(self, ino: int, change: Change) -> None:
+        """TryAgain while another call may still arrive where this one goes."""
+        is_tree = change.verb == "remove" and change.base is None
+        if change.verb == "rename":
+            wanted = self.local.wanted(ino)
+            is_tree = wanted is not None and wanted.is_directory
+        left_s = self._late.wait_s(change, is_tree, self.mount.is_conditional)
+        if left_s > 0:
+            raise TryAgain("a request that was cut off may still arrive", within_s=left_s)
+
+    def load(self, ino: int) -> None:
+        """Of an inode that an earlier daemon left due: what it may have sent may arrive now."""
+        known = self.local.known(ino) or NOWHERE
+        attempt = known.attempt
+        if attempt is not None and attempt.verb == "rename":
+            paths = (known.path or "", attempt.path)
+            self._late.lost(Change("rename", paths[0], attempt.token, paths[1]))
+        elif attempt is not None:
+            self._late.lost(Change(attempt.verb, attempt.path, attempt.token, base=attempt.base))
+        elif known.path is not None and self.local.wanted(ino) is None:
+            self._late.lost(Change("remove", known.path, ""))
 
     async def _is_free(self, ino: int, step: Step) -> bool:
         """Whether a rename hits nothing but what it is meant to replace.
@@ -138,6 +163,7 @@ class Calls:
             return True
         if step.base is not None and there.version == step.base:
             return True
+        await self._look_again(step.new_path, there)
         known = self.local.known(ino) or NOWHERE
         if known.attempt is not None:
             # Perhaps it is ours and the answer was lost.
@@ -162,7 +188,7 @@ class Calls:
 
     async def send(self, calls: list[Call]) -> list[Outcome]:
         """One outcome for each; DeadlineExceeded where nothing moved for ``STALL_S``."""
-        before = {call.ino: self._late.sent(call.ino) for call in calls if call.is_storing}
+        before = {call.ino: self._late.sent(call.ino) for call in calls if call.is_attempt}
         outcomes: list[Outcome] = []
         watched: dict[int, Watched] = {}
         try:
@@ -182,12 +208,20 @@ class Calls:
             stalled = DeadlineExceeded(f"no byte moved for {STALL_S:g} s")
             outcomes = [stalled for _ in calls]
         for call, outcome in zip(calls, outcomes, strict=True):
-            if call.is_storing:
+            call.is_stopped = call.ino in watched and watched[call.ino].is_stopped
+            is_heard = call.is_stopped or isinstance(outcome, RateLimited)
+            if call.is_attempt:
                 self._late.sent(call.ino)
-                call.is_stopped = call.ino in watched and watched[call.ino].is_stopped
-                if call.is_stopped or isinstance(outcome, RateLimited):
+                if is_heard:
                     self._late.not_sent(call.ino, before[call.ino])
+            if isinstance(outcome, UnifsError) and outcome.is_transient and not is_heard:
+                self._late.lost(call.change)
         return outcomes
+
+    async def _send_put(self, ino: int, attempt: Attempt, upload: Upload) -> Outcome:
+        """The put of an open attempt again, for its outcome alone."""
+        change = Change("put", attempt.path, attempt.token, base=attempt.base)
+        return (await self.send([Call(ino, Step("put", attempt.path), change, upload)]))[0]
 
     async def settle(self, call: Call, outcome: Outcome) -> None:
         """Tell the tree what came of a call; raises what may pass or can never succeed."""
@@ -199,8 +233,13 @@ class Calls:
             self._late.ended(call.ino)
             await self._refused(call, outcome)
             return
-        self._late.ended(call.ino)
         local, step = self.local, call.step
+        if step.verb == "put" and outcome is not None:
+            left_s = self._late.match_s(call.change, outcome.version)
+            if left_s > 0:
+                # The same bytes as before the last change: what is late would take them for those.
+                raise TryAgain("a request that was cut off may still arrive", within_s=left_s)
+        self._late.ended(call.ino)
         match step.verb:
             case "put" | "make":
                 node = outcome if outcome is not None else await self.mount.stat(step.path)
@@ -268,16 +307,29 @@ class Calls:
         wanted = local.wanted(ino)
         if wanted is None:
             return
+        await self._look_again(path, there)
+        known = local.known(ino) or NOWHERE
+        if known.path == path and known.version is not None and known.version == there.version:
+            # Nobody changed it: what was refused was refused for an answer gone wrong.
+            raise TryAgain("it is being changed by somebody")
         if any(other != ino for other in local.attempting(path)):
             raise TryAgain("an upload that was cut off may have arrived there")
         mine = local.node(ino)
         is_same = stat.S_IFMT(there.mode) == stat.S_IFMT(wanted.mode)
-        if is_same and (wanted.is_directory or (stat.S_ISLNK(mine.mode) and _same(mine, there))):
-            known = local.known(ino) or NOWHERE
-            if known.path is None:
-                await complete(local.stored, ino, path, there, None)
-                return
+        is_mine = wanted.is_directory or (stat.S_ISLNK(mine.mode) and _same(mine, there))
+        if is_same and is_mine and known.path is None:
+            await complete(local.stored, ino, path, there, None)
+            return
         await complete(local.conflict, ino, path, there)
+
+    async def _look_again(self, path: str, there: Node) -> None:
+        """TryAgain unless the backend says the same once more: one answer may be wrong."""
+        try:
+            is_same = (await self.mount.stat(path)).version == there.version
+        except (NotFound, NotADirectory):
+            is_same = False
+        if not is_same:
+            raise TryAgain("it is being changed by somebody")
 
     async def _unsupported(self, ino: int, step: Step) -> None:
         local = self.local
@@ -290,86 +342,6 @@ class Calls:
             await complete(local.stored, ino, step.path, node, None)
         else:
             await complete(local.kept_here, ino)
-
-    # --- attempts of unknown outcome --------------------------------------------------------------
-
-    async def _resolve(self, ino: int) -> None:
-        """Find out whether an attempt reached the backend, now that it is not to be repeated."""
-        known = self.local.known(ino) or NOWHERE
-        attempt = known.attempt
-        assert attempt is not None
-        if attempt.verb == "rename":
-            await self._resolve_rename(ino, known.path or "", attempt)
-            return
-        try:
-            there = await self.mount.stat(attempt.path)
-        except (NotFound, NotADirectory):
-            await self._absent(ino, attempt)
-            return
-        if attempt.verb == "make":
-            if known.path is None and not stat.S_ISREG(there.mode):
-                await complete(self.local.stored, ino, attempt.path, there, None)
-            else:
-                await complete(self.local.end, ino)
-            return
-        await self._resolve_put(ino, attempt, there.version)
-
-    async def _absent(self, ino: int, attempt: Attempt) -> None:
-        """An attempt of which nothing is to be seen did not reach the backend, or is late.
-
-        Where the same name is put next, or a version would have been replaced, the backend refuses
-        what is late. Else it would bring back what was removed, so it is looked for again.
-        """
-        local = self.local
-        left_s = self._late.left_s(ino)
-        is_refused = attempt.base is not None and self.mount.is_conditional
-        if left_s <= 0 or is_refused or local.heir(attempt.path) == ino:
-            await complete(local.end, ino)
-        elif local.wanted(ino) is not None:
-            await complete(local.disown, ino)
-        else:
-            raise TryAgain("an upload that was cut off may still arrive", within_s=left_s)
-
-    async def _resolve_put(self, ino: int, attempt: Attempt, version: Version | None) -> None:
-        upload = await self.local.attempted(ino)
-        if upload is None or (attempt.base is not None and version == attempt.base):
-            await complete(self.local.end, ino)
-            return
-        # Something new stands there. If it is ours, the mount recognises the token; if it is not,
-        # it is not ``base`` either, and nothing is overwritten.
-        change = Change("put", attempt.path, attempt.token, base=attempt.base)
-        call = Call(ino, Step("put", attempt.path), change, upload)
-        outcome = (await self.send([call]))[0]
-        if isinstance(outcome, Node):
-            await complete(self.local.stored, ino, attempt.path, outcome, upload)
-        elif isinstance(outcome, UnifsError) and outcome.is_transient:
-            raise outcome
-        else:
-            await complete(self.local.end, ino)
-
-    async def _resolve_rename(self, ino: int, path: str, attempt: Attempt) -> None:
-        new_path = attempt.path
-        try:
-            await self.mount.stat(path)
-        except (NotFound, NotADirectory):
-            try:
-                await self.mount.stat(new_path)
-            except (NotFound, NotADirectory):
-                await complete(self.local.end, ino)
-                return
-            await complete(self.local.moved, ino, path, new_path)
-            return
-        if await self.mount.has_begun(new_path, attempt.token):
-            # Half of it is done. To finish it leaves nothing behind; what is wanted now comes next.
-            try:
-                await self.mount.rename(path, new_path, attempt.token)
-            except UnifsError as error:
-                if error.is_transient:
-                    raise
-            else:
-                await complete(self.local.moved, ino, path, new_path)
-                return
-        await complete(self.local.end, ino)
 
 
 def _same(mine: Node, there: Node) -> bool:

@@ -23,6 +23,9 @@ class WritebackLimits:
     delay_s: float = 2.0
     age_max_s: float = 30.0
     parallel_max: int = 8
+    #: So long after its end a call without an answer may still arrive: twice the 30 s after which
+    #: services close connections that are silent.
+    late_s: float = 60.0
 
 
 @dataclass(slots=True, eq=False)

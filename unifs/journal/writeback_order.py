@@ -9,7 +9,8 @@ the calls follows from the same comparison:
 * a name that another object still holds at the backend is left by that object first; a file that
   is gone from the tree is replaced in one call;
 * a directory is removed after everything below it is gone, and neither removed nor moved while
-  something that was removed may still arrive in it;
+  something may still arrive in it;
+* nothing is done below a directory whose rename was sent and not answered: who knows where it is;
 * where objects wait for each other in a ring (an exchange), one of them steps aside.
 
 Pure: it asks ``Objects`` and changes nothing.
@@ -122,7 +123,11 @@ class Objects(Protocol):
     def below(self, path: str, limit: int) -> list[int]: ...
 
     def late(self, path: str) -> int:
-        """A nameless inode of which something may still arrive below a directory, 0 for none."""
+        """An inode of which something may still arrive below a directory, 0 for none."""
+        ...
+
+    def moving(self, path: str) -> int:
+        """The inode whose rename, not known to have ended, takes ``path`` along; 0 for none."""
         ...
 
     def heir(self, path: str) -> int:
@@ -150,11 +155,12 @@ class Order:
         if wanted is None:
             return self._removal(ino, known)
         place = self._place(wanted)
-        if isinstance(place, Blocked):
-            return place
         attempt = known.attempt
+        if isinstance(place, Blocked):
+            # Its directory may be waiting for what becomes of the attempt.
+            return place if attempt is None else self._resolution(ino, attempt)
         if attempt is not None and not _is_same(attempt, wanted, place, known):
-            return Step("resolve", attempt.path)
+            return self._resolution(ino, attempt)
         if known.path is None:
             return self._arrival(ino, known, wanted, place)
         if known.path != place:
@@ -167,9 +173,12 @@ class Order:
 
     def _removal(self, ino: int, known: Known) -> Step | Blocked | None:
         if known.attempt is not None:
-            return Step("resolve", known.attempt.path)
+            return self._resolution(ino, known.attempt)
         if known.path is None:
             return None
+        moving = self._objects.moving(known.path)
+        if moving:
+            return Blocked(moving)
         # Children whose paths lie below must leave first, whether they moved or are gone too.
         for child in self._objects.below(known.path, 1):
             return Blocked(child)
@@ -181,6 +190,10 @@ class Order:
             if heir and self._takes_over(heir, known.path):
                 return Blocked(heir)
         return Step("remove", known.path, base=known.version)
+
+    def _resolution(self, ino: int, attempt: Attempt) -> Step | Blocked:
+        moving = self._objects.moving(attempt.path)
+        return Blocked(moving) if moving not in (0, ino) else Step("resolve", attempt.path)
 
     def _takes_over(self, heir: int, path: str) -> bool:
         """Whether another file is about to replace what stands at ``path``, in one call."""

@@ -25,19 +25,27 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from unifs.errors import UnifsError, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from unifs.types import Change, Node, Page, SetAttributes, Version
 
 
 class ContentReader(Protocol):
-    """Immutable bytes on their way to a backend. May be read in any order and more than once."""
+    """Immutable bytes on their way to a backend. May be read in any order and more than once.
+
+    One whose CID is known has it as ``cid``.
+    """
 
     size_bytes: int
 
     async def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes from ``offset``, less only at the end."""
         ...
+
+
+def cid_of(content: ContentReader) -> str:
+    """The CID of a content on its way to a backend; "" where nobody knows it."""
+    return str(getattr(content, "cid", ""))
 
 
 class LocalReader(Protocol):
@@ -77,6 +85,22 @@ class Mount:
         """``size`` bytes of exactly that version, less only at its end; Stale if it is gone."""
         raise Unsupported(f"{self.kind} has no files to read")
 
+    async def read_into(
+        self,
+        path: str,
+        version: Version,
+        offset: int,
+        buffers: Sequence[bytearray],
+        filled: Callable[[], None],
+    ) -> None:
+        """Fill ``buffers``, one after the other, with that version's bytes from ``offset`` on.
+
+        ``filled`` is called after each: its bytes are good whatever happens to the next. Corrupt
+        where the bytes end before the buffers do; else as ``read``. For backends that answer one
+        large request more cheaply than many small ones.
+        """
+        raise Unsupported(f"{self.kind} reads one range at a time")
+
     def open_nowait(self, path: str, version: Version) -> LocalReader:
         """Bytes of exactly that version that lie on this machine, read without the cache."""
         raise Unsupported(f"{self.kind} has no bytes on this machine")
@@ -106,8 +130,14 @@ class Mount:
         """Remove an object, or an empty directory. Absent is success; Conflict as in ``put``."""
         raise Unsupported(f"{self.kind} is read-only")
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
-        """Move an object or a directory, replacing what is there. Done already is success."""
+    async def rename(
+        self, path: str, new_path: str, token: str, base: Version | None = None
+    ) -> None:
+        """Move an object or a directory, replacing what is there. Done already is success.
+
+        A backend whose rename can be conditional replaces the version ``base`` only (None: there
+        must be none), and raises Conflict where it holds another.
+        """
         raise Unsupported(f"{self.kind} has no rename")
 
     async def has_begun(self, new_path: str, token: str) -> bool:
@@ -148,7 +178,7 @@ class Mount:
             case "remove":
                 await self.remove(change.path, change.base, change.token)
             case "rename":
-                await self.rename(change.path, change.new_path, change.token)
+                await self.rename(change.path, change.new_path, change.token, change.base)
             case "set_attributes":
                 await self.set_attributes(change.path, change.attributes, change.token)
             case _:

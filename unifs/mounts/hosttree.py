@@ -51,6 +51,22 @@ _OBJECT: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def set_owner(path: str, changes: SetAttributes) -> None:
+    """Give a host object the owner and group of ``changes``; None keeps what it has."""
+    uid = -1 if changes.uid is None else changes.uid
+    os.chown(path, uid, -1 if changes.gid is None else changes.gid)
+
+
+def set_times(path: str, changes: SetAttributes) -> None:
+    """Give a host object the times of ``changes``; None keeps what it has."""
+    if changes.atime_ns is None and changes.mtime_ns is None:
+        return
+    now = os.stat(path)
+    atime_ns = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+    mtime_ns = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+    os.utime(path, ns=(atime_ns, mtime_ns))
+
+
 class HostTree:
     """The tree below ``directory``; paths as in the mount protocol."""
 
@@ -214,15 +230,10 @@ class HostTree:
         with self._open(path, _OBJECT) as fd:
             place = f"/proc/self/fd/{fd}"
             if changes.uid is not None or changes.gid is not None:
-                uid = -1 if changes.uid is None else changes.uid
-                os.chown(place, uid, -1 if changes.gid is None else changes.gid)
+                set_owner(place, changes)
             if changes.mode is not None:
                 os.chmod(place, stat.S_IMODE(changes.mode))
-            if changes.atime_ns is not None or changes.mtime_ns is not None:
-                now = os.fstat(fd)
-                atime_ns = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
-                mtime_ns = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
-                os.utime(place, ns=(atime_ns, mtime_ns))
+            set_times(place, changes)
 
     # --- the way to an object -------------------------------------------------------------------
 

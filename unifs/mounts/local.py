@@ -77,7 +77,9 @@ class LocalMount(Mount):
         with _named_errors():
             await self._blocking.change(self._tree.remove, path, base, token)
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
+    async def rename(
+        self, path: str, new_path: str, token: str, base: Version | None = None
+    ) -> None:
         with _named_errors():
             await self._blocking.change(self._tree.rename, path, new_path, token)
 

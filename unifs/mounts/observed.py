@@ -25,10 +25,10 @@ from unifs.errors import (
     UnifsError,
     Unreachable,
 )
-from unifs.mounts.base import Mount
+from unifs.mounts.base import Mount, cid_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from unifs.mounts.base import ContentReader, LocalReader
     from unifs.types import Change, Node, Page, SetAttributes, Version
@@ -117,6 +117,7 @@ class _Counted:
         self._content = content
         self._health = health
         self.size_bytes = content.size_bytes
+        self.cid = cid_of(content)
 
     async def read(self, offset: int, size: int) -> bytes:
         data = await self._content.read(offset, size)
@@ -175,6 +176,18 @@ class Observed(Mount):
         self.health.received_bytes += len(data)
         return data
 
+    async def read_into(
+        self,
+        path: str,
+        version: Version,
+        offset: int,
+        buffers: Sequence[bytearray],
+        filled: Callable[[], None],
+    ) -> None:
+        with self._calling("read") as mount:
+            await mount.read_into(path, version, offset, buffers, filled)
+        self.health.received_bytes += sum(map(len, buffers))
+
     def open_nowait(self, path: str, version: Version) -> LocalReader:
         return self.mount.open_nowait(path, version)
 
@@ -198,9 +211,11 @@ class Observed(Mount):
         with self._calling("remove") as mount:
             await mount.remove(path, base, token)
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
+    async def rename(
+        self, path: str, new_path: str, token: str, base: Version | None = None
+    ) -> None:
         with self._calling("rename") as mount:
-            await mount.rename(path, new_path, token)
+            await mount.rename(path, new_path, token, base)
 
     async def has_begun(self, new_path: str, token: str) -> bool:
         with self._calling("has_begun") as mount:

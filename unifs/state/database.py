@@ -40,6 +40,8 @@ WAL_LIMIT_BYTES = 64 << 20
 PASSIVE_BYTES = 16 << 20
 #: The part of the limit, 1 MiB, that is left for what a request commits once it was admitted.
 WAL_ROOM = 64
+#: Values in one statement.
+AMONG_MAX = 250
 FRAME_BYTES = schema.PAGE_BYTES + 24
 
 #: Locks between connections of this process only, and the WAL's index in memory: no system call
@@ -169,6 +171,12 @@ class Database:
             return self.execute(sql, bindings).fetchall()
         except apsw.Error as error:
             raise reading_failed(error) from error
+
+    def among(self, sql: str, first: tuple[Any, ...], values: list[bytes]) -> Iterator[Any]:
+        """Rows of a query whose last condition is ``in (%s)``, asked for many values at a time."""
+        for start in range(0, len(values), AMONG_MAX):
+            some = values[start : start + AMONG_MAX]
+            yield from self.all(sql % ",".join("?" * len(some)), (*first, *some))
 
     def rows(self, sql: str, bindings: Sequence[Any] = ()) -> Iterator[Any]:
         """Rows one by one; finish before the next mutation, or the WAL cannot be checkpointed."""

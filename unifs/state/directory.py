@@ -122,6 +122,29 @@ class StateDirectory:
         os.close(self._lock)
 
 
+def holder(path: Path) -> int | None:
+    """The process that holds the state directory ``path`` now; None where nobody does or tells."""
+    try:
+        lock = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        # None yet, or none that we may see: opening the directory will say so.
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(os.pread(lock, 4096, 0))
+    finally:
+        os.close(lock)
+    return None
+
+
+def _holder(claim: bytes) -> int | None:
+    try:
+        return int(json.loads(claim)["pid"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _owner(claim: bytes) -> str:
     try:
         owner = json.loads(claim)

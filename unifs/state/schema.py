@@ -7,12 +7,13 @@ brings a database of version n to n + 1.
 Epochs: a row that is changed carries in ``epoch`` the epoch in which it got its present form.
 Changing a row of an earlier epoch first copies it to its ``_past`` table with ``until`` = the
 current epoch, so the tree at epoch e is: live rows with epoch <= e, and past rows with epoch <= e
-< until. A row that is born and dies in one epoch leaves no trace.
+< until. An inode that has lost its last name is live until epoch ``gone``: its row keeps the form
+that it had. A row that is born and dies in one epoch leaves no trace.
 """
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 3
 
 #: A created file changes a page of each of four trees: 318 MiB reach the disk for 30,000 files of
 #: 1,000 bytes with 2 KiB pages, 203 MiB with these; queries and commits take the same time.
@@ -40,7 +41,8 @@ TABLES = (
         gone integer,           -- epoch in which the last name went; null while it has one
         attributes blob,        -- vfs.tree.ATTRIBUTES: mode, uid, gid, nlink, size, times …
         content blob,           -- journal.content: empty, small, large, symlink, CID, remote
-        cid blob                -- of a directory: CID and Tsize as of the last MFS root
+        cid blob                -- of a directory: CID and Tsize as of the last MFS root; of a
+                                --   remote file: vfs.remotecid, the CID of one version's bytes
     )""",
     "create index inode_gone on inode(gone) where gone is not null",
     # Live names. The id is the readdir offset: names keep it, merges never re-insert.
@@ -146,4 +148,55 @@ TABLES = (
     )""",
 )
 
-MIGRATIONS: dict[int, tuple[str, ...]] = {0: TABLES}
+#: Version 2: rows of redo are made one after another and removed in runs, for which a tree by row
+#: id writes one page; by container and id it took 2.6 for each fsync of an appended log.
+REDO_BY_ID = (
+    "alter table redo rename to redo_by_container",
+    """create table redo(
+        id integer primary key, -- dense; later bytes lie over earlier ones
+        container integer,      -- the file's name
+        offset integer,         -- in the file
+        bytes blob
+    )""",
+    "insert into redo(container,offset,bytes)"
+    " select container,offset,bytes from redo_by_container order by container,id",
+    "drop table redo_by_container",
+)
+
+#: Version 3: what history needs to be looked at, and what a user says of it.
+HISTORY = (
+    # Epoch in which the attribute got this value; 0: before this column was.
+    "alter table xattr add column epoch integer not null default 0",
+    """create table xattr_past(
+        ino integer, until integer, epoch integer, name blob, value blob,
+        primary key(ino, until, name)
+    ) without rowid""",
+    "create index xattr_past_until on xattr_past(until)",
+    # By id: a directory of an epoch is listed by it, as a live one is.
+    """create table dentry_past_by_id(
+        parent integer, until integer, id integer, name blob, ino integer, epoch integer,
+        primary key(parent, id, until)
+    ) without rowid""",
+    "insert into dentry_past_by_id select * from dentry_past",
+    "drop table dentry_past",
+    "alter table dentry_past_by_id rename to dentry_past",
+    "create index dentry_past_until on dentry_past(until)",
+    # Epochs with a name of the user's; they are kept until it is removed.
+    """create table checkpoint(
+        name text primary key,
+        epoch integer,          -- epoch.epoch
+        time_ns integer         -- when it was given
+    ) without rowid""",
+    # Epochs that are no longer shown. Their rows go next, then the row here and in epoch; an epoch
+    # with the newest root keeps both.
+    """create table thinned(
+        epoch integer primary key,
+        is_swept integer        -- 1: its rows are gone
+    )""",
+    # Directories at and below which no past is kept.
+    """create table untracked(
+        ino integer primary key -- inode.ino
+    )""",
+)
+
+MIGRATIONS: dict[int, tuple[str, ...]] = {0: TABLES, 1: REDO_BY_ID, 2: HISTORY}

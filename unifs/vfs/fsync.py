@@ -19,13 +19,14 @@ from unifs.errors import DiskFailed
 from unifs.journal.content import CLOSED, LargeContent
 from unifs.journal.log import Op
 from unifs.journal.redo import Carried
-from unifs.waiting import RETRY, complete
+from unifs.waiting import RETRY, WouldBlock, complete
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from unifs.journal.content import Content
     from unifs.journal.overlay import Overlay
+    from unifs.journal.redo import Mark
     from unifs.vfs.tree import Batch
     from unifs.vfs.treeinode import TreeInode
     from unifs.vfs.writer import Writer
@@ -46,12 +47,19 @@ class Durability:
         self.carried = Carried(writer.storage.database)
 
     async def make_durable(self, inode: TreeInode) -> None:
+        """As ``make_durable_nowait``, and waits."""
+        await complete(self.make_durable_nowait, inode)
+
+    def make_durable_nowait(self, inode: TreeInode) -> None:
         """fsync: what was written so far survives a power cut when this returns."""
-        is_carried = not inode.is_gone and await complete(self._commit_synced, inode)
+        is_carried = not inode.is_gone and self._commit_synced(inode)
         content = self.writer.content_of(inode)
         if is_carried or not isinstance(content, LargeContent) or content.state != CLOSED:
-            await self.storage.flusher.flush()
-            return
+            self.storage.flusher.flush_nowait()
+        else:
+            raise WouldBlock(partial(self._sync_large, inode, content))
+
+    async def _sync_large(self, inode: TreeInode, content: LargeContent) -> None:
         overlay = inode.overlay
         if overlay is None or overlay.content is not content:
             await self._sync_form(content, None)
@@ -116,7 +124,7 @@ class Durability:
         self, content: LargeContent, overlay: Overlay, pieces: list[tuple[int, bytes]]
     ) -> None:
         """The transaction is committed: whatever of the WAL becomes durable after it has it too."""
-        self.carried.added(overlay.container, sum(len(data) for _, data in pieces))
+        self.carried.added(overlay.container, pieces)
         overlay.synced(overlay.ranges_noted(), True)
         overlay.set_durable(overlay.commits, content.size, content.extents.pack())
 
@@ -154,9 +162,7 @@ class Durability:
         await complete(self._record_durable, (*form, content.id), marks)
         await self.storage.flusher.flush()
 
-    def _record_durable(
-        self, bindings: tuple[int, bytes, int], marks: dict[int, tuple[int, int]]
-    ) -> None:
+    def _record_durable(self, bindings: tuple[int, bytes, int], marks: dict[int, Mark]) -> None:
         self.writer.tree.commit([(SET_DURABLE, bindings), *self.carried.drop(marks)])
         self.carried.dropped(marks)
 

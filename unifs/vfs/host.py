@@ -41,6 +41,7 @@ from unifs.errors import (
     Stale,
 )
 from unifs.mounts.hostcalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from unifs.mounts.hosttree import set_owner, set_times
 from unifs.types import SetAttributes
 from unifs.vfs.hosthandles import HostDirectoryHandle, HostHandle, HostIo
 from unifs.vfs.hostnodes import ROOT_NUMBER, HostInode, HostNode, NodeTable, fill
@@ -159,8 +160,7 @@ class HostVolume(Volume):
         with self._path_of(_node_of(inode)) as path:
             # No field at all is chown(-1, -1), which moves ctime.
             if changes.uid is not None or changes.gid is not None or changes == SetAttributes():
-                uid = -1 if changes.uid is None else changes.uid
-                os.chown(path, uid, -1 if changes.gid is None else changes.gid)
+                set_owner(path, changes)
             if changes.size_bytes is not None:
                 if isinstance(handle, HostHandle) and handle.is_writable:
                     os.ftruncate(handle.fd, changes.size_bytes)
@@ -168,11 +168,7 @@ class HostVolume(Volume):
                     os.truncate(path, changes.size_bytes)
             if changes.mode is not None:
                 os.chmod(path, stat.S_IMODE(changes.mode))
-            if changes.atime_ns is not None or changes.mtime_ns is not None:
-                now = os.stat(path)
-                atime_ns = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
-                mtime_ns = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
-                os.utime(path, ns=(atime_ns, mtime_ns))
+            set_times(path, changes)
         return self.getattr(inode)
 
     def readlink(self, inode: Inode) -> bytes:

@@ -57,7 +57,10 @@ class Keeper:
         self.writer = writer
         self.storage = writer.storage
         self.dead = writer.dead_containers
-        self._collected_at = 0.0
+        self._collected_at = float("-inf")
+        self._is_linked = False
+        #: ``Keeping.links`` when no row named a DAG; -1: nobody has looked.
+        self._unlinked_at = -1
 
     # --- ContentOwner -----------------------------------------------------------------------------
 
@@ -155,15 +158,32 @@ class Keeper:
                 log.warning("dead containers stay for now: error=%s", error)
 
     async def _let_go(self, node: EmbeddedNode) -> None:
-        if await node.pins_scan():
+        has_pins = bool(await node.pins_scan())
+        if has_pins or await self._has_links(node):
             if trio.current_time() - self._collected_at >= COLLECT_S:
                 self._collected_at = trio.current_time()
-                await node.repo_gc()
+                await (node.repo_gc() if has_pins else node.collector.release())
             return
         blocks = self.storage.blocks
         for container in self.dead_containers():
             await trio.to_thread.run_sync(blocks.index.forget_container, container)
             await complete(self.drop_container, container)
+
+    async def _has_links(self, node: EmbeddedNode) -> bool:
+        """Whether rows name a DAG by its CID, or somebody reads one: its blocks may lie there.
+
+        Rows are looked through when something was linked since it was last known that none does;
+        once one does, that is believed until the next start.
+        """
+        keeping = node.keeping
+        if keeping.is_holding:
+            return True
+        links = keeping.links
+        if not self._is_linked and self._unlinked_at != links:
+            work = partial(_has_links, self.storage.state.database)
+            self._is_linked = await trio.to_thread.run_sync(work)
+            self._unlinked_at = links
+        return self._is_linked or keeping.is_holding or keeping.links != links
 
 
 #: Where the tree names CIDs: table, its key, the CID in a column, and which rows have one.
@@ -191,6 +211,19 @@ def tree_roots(database: Path) -> Iterator[Root]:
                 rows: list[Any] = connection.all(query, (after, after + KEYS))
                 yield from (Root(Cid.decode(column)) for (column,) in rows)
                 after += KEYS
+    finally:
+        connection.close()
+
+
+def _has_links(database: Path) -> bool:
+    """Whether any row, present or past, is a link by CID: one look through all of them."""
+    connection = Reader(database)
+    try:
+        for table in ("inode", "inode_past"):
+            query = f"select 1 from {table} where substr(content,1,1)=x'04' limit 1"
+            if connection.all(query):
+                return True
+        return False
     finally:
         connection.close()
 

@@ -139,9 +139,9 @@ class MfsVolume(TreeVolume):
         node: UnixfsStat,
         caller: Caller,
     ) -> None:
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         inode = self._linked_inode(parent, cid, tsize, node, caller)
-        self._make(parent, name, inode)
+        self.make_inode(parent, name, inode)
         if stat.S_ISDIR(inode.attributes.st_mode):
             parent.attributes.st_nlink += 1
 
@@ -205,9 +205,10 @@ class MfsVolume(TreeVolume):
             assert entry.node is not None
             made = self._linked_inode(inode, entry.cid, entry.tsize, entry.node, caller)
             packed = pack_attributes(made.attributes)
-            row = (made.ino, self.mount_id, inode.ino, tree.epoch, packed, made.stored)
+            # As old as anything: whatever past the directory has, it had these names.
+            row = (made.ino, self.mount_id, inode.ino, 0, packed, made.stored)
             batch.append((INSERT_INODE, row))
-            batch.append(tree.add_name(inode.ino, entry.name, made.ino))
+            batch.append(tree.add_name(inode.ino, entry.name, made.ino, 0))
             if entry.node.kind in ("directory", "hamt"):
                 directories += 1
                 batch.append(("update inode set cid=? where ino=?", (made.stored[1:], made.ino)))
@@ -223,7 +224,10 @@ class MfsVolume(TreeVolume):
     def read_linked(
         self, inode: TreeInode, offset: int, size: int
     ) -> bytes | bytearray | memoryview:
-        return self.node.read_nowait(unpack_link(inode.stored[1:]).cid, offset, size)
+        return self.read_link(inode.stored, offset, size)
+
+    def read_link(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
+        return self.node.read_nowait(unpack_link(stored[1:]).cid, offset, size)
 
     def materialize(self, inode: TreeInode) -> None:
         raise WouldBlock(partial(self._materialize, inode), self.name)

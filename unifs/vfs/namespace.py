@@ -28,11 +28,13 @@ NAMESPACE_PREFIX = 1
 class NamespaceDirectory(Inode):
     """A directory of the mount table. Children: name -> inode number."""
 
-    __slots__ = ("children",)
+    __slots__ = ("children", "unlisted")
 
     def __init__(self, ino: int, volume: Volume, attributes: Attributes) -> None:
         super().__init__(ino, volume, attributes)
         self.children: dict[bytes, int] = {}
+        #: As ``children``, found by look-up only.
+        self.unlisted: dict[bytes, int] = {}
 
     def is_busy(self) -> bool:
         return True
@@ -85,13 +87,25 @@ class Namespace(Volume):
 
     def add_directory(self, name: bytes) -> NamespaceDirectory:
         """A directory of volumes at the root."""
-        self._next += 1
-        directory = self._directory(NAMESPACE_PREFIX << INO_SHIFT | self._next)
+        directory = self._new_directory()
         self.add(self.root, name, directory.ino)
         return directory
 
+    def add_unlisted(self, name: bytes) -> NamespaceDirectory:
+        """A read-only directory of volumes at the root that no listing shows."""
+        directory = self._new_directory()
+        directory.attributes.st_mode = stat.S_IFDIR | 0o555
+        self.root.unlisted[name] = directory.ino
+        return directory
+
+    def _new_directory(self) -> NamespaceDirectory:
+        self._next += 1
+        return self._directory(NAMESPACE_PREFIX << INO_SHIFT | self._next)
+
     def add(self, directory: NamespaceDirectory, name: bytes, ino: int) -> None:
         """Show an inode under a name; Exists if it is taken."""
+        if name in directory.unlisted:
+            raise Exists(f"the name {name.decode(errors='replace')} is reserved")
         if name in directory.children:
             raise Exists(f"there is a mount called {name.decode(errors='replace')} already")
         directory.children[name] = ino
@@ -117,7 +131,7 @@ class Namespace(Volume):
 
     def lookup(self, parent: Inode, name: bytes) -> Inode:
         assert isinstance(parent, NamespaceDirectory)
-        ino = parent.children.get(name)
+        ino = parent.children.get(name) or parent.unlisted.get(name)
         if ino is None:
             raise NotFound
         return self._inodes.get(ino)

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.cache.reads import EXTENT_BYTES, Source
+from unifs.cache.memory import EXTENT_BYTES
+from unifs.cache.source import Source
 from unifs.errors import UnifsError
 from unifs.journal.content import SEALED, LargeContent, SmallContent, large_id, remote_blob
 from unifs.journal.log import Op
+from unifs.vfs.remotecid import known_cid, record
 from unifs.vfs.remoterows import content_key
 from unifs.waiting import complete
 
@@ -153,7 +155,10 @@ class Cold:
     def _turn(self, inode: RemoteInode) -> None:
         volume = self._volume
         blob = remote_blob(inode.attributes.st_size, inode.version)
+        cid = known_cid(volume, inode)
+        kept = [] if cid is None else [record(inode.ino, inode.version, cid)]
         batch: Batch = [
+            *kept,
             ("update inode set content=? where ino=?", (blob, inode.ino)),
             ("update remote set synced=null where ino=?", (inode.ino,)),
             volume.writer.log.row(Op.SYNC, inode.ino, inode.parent, blob),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 import time
 from typing import TYPE_CHECKING
 
 from unifs.journal.log import Op, Renamed, pack_rename
 from unifs.journal.writeback_order import NOWHERE
 from unifs.types import NAME_MAX_BYTES, Version
-from unifs.vfs.tree import SET_GONE, pack_attributes
+from unifs.vfs.tree import SET_GONE
 
 if TYPE_CHECKING:
     from unifs.types import Node
@@ -79,6 +80,29 @@ def take_ours(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     log.warning("conflict: ours is kept: ino=%d path=%r", ino, path)
 
 
+def step_aside(sync: RemoteSync, ino: int, path: str) -> None:
+    """The tree has the inode elsewhere by now: theirs keeps the place, ours goes to the new one."""
+    known = sync.known(ino) or NOWHERE
+    if known.path == path:
+        sync.tree.commit([(NOWHERE_NOW, (ino,))])
+        inode = sync.volume.inodes.hot.get(ino)
+        if inode is not None:
+            inode.take(NOWHERE)  # type: ignore[attr-defined]
+    sync.unlist(path.rpartition("/")[0])
+
+
+def take_bytes(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
+    """Only attributes were changed here: the bytes are theirs, the attributes stay ours and due."""
+    inode = sync.volume.hot_or_row(ino)
+    if inode is None:
+        return
+    if stat.S_IFMT(node.mode) != stat.S_IFMT(inode.attributes.st_mode):
+        take_theirs(sync, ino, path, node)
+        return
+    sync.volume.merge.adopt_bytes(inode, node)
+    log.warning("conflict: their bytes, our attributes: ino=%d path=%r", ino, path)
+
+
 def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     """The remote object takes the name; the local inode lives as long as it is open."""
     volume, tree = sync.volume, sync.tree
@@ -92,7 +116,7 @@ def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     tree.drop_name(batch, wanted.parent, wanted.name)
     batch.append(("delete from remote where ino=?", (ino,)))
     inode.attributes.st_nlink = 0
-    batch.append((SET_GONE, (tree.epoch, pack_attributes(inode.attributes), ino)))
+    batch.append((SET_GONE, (tree.epoch, ino)))
     made = volume.merge.new(parent, node, path)
     volume.merge.insert(made, wanted.name, batch)
     batch.append(volume.log.row(Op.UNLINK, ino, wanted.parent, wanted.name))

@@ -10,8 +10,9 @@ import stat
 from typing import TYPE_CHECKING
 
 from unifs.journal.content import large_id
+from unifs.journal.log import Op
 from unifs.vfs.remoterows import RemoteInode
-from unifs.vfs.tree import SET_GONE, pack_attributes
+from unifs.vfs.tree import SET_GONE
 
 if TYPE_CHECKING:
     from unifs.vfs.remotevolume import RemoteVolume
@@ -37,14 +38,26 @@ def drop(volume: RemoteVolume, parent: int, name: bytes, ino: int) -> None:
         if len(batch) >= DROP_MAX:
             tree.commit(batch, frees=True)
             batch = []
-    tree.commit(batch, frees=True)
+    commit_releasing(volume, batch, contents)
     volume.rows -= len(rows)
-    volume.writer.released.extend((volume.log.seq, content) for content in contents)
     above = volume.inodes.hot.get(parent)
     hot = volume.inodes.hot.get(ino)
     if above is not None and hot is not None and stat.S_ISDIR(hot.attributes.st_mode):
         above.attributes.st_nlink -= 1
     volume.tell_entry(parent, name)
+
+
+def commit_releasing(volume: RemoteVolume, batch: Batch, contents: list[int]) -> None:
+    """Commit a change after which nothing names ``contents`` any more.
+
+    Their bytes go when a record of the same transaction is durable. It is nobody's: a power cut
+    before it leaves rows that name bytes which are still there.
+    """
+    log = volume.writer.log
+    if contents:
+        batch.append(log.row(Op.SYNC, 0, 0, b""))
+    volume.tree.commit(batch, frees=True)
+    volume.writer.released.extend((log.seq, content) for content in contents)
 
 
 def _drop_rows(volume: RemoteVolume, ino: int, batch: Batch, contents: list[int]) -> None:
@@ -57,8 +70,10 @@ def _drop_rows(volume: RemoteVolume, ino: int, batch: Batch, contents: list[int]
         hot.attributes.st_nlink = 0
         hot.is_gone = True
         volume.writer.touched.pop(ino, None)
-        packed = pack_attributes(hot.attributes)
-        batch.append((SET_GONE, (volume.tree.epoch, packed, ino)))
+        if large_id(hot.stored):
+            # As in ``commit_releasing``: its bytes go when it is forgotten.
+            batch.append(volume.writer.log.row(Op.SYNC, 0, 0, b""))
+        batch.append((SET_GONE, (volume.tree.epoch, ino)))
         if not hot.opens and not volume.inodes.count(ino):
             volume.forgotten(ino)
         return

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unifs.cache.reads import Source
+from unifs.cache.readahead import Window
+from unifs.cache.source import Source
 from unifs.errors import BadHandle, Stale
 from unifs.journal.content import REMOTE
 from unifs.vfs.remotefsync import sync_directory, sync_file
@@ -31,7 +32,7 @@ class RemoteHandle(TreeHandle):
     one that is pinned to an older version keeps it, and writing through it is Stale.
     """
 
-    __slots__ = ("local", "pinned", "size_bytes", "source")
+    __slots__ = ("local", "pinned", "size_bytes", "source", "window")
 
     volume: RemoteVolume
 
@@ -41,6 +42,7 @@ class RemoteHandle(TreeHandle):
         super().__init__(inode, volume, can_read, can_write)
         self.pinned: Version | None = None
         self.source: Source | None = None
+        self.window = Window()
         self.local: LocalReader | None = None
         assert isinstance(inode, RemoteInode)
         if inode.overlay is None and is_remote(inode):
@@ -66,6 +68,7 @@ class RemoteHandle(TreeHandle):
         if inode.based_on != self.pinned:
             return False
         self.pinned = self.source = self.local = None
+        self.volume.cache.close(self.window)
         return True
 
     def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
@@ -78,7 +81,7 @@ class RemoteHandle(TreeHandle):
         if self.local is not None:
             return self.local.read_nowait(offset, size)
         assert self.source is not None
-        return self.volume.cache.read_nowait(self.source, offset, size)
+        return self.volume.cache.read_nowait(self.source, offset, size, self.window)
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         inode = self.inode
@@ -98,6 +101,7 @@ class RemoteHandle(TreeHandle):
 
     def _close(self, inode: TreeInode) -> None:
         had_writers = self.can_write
+        self.volume.cache.close(self.window)
         super()._close(inode)
         if had_writers and inode.writers == 0:
             self.volume.closed(inode.ino)

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from unifs.errors import NotFound, Stale
 from unifs.journal.content import REMOTE, large_id, remote_blob, symlink_blob
+from unifs.journal.log import Op
 from unifs.types import NAME_MAX_BYTES, Version
+from unifs.vfs.remoteahead import Ahead
 from unifs.vfs.remotedrop import drop
+from unifs.vfs.remotepage import PageRows, mode_of, new_names
 from unifs.vfs.remoterows import COMPLETE, PARTIAL, UNLISTED, RemoteInode, join, pack_told
 from unifs.vfs.remoteunderway import Questions
 from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
@@ -48,6 +51,7 @@ class Merge:
         self.remotes = volume.remotes
         self.attempts = volume.attempts
         self._questions = Questions()
+        self._ahead = Ahead(self._questions)
         self._scans: dict[int, trio.Event] = {}
 
     # --- asking -----------------------------------------------------------------------------------
@@ -129,32 +133,43 @@ class Merge:
             await running.wait()
             return RETRY
         done = self._scans[inode.ino] = trio.Event()
-        moment = self._questions.begin()
         try:
-            path = inode.path
-            if path is None:
-                return RETRY
-            if inode.listing == COMPLETE or inode.cursor is None:
-                inode.listing, inode.cursor = UNLISTED, None
-                inode.listed_ns = self.volume.now_ns()
-            page = await self.volume.mount.scan(path, inode.cursor)
+            await self._scan_page(inode)
+        finally:
+            del self._scans[inode.ino]
+            done.set()
+        return RETRY
+
+    async def _scan_page(self, inode: RemoteInode) -> None:
+        path = inode.path
+        if path is None:
+            return
+        if inode.listing == COMPLETE or inode.cursor is None:
+            inode.listing, inode.cursor = UNLISTED, None
+            inode.listed_ns = self.volume.now_ns()
+        cursor = inode.cursor
+        ahead = await self._ahead.take(inode.ino, (path, cursor))
+        moment = self._questions.begin() if ahead is None else ahead[1]
+        try:
+            page = await self.volume.mount.scan(path, cursor) if ahead is None else ahead[0]
             if self._is_late(path, moment) or inode.path != path:
                 # The directory moved while it was listed.
                 inode.listing, inode.cursor = UNLISTED, None
-                return RETRY
+                return
+            if cursor is not None and page.after is not None and self.volume.nursery is not None:
+                place = (path, page.after)
+                self._ahead.begin(self.volume.nursery, self.volume.mount.scan, inode.ino, place)
             entries, late = [], []
+            is_quiet = self.attempts.is_quiet and not self._questions.has_departed
             for entry in _shown(page.entries):
                 below = join(path, entry.name)
-                if self._is_late(below, moment):
+                if not is_quiet and self._is_late(below, moment):
                     late.append(below)
                 else:
                     entries.append((entry.name, below, entry.node))
             await complete(self._take_page, inode, entries, late, page.after)
         finally:
             self._questions.end()
-            del self._scans[inode.ino]
-            done.set()
-        return RETRY
 
     def _take_page(
         self,
@@ -207,7 +222,12 @@ class Merge:
         made: dict[bytes, RemoteInode] = {}
         seen: list[RemoteInode] = []
         replaced: list[tuple[int, bytes, int]] = []
+        new = new_names(volume, parent, entries)
+        rows = PageRows(volume, parent, now_ns)
         for name, path, node in entries:
+            if name in new:
+                rows.add(name, path, node)
+                continue
             if self.attempts.is_at(path) or name in made:
                 self._see(path, now_ns, batch)
                 continue
@@ -236,8 +256,10 @@ class Merge:
             made = {name: made[name] for name in made if volume.find(parent, name) is None}
         for name, inode in made.items():
             self.insert(inode, name, batch)
+        batch += rows.batch
         if batch:
             self.tree.commit(batch)
+        rows.committed()
         for inode in made.values():
             volume.inodes.add(inode)
             if stat.S_ISDIR(inode.attributes.st_mode):
@@ -263,14 +285,7 @@ class Merge:
         attributes.st_rdev = node.rdev
         attributes.st_blksize = 1 << 20
         attributes.entry_timeout = attributes.attr_timeout = volume.timeout_s
-        permissions = stat.S_IMODE(node.mode)
-        if not node.has_permissions:
-            permissions = 0o755 if is_directory else 0o644
-            if volume.is_read_only():
-                permissions &= 0o555
-        if stat.S_ISLNK(node.mode):
-            permissions = 0o777
-        attributes.st_mode = stat.S_IFMT(node.mode) | permissions
+        attributes.st_mode = mode_of(volume, node)
         moment = node.mtime_ns or 0
         attributes.st_mtime_ns = attributes.st_ctime_ns = attributes.st_atime_ns = moment
         inode.parent, inode.epoch, inode.path = parent.ino, self.tree.epoch, path
@@ -308,7 +323,7 @@ class Merge:
         attributes = inode.attributes
         before = (inode.version, inode.stored, pack_attributes(attributes))
         if (node.version or Version("")) != inode.version:
-            self._adopt(inode, node)
+            self._adopt(inode, node, batch)
         if node.has_permissions and not inode.is_local:
             attributes.st_mode = stat.S_IFMT(attributes.st_mode) | stat.S_IMODE(node.mode)
             if node.mtime_ns is not None:
@@ -321,16 +336,30 @@ class Merge:
         inode.checked_ns = now_ns
         batch.append(self.remotes.store(inode))
 
-    def _adopt(self, inode: RemoteInode, node: Node) -> None:
+    def adopt_bytes(self, inode: RemoteInode, node: Node) -> None:
+        """Somebody else's bytes take the place of the backend's; our attributes stay."""
+        attributes, batch = inode.attributes, list[Any]()
+        moments = attributes.st_mtime_ns, attributes.st_ctime_ns
+        self._adopt(inode, node, batch)
+        attributes.st_mtime_ns, attributes.st_ctime_ns = moments
+        packed = pack_attributes(attributes)
+        row = (inode.parent, self.tree.epoch, packed, inode.stored, inode.ino)
+        self.tree.commit([*batch, (UPDATE_INODE, row), self.remotes.store(inode)])
+        self.volume.tell_inode(inode.ino)
+
+    def _adopt(self, inode: RemoteInode, node: Node, batch: Batch) -> None:
         """Somebody else's version takes the place of what was here."""
         content = large_id(inode.stored)
-        if content:
-            self.volume.writer.released.append((self.volume.log.seq, content))
         attributes = inode.attributes
         inode.held, inode.based_on = None, None
         if node.target is not None:
             inode.stored = symlink_blob(node.target)
         self._take_version(inode, node)
+        if content:
+            # The bytes go when this record is durable, and with it the row that names them no more.
+            log = self.volume.writer.log
+            batch.append(log.row(Op.SYNC, inode.ino, inode.parent, inode.stored))
+            self.volume.writer.released.append((log.seq, content))
         moment = node.mtime_ns if node.mtime_ns is not None else self.volume.now_ns()
         if not stat.S_ISDIR(attributes.st_mode):
             attributes.st_mtime_ns = attributes.st_ctime_ns = moment

@@ -48,8 +48,10 @@ class Places:
         return self.volume.attempts.at(path)
 
     def late(self, path: str) -> int:
-        found = (ino for ino in self.volume.attempts.below(path) if self.wanted(ino) is None)
-        return next(found, 0)
+        return next(iter(self.volume.attempts.below(path)), 0)
+
+    def moving(self, path: str) -> int:
+        return self.volume.attempts.moving(path)
 
     def heir(self, path: str) -> int:
         above, _, name = path.rpartition("/")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unifs.errors import Corrupt
+from unifs.ipfs.cid import Cid
 from unifs.journal.content import LargeContent, SmallContent
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
     from unifs.journal.content import Content, Contents
-    from unifs.journal.extents import ExtentMap
     from unifs.mounts.base import ContentReader, Mount
     from unifs.types import Version
 
@@ -21,9 +21,10 @@ PIECE_BYTES = 1 << 20
 class BytesReader:
     """A content that is in memory."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, cid: str = "") -> None:
         self._data = data
         self.size_bytes = len(data)
+        self.cid = cid
 
     async def read(self, offset: int, size: int) -> bytes:
         return self._data[offset : offset + size]
@@ -32,10 +33,11 @@ class BytesReader:
 class LargeReader:
     """A large content; whoever made it keeps its row alive."""
 
-    def __init__(self, contents: Contents, extents: ExtentMap, size: int) -> None:
+    def __init__(self, contents: Contents, content: LargeContent) -> None:
         self._contents = contents
-        self._extents = extents
-        self.size_bytes = size
+        self._extents = content.extents.copy()
+        self.size_bytes = content.size
+        self.cid = "" if content.cid is None else str(Cid.decode(content.cid[8:]))
 
     async def read(self, offset: int, size: int) -> bytes:
         end = min(offset + size, self.size_bytes)
@@ -76,7 +78,8 @@ async def reader_of(contents: Contents, content: Content | None) -> ContentReade
     """A reader of a committed content; None is the empty file."""
     if isinstance(content, SmallContent):
         whole = await complete(contents.read_small, content, 0, content.length)
-        return BytesReader(bytes(whole))
+        has_raw_leaves = contents.profile.has_raw_leaves
+        return BytesReader(bytes(whole), str(Cid.raw(content.digest)) if has_raw_leaves else "")
     if isinstance(content, LargeContent):
-        return LargeReader(contents, content.extents.copy(), content.size)
+        return LargeReader(contents, content)
     return BytesReader(b"")

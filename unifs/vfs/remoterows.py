@@ -127,6 +127,11 @@ class Remotes:
         row = self._database.one(query, (self.mount_id, os.fsencode(path)))
         return 0 if row is None else int(row[0])
 
+    def among(self, paths: list[bytes]) -> list[bytes]:
+        """Those of ``paths`` at which the backend holds an object that is known."""
+        query = "select path from remote where mount=? and path in (%s)"
+        return [row[0] for row in self._database.among(query, (self.mount_id,), paths)]
+
     def below(self, path: str, limit: int) -> list[int]:
         """Inodes of objects that the backend holds below a directory."""
         query = f"select ino from remote where {BELOW} limit ?"

@@ -18,8 +18,8 @@ from unifs.journal.writeback_due import Journal
 from unifs.journal.writeback_order import NOWHERE
 from unifs.journal.writeback_tree import Upload
 from unifs.types import Node, SetAttributes, Version
-from unifs.vfs.remoteconflict import keep_both, take_ours, take_theirs
-from unifs.vfs.remotedrop import drop
+from unifs.vfs.remoteconflict import keep_both, step_aside, take_bytes, take_ours, take_theirs
+from unifs.vfs.remotedrop import commit_releasing, drop
 from unifs.vfs.remoteplaces import Places
 from unifs.vfs.remotereaders import MountReader, reader_of
 from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key
@@ -177,11 +177,9 @@ class RemoteSync(Places, Journal):
         """Commit; an attempt of the inode has ended with it."""
         row = self.tree.database.one("select attempt,content from remote where ino=?", (ino,))
         batch.append((END, (ino,)))
-        self.tree.commit(batch)
-        self.attempts.end(ino)
         content = large_id(bytes(row[1])) if row is not None and row[1] else 0
-        if content:
-            self.volume.writer.released.append((self.volume.log.seq, content))
+        commit_releasing(self.volume, batch, [content] if content else [])
+        self.attempts.end(ino)
 
     # --- confirmed --------------------------------------------------------------------------------
 
@@ -272,11 +270,11 @@ class RemoteSync(Places, Journal):
         if known.path is None:
             return
         if is_foreign:
-            self._unlist(known.path.rpartition("/")[0])
+            self.unlist(known.path.rpartition("/")[0])
         else:
             self.volume.merge.departed(known.path)
 
-    def _unlist(self, path: str) -> None:
+    def unlist(self, path: str) -> None:
         """What the rows say of a directory is not what the backend has."""
         ino = self.at(path) if path else self.root
         inode = self.volume.hot_or_row(ino) if ino else None
@@ -349,8 +347,9 @@ class RemoteSync(Places, Journal):
             return
         known = self.known(ino) or NOWHERE
         if known.path == path and row[5][:1] == bytes((REMOTE,)):
-            # Only attributes were changed here; the bytes that they are of are gone.
-            take_theirs(self, ino, path, node)
+            take_bytes(self, ino, path, node)
+        elif self.heir(path) != ino:
+            step_aside(self, ino, path)
         elif self.conflicts == "ours" and stat.S_IFMT(node.mode) != stat.S_IFDIR:
             take_ours(self, ino, path, node)
         elif self.conflicts == "theirs" and known.path in (None, path):

@@ -42,6 +42,11 @@ class Attempts:
             self._ended.set()
             self._ended = trio.Event()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether there is none."""
+        return not self._by_path and not self._moving
+
     def is_at(self, path: str) -> bool:
         """Whether what stands at ``path`` is perhaps ours, without our knowing."""
         return path in self._by_path
@@ -58,11 +63,14 @@ class Attempts:
 
     def is_moving(self, path: str) -> bool:
         """Whether a rename that has not ended moves what stands at ``path``, or goes there."""
-        return any(
-            path == end or path.startswith(f"{end}/")
-            for ends in self._moving.values()
-            for end in ends
-        )
+        return self.moving(path) > 0
+
+    def moving(self, path: str) -> int:
+        """The inode of a rename that has not ended and concerns ``path``, 0 for none."""
+        for ino, ends in self._moving.items():
+            if any(path == end or path.startswith(f"{end}/") for end in ends):
+                return ino
+        return 0
 
     async def settled(self, path: str) -> bool:
         """Wait for the end of renames that concern ``path``; whether there was one."""
@@ -97,6 +105,11 @@ class Questions:
         if self._asking:
             self._moment += 1
             self._departed[path] = self._moment
+
+    @property
+    def has_departed(self) -> bool:
+        """Whether anything changed since the oldest question that is still asked."""
+        return bool(self._departed)
 
     def is_late(self, path: str, moment: int) -> bool:
         """Whether an answer about ``path`` to a question of ``moment`` is older than a change."""

@@ -34,7 +34,9 @@ from unifs.errors import (
 from unifs.journal.log import Op, WaitingLog
 from unifs.journal.writeback import Writeback
 from unifs.journal.writeback_calls import Calls
+from unifs.journal.writeback_due import WritebackLimits
 from unifs.types import NAME_MAX_BYTES
+from unifs.vfs import remotecid
 from unifs.vfs.remotebase import Bases
 from unifs.vfs.remotecold import Cold
 from unifs.vfs.remoteepoch import Epoch
@@ -48,10 +50,9 @@ from unifs.vfs.treevolume import TreeVolume
 from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from unifs.cache.reads import ReadCache
-    from unifs.journal.writeback_due import WritebackLimits
     from unifs.mounts.base import Mount
     from unifs.types import Attributes, Caller, SetAttributes
     from unifs.vfs.tree import Batch
@@ -72,6 +73,7 @@ TRIM_S = 5.0
 class RemoteVolume(TreeVolume):
     """A remote mount."""
 
+    keeps_history = False
     inode_type = RemoteInode
     handle_type = RemoteHandle
     directory_type = RemoteDirectory
@@ -99,12 +101,14 @@ class RemoteVolume(TreeVolume):
         #: fsync waits for the backend too; ``moved_bytes`` tells whether anything moves there.
         self.waits_for_backend = False
         self.moved_bytes: Callable[[], int] = lambda: 0
+        #: Hashes a large content now; None where that happens on its own only.
+        self.seal: Callable[[TreeInode], Awaitable[None]] | None = None
         self.cold = Cold(self)
         self.rows = 0
         self.rows_max = ROWS_MAX
         #: Wall-clock time: what is remembered over a restart.
         self.now_ns: Callable[[], int] = time.time_ns
-        self._nursery: trio.Nursery | None = None
+        self.nursery: trio.Nursery | None = None
         self._scanning: set[int] = set()
 
     def connect(
@@ -128,7 +132,8 @@ class RemoteVolume(TreeVolume):
         self.epoch = Epoch(self)
         self.bases = Bases(self)
         self.status = RemoteStatus(self)
-        calls = Calls(self.sync, mount)
+        limits = limits or WritebackLimits()
+        calls = Calls(self.sync, mount, limits.late_s)
         self.writeback = Writeback(calls, self.sync, self.records, self.sync.flush, limits)
         self.sync.writeback = self.writeback
         self.rows = self.remotes.count()
@@ -137,7 +142,7 @@ class RemoteVolume(TreeVolume):
     async def serve(self) -> AsyncIterator[None]:
         """Writeback, background scans and trimming run inside this context."""
         async with trio.open_nursery() as nursery:
-            self._nursery = self.bases.nursery = nursery
+            self.nursery = self.bases.nursery = nursery
             if not self.is_read_only():
                 self.sync.load()
                 self.writeback.load()
@@ -147,7 +152,7 @@ class RemoteVolume(TreeVolume):
             try:
                 yield
             finally:
-                self._nursery = self.bases.nursery = None
+                self.nursery = self.bases.nursery = None
                 nursery.cancel_scope.cancel()
 
     # --- inodes -----------------------------------------------------------------------------------
@@ -224,12 +229,12 @@ class RemoteVolume(TreeVolume):
         now = trio.current_time()
         parent.lookups = [at for at in parent.lookups if now - at < LOOKUPS_S]
         parent.lookups.append(now)
-        if len(parent.lookups) < LOOKUPS_MAX or self._nursery is None:
+        if len(parent.lookups) < LOOKUPS_MAX or self.nursery is None:
             return
         if parent.ino not in self._scanning and len(self._scanning) < SCANS_MAX:
             self._scanning.add(parent.ino)
             parent.lookups = []
-            self._nursery.start_soon(self._scan_behind, parent)
+            self.nursery.start_soon(self._scan_behind, parent)
 
     async def _scan_behind(self, inode: RemoteInode) -> None:
         try:
@@ -269,9 +274,9 @@ class RemoteVolume(TreeVolume):
         self._check_writable()
         return super().setattr(inode, changes, handle, caller)
 
-    def _check_new(self, parent: Inode, name: bytes) -> None:
+    def check_new(self, parent: Inode, name: bytes) -> None:
         self._check_writable()
-        super()._check_new(parent, name)
+        super().check_new(parent, name)
 
     def unlink(self, parent: Inode, name: bytes, caller: Caller) -> None:
         self._check_writable()
@@ -354,6 +359,10 @@ class RemoteVolume(TreeVolume):
         """A name changed at the backend."""
         if self.invalidator is not None:
             self.invalidator.entry(parent, name)
+
+    def cid_of(self, inode: TreeInode) -> str:
+        assert isinstance(inode, RemoteInode)
+        return str(remotecid.cid_of(self, inode))
 
     def state_of(self, inode: TreeInode) -> str:
         """open, closed, sealed, synced or (immutable mounts) verified."""

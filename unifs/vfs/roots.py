@@ -36,6 +36,7 @@ from unifs.journal.content import (
     small_content,
 )
 from unifs.state.database import Reader
+from unifs.vfs.epochs import next_epoch
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -280,19 +281,13 @@ class MfsRoots:
                 await self.sealer.seal(inode)
         storage = self.writer.storage
         seq, epoch = storage.log.seq, self.writer.tree.epoch
-        await complete(self._next_epoch)
+        await complete(next_epoch, self.writer, [])
         with self.blocks.importing(), closing(RowView(storage, self.volume.root, changed)) as view:
             built = await build_root(view, storage.profile, self.blocks, self._limiter)
             await complete(self._record, built, seq, epoch)
         for ino in built.unfinished:
             for parent, name in self.writer.tree.names_of(ino):
                 self._mark_again(parent, {name})
-
-    def _next_epoch(self) -> None:
-        """What is committed from now on belongs to the epoch after the one that is built."""
-        tree = self.writer.tree
-        tree.commit([("insert or replace into meta values(?,?)", ("epoch", tree.epoch + 1))])
-        tree.epoch += 1
 
     def _record(self, built: MfsRoot, seq: int, epoch: int) -> None:
         batch: Batch = []

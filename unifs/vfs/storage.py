@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from unifs.errors import ConfigInvalid
+from unifs.errors import ConfigInvalid, DiskFailed
 from unifs.ipfs.embedded.blocks import Blocks
 from unifs.ipfs.embedded.segments import Segments
 from unifs.ipfs.unixfs.profiles import PROFILES
@@ -69,17 +69,26 @@ class Storage:
             log.warning("damaged: what=%s", damage)
         self.log = Log(self.database)
         self.contents = Contents(self.database, self.segments, state, self.profile)
-        self.blocks = Blocks(
-            state.path / "blocks.db",
-            (self.nodes, self.segments),
-            open_container=self.contents.containers.shared,
-        )
+        try:
+            self.blocks = self._open_blocks()
+        except DiskFailed:
+            # A full disk, if it is not broken: users free space once the tree is mounted.
+            if not state.give_up_reserve():
+                raise
+            self.blocks = self._open_blocks()
         #: Files that no content names, but that hold blocks which a pin may need.
         self.dead_containers: set[int] = set()
         self._remove_unnamed()
         self.overlays = Overlays(self.contents.containers)
         self.flusher = Flusher(self.database, self.segments, self.log)
         self.tree = Tree(self.database, state)
+
+    def _open_blocks(self) -> Blocks:
+        return Blocks(
+            self.state.path / "blocks.db",
+            (self.nodes, self.segments),
+            open_container=self.contents.containers.shared,
+        )
 
     def damages(self, is_lasting: bool = False) -> list[str]:
         """What is known to be no block in the segments, a sentence each.
@@ -134,6 +143,9 @@ class Storage:
     def close(self, is_clean: bool = True) -> None:
         """Close everything; ``is_clean`` says that all was committed and flushed."""
         if self.database.failed is None:
+            if is_clean and self.is_tidy:
+                # Sealing lets go of files that readers may still have: the next start removes them.
+                self.is_tidy = next(unnamed_files(self.database, self.state), None) is None
             self.database.begin()
             self.database.set_meta("sealed_seq", self.flusher.sealed_seq)
             self.database.set_meta("last_ino", self.tree.last_ino)

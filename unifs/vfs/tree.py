@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from unifs.errors import NoSpace
 from unifs.journal.content import large_id
+from unifs.vfs.tracking import Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from unifs.state.database import Database
     from unifs.state.directory import StateDirectory
     from unifs.types import Attributes
+    from unifs.vfs.treeinode import TreeInode
 
 #: mode uid gid nlink size atime mtime ctime (ns), and rdev; of a regular file the blocks that are
 #: holes, in its place.
@@ -34,7 +36,8 @@ Batch = list[Statement]
 
 INSERT_INODE = "insert into inode values(?,?,?,?,null,?,?,null)"
 UPDATE_INODE = "update inode set parent=?,epoch=?,attributes=?,content=? where ino=?"
-SET_GONE = "update inode set parent=0,gone=?,attributes=? where ino=?"
+#: The row keeps its last form: history shows it.
+SET_GONE = "update inode set parent=0,gone=? where ino=?"
 KEEP_INODE = (
     "insert or ignore into inode_past select ino,?,epoch,attributes,content from inode where ino=?"
 )
@@ -45,6 +48,16 @@ DELETE_DENTRY = "delete from dentry where parent=? and name=?"
 KEEP_DENTRY = (
     "insert into dentry_past select parent,?,id,name,ino,epoch from dentry"
     " where parent=? and name=? and epoch<?"
+)
+KEEP_XATTR = (
+    "insert or ignore into xattr_past select ino,?,epoch,name,value from xattr"
+    " where ino=? and name=? and epoch<?"
+)
+#: Before the row of an inode without a name goes: attributes that an epoch which is shown has.
+KEEP_XATTRS = (
+    "insert or ignore into xattr_past select x.ino,i.gone,x.epoch,x.name,x.value"
+    " from xattr x join inode i on i.ino=x.ino where x.ino=? and exists (select 1 from epoch e"
+    " where e.epoch>=x.epoch and e.epoch<i.gone and e.epoch not in (select epoch from thinned))"
 )
 LISTING = (
     "select d.id,d.name,d.ino,i.attributes from dentry d join inode i on i.ino=d.ino"
@@ -135,6 +148,7 @@ class Tree:
     def __init__(self, database: Database, state: StateDirectory) -> None:
         self.database = database
         self._state = state
+        self.tracking = Tracking(database)
         self.epoch: int = database.get_meta("epoch", 1)
         self.last_ino: int = max(
             1,
@@ -171,10 +185,12 @@ class Tree:
         self.last_ino += 1
         return self.last_ino
 
-    def add_name(self, parent: int, name: bytes, ino: int) -> Statement:
+    def add_name(self, parent: int, name: bytes, ino: int, epoch: int | None = None) -> Statement:
+        """The statement for a new name, which is there from ``epoch`` on (None: from now on)."""
         self._last_dentry += 1
         self._name_comes(parent, name)
-        return INSERT_DENTRY, (parent, self._last_dentry, name, ino, self.epoch)
+        since = self.epoch if epoch is None else epoch
+        return INSERT_DENTRY, (parent, self._last_dentry, name, ino, since)
 
     def drop_name(self, batch: Batch, parent: int, name: bytes) -> None:
         key = (parent, name)
@@ -207,6 +223,8 @@ class Tree:
         epoch = self.epoch
         if self._found_at == self.database.commits and self._found.get(key, ABSENT)[1] == epoch:
             return
+        if not self.tracking.keeps(key[0]):
+            return
         batch.append((KEEP_DENTRY, (epoch, *key, epoch)))
 
     def change_target(self, batch: Batch, parent: int, name: bytes, ino: int) -> None:
@@ -214,10 +232,12 @@ class Tree:
         self._keep_name(batch, (parent, name))
         batch.append((CHANGE_TARGET, (ino, self.epoch, parent, name)))
 
-    def keep_inode(self, batch: Batch, ino: int, stored: bytes) -> None:
+    def keep_inode(self, batch: Batch, inode: TreeInode) -> None:
         """Before a row of an earlier epoch changes: its present form goes to the past."""
-        batch.append((KEEP_INODE, (self.epoch, ino)))
-        content = large_id(stored)
+        if not self.tracking.keeps_inode(inode):
+            return
+        batch.append((KEEP_INODE, (self.epoch, inode.ino)))
+        content = large_id(inode.stored)
         if content:
             batch.append(("update content set refs=refs+1 where id=?", (content,)))
 
@@ -246,6 +266,11 @@ class Tree:
             rows: list[Any] = self.database.fetch(FIND, key)
             row = found[key] = rows[0] if rows else ABSENT
         return row[0]
+
+    def among(self, parent: int, names: list[bytes]) -> list[bytes]:
+        """Those of ``names`` that a directory has."""
+        query = "select name from dentry where parent=? and name in (%s)"
+        return [row[0] for row in self.database.among(query, (parent,), names)]
 
     def inode_row(self, ino: int) -> Any:
         """(mount, parent, epoch, gone, attributes, content), or None."""
@@ -297,6 +322,11 @@ class Tree:
                 return False
             ino = row[1]
         return True
+
+    def keep_xattr(self, batch: Batch, inode: TreeInode, name: bytes) -> None:
+        """Before an attribute of an earlier epoch changes: its present value goes to the past."""
+        if self.tracking.keeps_inode(inode):
+            batch.append((KEEP_XATTR, (self.epoch, inode.ino, name, self.epoch)))
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         row = self.database.one("select value from xattr where ino=? and name=?", (ino, name))

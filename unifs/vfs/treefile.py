@@ -98,6 +98,7 @@ class TreeHandle(Handle):
             # What nearly every write to a small file does.
             buffer += data
             overlay.is_dirty = True
+            volume.overlays.appended = overlay
         else:
             volume.overlays.write(overlay, offset, data)
         attributes = inode.attributes
@@ -137,8 +138,7 @@ class TreeHandle(Handle):
 
     def fsync(self, datasync: bool) -> None:
         inode: TreeInode = self.inode  # type: ignore[assignment]
-        durability = self.volume.writer.durability
-        raise WouldBlock(lambda: durability.make_durable(inode))
+        self.volume.writer.durability.make_durable_nowait(inode)
 
 
 class TreeDirectory(DirectoryHandle):
@@ -216,4 +216,4 @@ class TreeDirectory(DirectoryHandle):
     def fsync(self, datasync: bool) -> None:
         volume = self.volume
         volume.commit_names(self.inode.ino)
-        raise WouldBlock(volume.storage.flusher.flush)
+        volume.storage.flusher.flush_nowait()

@@ -29,12 +29,12 @@ from unifs.vfs.unsynced import Unsynced
 from unifs.vfs.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from unifs.journal.log import Log, WaitingLog
     from unifs.types import Attributes, Caller
     from unifs.vfs.inodes import Inodes
-    from unifs.vfs.tree import Batch
+    from unifs.vfs.tree import Batch, Statement
     from unifs.vfs.volume import Inode
     from unifs.vfs.writer import Writer
 
@@ -133,7 +133,8 @@ class TreeNames(Volume):
         inode.epoch = self.tree.epoch
         return inode
 
-    def _check_new(self, parent: Inode, name: bytes) -> None:
+    def check_new(self, parent: Inode, name: bytes) -> None:
+        """NotFound or Exists where that name cannot be made."""
         if parent.is_gone:  # type: ignore[attr-defined]
             raise NotFound
         if self.find(parent, name) is not None:
@@ -149,14 +150,17 @@ class TreeNames(Volume):
         self.inodes.add(inode)
         self.writer.touch(parent, inode.attributes.st_mtime_ns)
 
-    def _make(self, parent: Inode, name: bytes, inode: TreeInode) -> TreeInode:
-        """Commit a new inode at once."""
+    def make_inode(
+        self, parent: Inode, name: bytes, inode: TreeInode, also: Sequence[Statement] = ()
+    ) -> TreeInode:
+        """Commit a new inode at once, with statements of its own."""
         writer = self.writer
         batch: Batch = []
         inode.pending = (parent.ino, name)
         inode.name = name
         blob, inode.stored = inode.stored, b""
         writer.rows(inode, blob, batch)
+        batch += also
         self.tree.commit(batch)
         writer.pending[inode.pending] = inode
         writer.committed(inode, None, blob)
@@ -165,22 +169,22 @@ class TreeNames(Volume):
         return inode
 
     def mknod(self, parent: Inode, name: bytes, mode: int, rdev: int, caller: Caller) -> TreeInode:
-        self._check_new(parent, name)
-        return self._make(parent, name, self.new_inode(parent, mode, caller, rdev))
+        self.check_new(parent, name)
+        return self.make_inode(parent, name, self.new_inode(parent, mode, caller, rdev))
 
     def mkdir(self, parent: Inode, name: bytes, mode: int, caller: Caller) -> TreeInode:
-        self._check_new(parent, name)
-        made = self._make(parent, name, self.new_inode(parent, mode | stat.S_IFDIR, caller))
+        self.check_new(parent, name)
+        made = self.make_inode(parent, name, self.new_inode(parent, mode | stat.S_IFDIR, caller))
         self.tree.directory_made(made.ino)
         parent.attributes.st_nlink += 1
         return made
 
     def symlink(self, parent: Inode, name: bytes, target: bytes, caller: Caller) -> TreeInode:
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         inode = self.new_inode(parent, stat.S_IFLNK | 0o777, caller)
         inode.attributes.st_size = len(target)
         inode.stored = symlink_blob(target)
-        return self._make(parent, name, inode)
+        return self.make_inode(parent, name, inode)
 
     def link(self, inode: Inode, parent: Inode, name: bytes, caller: Caller) -> TreeInode:
         assert isinstance(inode, TreeInode)
@@ -191,7 +195,7 @@ class TreeNames(Volume):
             raise NotFound
         if attributes.st_nlink >= LINKS_MAX:
             raise TooManyLinks
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         if inode.is_dirty():
             self.writer.commit(inode)
         batch: Batch = []
@@ -205,7 +209,7 @@ class TreeNames(Volume):
         attributes.st_nlink, attributes.st_ctime_ns = before[0] + 1, now
         try:
             self._update(inode, 0, batch)
-            batch.append(self.log.row(Op.LINK, inode.ino, parent.ino, name))
+            batch.append(self.log.row(Op.LINK, inode.ino, parent.ino, name, now))
             self.tree.commit(batch)
         except BaseException:
             attributes.st_nlink, attributes.st_ctime_ns = before
@@ -219,7 +223,7 @@ class TreeNames(Volume):
         """The statement that writes an inode's attributes and directory, past form kept."""
         tree = self.tree
         if inode.epoch != tree.epoch:
-            tree.keep_inode(batch, inode.ino, inode.stored)
+            tree.keep_inode(batch, inode)
         packed = pack_attributes(inode.attributes)
         batch.append((UPDATE_INODE, (parent, tree.epoch, packed, inode.stored, inode.ino)))
 
@@ -244,7 +248,7 @@ class TreeNames(Volume):
             batch: Batch = []
             self.tree.drop_name(batch, parent.ino, name)
             undo = self._drop_link(inode, parent.ino, name, now, batch)
-            batch.append(self.log.row(Op.UNLINK, inode.ino, parent.ino, name))
+            batch.append(self.log.row(Op.UNLINK, inode.ino, parent.ino, name, now))
             self._commit_drop(inode, batch, undo)
         self.writer.touch(parent, now)  # type: ignore[arg-type]
         self.writer.mark(self.mount_id, parent.ino, name)
@@ -259,7 +263,7 @@ class TreeNames(Volume):
         batch: Batch = []
         self.tree.drop_name(batch, parent.ino, name)
         undo = self._drop_link(inode, parent.ino, name, now, batch)
-        batch.append(self.log.row(Op.RMDIR, inode.ino, parent.ino, name))
+        batch.append(self.log.row(Op.RMDIR, inode.ino, parent.ino, name, now))
         self._commit_drop(inode, batch, undo)
         parent.attributes.st_nlink -= 1
         self.writer.touch(parent, now)  # type: ignore[arg-type]
@@ -278,8 +282,7 @@ class TreeNames(Volume):
             self._update(inode, 0, batch)
         else:
             attributes.st_nlink = 0
-            packed = pack_attributes(attributes)
-            batch.append((SET_GONE, (self.tree.epoch, packed, inode.ino)))
+            batch.append((SET_GONE, (self.tree.epoch, inode.ino)))
         return before
 
     def _commit_drop(self, inode: TreeInode, batch: Batch, before: tuple[int, int]) -> None:

@@ -91,12 +91,14 @@ class TreeRename(TreeNames):
         renamed: Renamed,
         batch: Batch,
     ) -> None:
-        batch.append(self.log.row(Op.RENAME, inode.ino, old_parent, pack_rename(renamed)))
+        now = inode.attributes.st_ctime_ns
+        batch.append(self.log.row(Op.RENAME, inode.ino, old_parent, pack_rename(renamed), now))
         if target is None:
             return
         if renamed.is_exchange:
             back = Renamed(old_parent, inode.ino, True, renamed.new_name, renamed.name)
-            batch.append(self.log.row(Op.RENAME, target.ino, renamed.new_parent, pack_rename(back)))
+            packed = pack_rename(back)
+            batch.append(self.log.row(Op.RENAME, target.ino, renamed.new_parent, packed, now))
         else:
             self.note_displaced(target, renamed.new_parent, renamed.new_name, batch)
 
@@ -140,6 +142,7 @@ class TreeRename(TreeNames):
             if one.parent:
                 one.parent = after.ino
             if before is not after and stat.S_ISDIR(one.attributes.st_mode):
+                self.tree.tracking.forget()
                 before.attributes.st_nlink -= 1
                 after.attributes.st_nlink += 1
             self._updated(one)

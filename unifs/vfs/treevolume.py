@@ -74,6 +74,8 @@ class TreeLoader(Volume):
         if row[1] != kind:
             raise Exists(f"{name} was a mount of kind {row[1]} here before")
         volume = make(name, row[0], self.writer, self.factory)
+        if not volume.keeps_history:
+            tree.tracking.leave_out(row[0])
         volume.root = row[2]
         self.volumes[row[0]] = volume
         return volume
@@ -105,6 +107,8 @@ class TreeLoader(Volume):
 class TreeVolume(TreeRename):
     """A writable volume of the tree."""
 
+    #: Whether what its rows were is kept.
+    keeps_history = True
     #: What opening a file and a directory gives.
     handle_type: type[TreeHandle] = TreeHandle
     directory_type: type[TreeDirectory] = TreeDirectory
@@ -249,7 +253,7 @@ class TreeVolume(TreeRename):
         self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[TreeInode, TreeHandle]:
         assert isinstance(parent, TreeInode)
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         inode = self.new_inode(parent, mode | stat.S_IFREG, caller)
         self.add_pending(parent, name, inode)
         access = flags & os.O_ACCMODE
@@ -265,6 +269,15 @@ class TreeVolume(TreeRename):
     ) -> bytes | bytearray | memoryview:
         """Bytes of a file that is linked by its CID; a volume with a node knows them."""
         raise NotAvailableOffline
+
+    def read_link(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
+        """As ``read_linked``, of a file with that content column."""
+        raise NotAvailableOffline
+
+    def expand(self, inode: Inode) -> None:
+        """Before anybody looks at the names of a directory that is linked by its CID: WouldBlock
+        makes rows for them.
+        """
 
     def materialize(self, inode: TreeInode) -> None:
         """Before the first write to a file linked by its CID: its bytes become our own.
@@ -291,8 +304,9 @@ class TreeVolume(TreeRename):
         self._check_xattr(name)
         if len(value) > XATTR_BYTES_MAX:
             raise TooLarge("an extended attribute may have 64 KiB")
-        statement = "insert or replace into xattr values(?,?,?)"
-        self._change_xattr(inode, name, (statement, (inode.ino, name, value)))
+        statement = "insert or replace into xattr values(?,?,?,?)"
+        row = (inode.ino, name, value, self.tree.epoch)
+        self._change_xattr(inode, name, (statement, row))
 
     def removexattr(self, inode: Inode, name: bytes) -> None:
         self._check_xattr(name)
@@ -312,7 +326,9 @@ class TreeVolume(TreeRename):
         assert isinstance(inode, TreeInode)
         if inode.is_dirty():
             self.writer.commit(inode)
-        batch: Batch = [statement]
+        batch: Batch = []
+        self.tree.keep_xattr(batch, inode, name)
+        batch.append(statement)
         batch.append(self.log.row(Op.XATTR, inode.ino, inode.parent, name))
         self.tree.commit(batch)
         inode.attributes.st_ctime_ns = time.time_ns()

@@ -16,7 +16,8 @@ import trio
 
 from unifs.errors import UnifsError
 from unifs.journal.content import SEALED, LargeContent, large_id
-from unifs.vfs.tree import pack_attributes
+from unifs.vfs.epochs import time_rows, times_written
+from unifs.vfs.tree import KEEP_XATTRS
 from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ ROWS_MAX = 2_000
 #: Containers of contents, and whether any content names one.
 HELD = "select container from holding where content in (select value from json_each(?))"
 IS_HELD = "select 1 from holding where container=? limit 1"
-UPDATE_TIMES = "update inode set attributes=?,epoch=? where ino=?"
 
 
 class Upkeep:
@@ -139,14 +139,7 @@ class Upkeep:
         writer = self.writer
         tree = writer.tree
         touched = list(writer.touched.values())[:ROWS_MAX]
-        batch: Batch = []
-        for inode in touched:
-            if inode.is_dirty():
-                continue
-            if inode.epoch != tree.epoch:
-                tree.keep_inode(batch, inode.ino, inode.stored)
-            packed = pack_attributes(inode.attributes)
-            batch.append((UPDATE_TIMES, (packed, tree.epoch, inode.ino)))
+        batch = time_rows(writer, touched)
         sealed_seq = self.storage.flusher.sealed_seq
         if not batch and sealed_seq == self._sealed_seq_written:
             return
@@ -156,11 +149,7 @@ class Upkeep:
             batch.append((meta, ("times_seq", self.storage.log.seq)))
         tree.commit(batch)
         self._sealed_seq_written = sealed_seq
-        for inode in touched:
-            del writer.touched[inode.ino]
-            inode.is_touched = False
-            if not inode.is_dirty():
-                inode.epoch = tree.epoch
+        times_written(writer, touched)
 
     _sealed_seq_written = 0
 
@@ -202,8 +191,11 @@ class Upkeep:
                 waiting.append(inode)
                 continue
             reaped.add(inode)
-            batch.append(("delete from xattr where ino=?", (inode.ino,)))
-            if inode.epoch == writer.tree.epoch:
+            is_history = writer.tree.tracking.keeps_inode(inode)
+            if inode.epoch == writer.tree.epoch or not is_history:
+                if is_history:
+                    batch.append((KEEP_XATTRS, (inode.ino,)))
+                batch.append(("delete from xattr where ino=?", (inode.ino,)))
                 batch.append(("delete from inode where ino=? and gone is not null", (inode.ino,)))
                 content = large_id(inode.stored)
                 if content:

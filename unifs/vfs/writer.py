@@ -11,7 +11,6 @@ successor is sealed (``guards``), a removed content only when its removal is dur
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -226,14 +225,13 @@ class Writer:
             if not overlay.buffer:
                 return None, b""
             if overlay.commits < COMMITS_SMALL_MAX or not inode.opens:
-                small = self._append(overlay.buffer)
+                small = self._append(overlay.digest(), overlay.buffer)
                 return small, small.blob
             self.overlays.spill(overlay)
         large = self._large_rows(inode, overlay, is_carried, batch)
         return large, large.blob
 
-    def _append(self, buffer: bytearray) -> SmallContent:
-        digest = hashlib.sha256(buffer).digest()
+    def _append(self, digest: bytes, buffer: bytearray) -> SmallContent:
         place = self.contents.segments.append_raw(digest, memoryview(buffer))
         small = SmallContent(place.segment, place.offset, place.length, digest)
         small.is_verified = True
@@ -294,10 +292,11 @@ class Writer:
             mount = inode.volume.mount_id  # type: ignore[attr-defined]
             batch.append((INSERT_INODE, (ino, mount, parent, tree.epoch, packed, blob)))
             batch.append(tree.add_name(parent, name, ino))
-            batch.append(log_.row(Op.CREATE, ino, parent, name))
+            made_ns = inode.attributes.st_ctime_ns
+            batch.append(log_.row(Op.CREATE, ino, parent, name, made_ns))
             return
         if inode.epoch != tree.epoch:
-            tree.keep_inode(batch, ino, inode.stored)
+            tree.keep_inode(batch, inode)
         batch.append((UPDATE_INODE, (inode.parent, tree.epoch, packed, blob, ino)))
         if blob != inode.stored or inode.overlay is not None:
             data = pack_pair(inode.before(), blob)

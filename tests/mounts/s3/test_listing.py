@@ -28,18 +28,12 @@ PAGE = """<?xml version="1.0" encoding="UTF-8"?>
 <EncodingType>url</EncodingType></ListBucketResult>"""
 
 
-def page_of(text: str, step: int = 1 << 20) -> KeyPage:
-    page = KeyPage()
-    data = text.encode()
-    for start in range(0, len(data), step):
-        page.feed(data[start : start + step])
-    page.close()
-    return page
+def page_of(text: str) -> KeyPage:
+    return KeyPage(text.encode())
 
 
-@pytest.mark.parametrize("step", [1, 7, 1 << 20])
-def test_a_page_however_it_arrives(step: int) -> None:
-    page = page_of(PAGE, step)
+def test_a_page() -> None:
+    page = page_of(PAGE)
     first, second = page.objects
     assert first.key == "a b+c d\n\udcff"
     assert first.etag == "900150983cd24fb0d6963f7d28e17f72"
@@ -74,10 +68,8 @@ def test_what_is_cut_incomplete_or_hostile_is_corrupt(text: str) -> None:
 
 @given(st.binary(max_size=200))
 def test_noise_is_corrupt_or_an_empty_page(data: bytes) -> None:
-    page = KeyPage()
     try:
-        page.feed(data)
-        page.close()
+        page = KeyPage(data)
     except Corrupt:
         return
     assert page.objects == []

@@ -12,7 +12,9 @@ from tests.contract.subjects import Bytes
 from tests.contract.test_reading import scanned
 from unifs.errors import Conflict, NotEmpty, NotFound, Unreachable
 from unifs.mounts.s3 import moving
+from unifs.mounts.s3.attributes import DIRECTORY
 from unifs.mounts.s3.removing import BATCH_MIN
+from unifs.mounts.s3.writing import SINGLE_BYTES
 from unifs.types import Change, Version
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ async def test_what_somebody_changes_while_it_moves_is_not_lost(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeded(world, "old", 3)
-    copied = world.mount._moving._copied
+    copied = world.mount._moving.copies.copy_version
     changed = []
 
     async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
@@ -81,7 +83,7 @@ async def test_what_somebody_changes_while_it_moves_is_not_lost(
             changed.append(world.put("old/2", b"theirs"))
         return made
 
-    monkeypatch.setattr(world.mount._moving, "_copied", overtaken)
+    monkeypatch.setattr(world.mount._moving.copies, "copy_version", overtaken)
     await world.mount.rename("old", "new", "t1")
     assert changed
     assert world.get("new/2") == b"theirs"
@@ -127,13 +129,13 @@ async def test_what_was_copied_is_not_copied_again(
     await cut_off(world, monkeypatch, "old/2")
     stored = world.head("new/2")["LastModified"]
     after_restart = world.another()
-    copied, keys = after_restart._moving._copied, []
+    copied, keys = after_restart._moving.copies.copy_version, []
 
     async def noted(source, version, target, headers):  # type: ignore[no-untyped-def]
         keys.append(target[1])
         return await copied(source, version, target, headers)
 
-    monkeypatch.setattr(after_restart._moving, "_copied", noted)
+    monkeypatch.setattr(after_restart._moving.copies, "copy_version", noted)
     await after_restart.rename("old", "new", "t1")
     after_restart.service.close()
     assert "new/2" not in keys
@@ -146,7 +148,7 @@ async def test_what_somebody_stores_ahead_of_a_move_stays(
 ) -> None:
     monkeypatch.setattr(moving, "PAGE_KEYS", 2)
     seeded(world, "old")
-    copied = world.mount._moving._copied
+    copied = world.mount._moving.copies.copy_version
     theirs = []
 
     async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
@@ -155,7 +157,7 @@ async def test_what_somebody_stores_ahead_of_a_move_stays(
             theirs.append(world.put("new/sub/5", b"theirs"))
         return made
 
-    monkeypatch.setattr(world.mount._moving, "_copied", overtaken)
+    monkeypatch.setattr(world.mount._moving.copies, "copy_version", overtaken)
     await world.mount.rename("old", "new", "t1")
     assert world.get("new/sub/5") == b"theirs"
     (beside,) = [key for key in world.listed() if ".conflict-" in key]
@@ -163,18 +165,104 @@ async def test_what_somebody_stores_ahead_of_a_move_stays(
     assert not [key for key in world.listed() if key.startswith("old")]
 
 
+async def test_a_directory_moves_with_the_empty_ones_in_it(world: World) -> None:
+    for key in ("old/", "old/empty/", "old/sub/", "old/sub/below/", "old/sub/f"):
+        world.put(key, b"f" if key.endswith("f") else b"", ContentType="application/x-directory")
+    await world.mount.rename("old", "new", "t1")
+    assert world.listed() == ["new/", "new/empty/", "new/sub/", "new/sub/below/", "new/sub/f"]
+    assert world.get("new/sub/f") == b"f"
+
+
+async def test_nothing_of_a_moved_directory_is_in_the_way_of_a_file(world: World) -> None:
+    for key in ("old/", "old/sub/", "old/sub/below/", "old/sub/below/f"):
+        world.put(key, b"f" if key.endswith("f") else b"", ContentType="application/x-directory")
+    await world.mount.rename("old", "new", "t1")
+    await world.mount.make("old", DIRECTORY, "t2")
+    await world.mount.put("old/sub", Bytes(b"file"), None, "t3")
+    assert world.get("old/sub") == b"file"
+
+
+async def test_a_directory_that_lost_its_last_file_is_in_no_file_s_way(world: World) -> None:
+    for name in ("put", "moved/deep", "large"):
+        world.put(f"d/{name}/f")
+        world.client.delete_object(Bucket=world.bucket, Key=f"d/{name}/f")
+    world.put("a", b"a")
+    await world.mount.make("d", DIRECTORY, "t1")
+    await world.mount.put("d/put", Bytes(b"new"), None, "t2")
+    await world.mount.rename("a", "d/moved", "t3")
+    large = bytes(SINGLE_BYTES + 1)
+    await world.mount.put("d/large", Bytes(large), None, "t4")
+    assert (world.get("d/put"), world.get("d/moved")) == (b"new", b"a")
+    assert world.get("d/large") == large
+
+
+async def test_a_rename_replaces_what_it_is_to_replace_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Version(world.put("there", b"before"))
+    world.put("a", b"a")
+    world.put("b", b"b")
+    copied = world.mount._moving.copies.copy_version
+
+    async def overtaken(source, version, target, how):  # type: ignore[no-untyped-def]
+        world.put(target[1], b"theirs")
+        return await copied(source, version, target, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.mount._moving.copies, "copy_version", overtaken)
+        with pytest.raises(Conflict):
+            await world.mount.rename("a", "there", "t1", base)
+        with pytest.raises(Conflict):
+            await world.mount.rename("b", "free", "t2")
+    assert [world.get(key) for key in ("a", "b", "there", "free")] == [
+        *(b"a", b"b"),
+        *(b"theirs", b"theirs"),
+    ]
+    await world.mount.rename("a", "there", "t3", Version(world.head("there")["ETag"].strip('"')))
+    assert (world.listed(), world.get("there")) == (["b", "free", "there"], b"a")
+
+
+async def test_a_rename_whose_answer_was_lost_spares_what_came_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.put("a", b"a")
+    copied = world.mount._moving.copies.copy_version
+
+    async def unheard(source, version, target, how):  # type: ignore[no-untyped-def]
+        await copied(source, version, target, how)
+        raise Unreachable("the answer was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.mount._moving.copies, "copy_version", unheard)
+        with pytest.raises(Unreachable):
+            await world.mount.rename("a", "b", "t1")
+    world.put("a", b"theirs")
+    await world.mount.rename("a", "b", "t1")
+    assert (world.get("a"), world.get("b")) == (b"theirs", b"a")
+
+
+async def test_where_copies_ignore_conditions_a_look_comes_first(moto: World) -> None:
+    assert not await moto.mount._conditions.copying(moto.bucket)
+    moto.put("a", b"a")
+    moto.put("there", b"theirs")
+    with pytest.raises(Conflict):
+        await moto.mount.rename("a", "there", "t1", Version("0" * 32))
+    await moto.mount.rename("a", "b", "t2")
+    assert (moto.listed(), moto.get("b"), moto.get("there")) == (["b", "there"], b"a", b"theirs")
+
+
 async def test_a_file_changed_while_it_moves_stays_at_both_places(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.put("old", b"ours")
-    copied = world.mount._moving._copied
+    copied = world.mount._moving.copies.copy_version
 
     async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
         made = await copied(source, version, target, headers)
         world.put("old", b"theirs")
         return made
 
-    monkeypatch.setattr(world.mount._moving, "_copied", overtaken)
+    monkeypatch.setattr(world.mount._moving.copies, "copy_version", overtaken)
     await world.mount.rename("old", "new", "t1")
     assert (world.get("old"), world.get("new")) == (b"theirs", b"ours")
 

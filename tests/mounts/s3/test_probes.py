@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from tests.contract.subjects import Bytes
 from tests.contract.test_reading import scanned
+from tests.mounts.s3.conftest import World, world_on
 from unifs.errors import InvalidArgument, NotFound
 from unifs.mounts.s3.conditions import LEFT_S
 from unifs.mounts.s3.mount import S3Mount
@@ -18,7 +20,7 @@ from unifs.mounts.s3.removing import BATCH_MIN
 from unifs.types import Change, Version
 
 if TYPE_CHECKING:
-    from tests.mounts.s3.conftest import World
+    from tests.servers.s3 import S3Server
     from unifs.mounts.s3.service import Request
 
 LEFT = f"{PROBE}0123456789abcdef"
@@ -90,3 +92,27 @@ async def test_what_a_killed_daemon_left_is_swept_when_it_is_old(world: World) -
             await mount.honours(world.bucket)
         mount.service.close()
         assert set(world.listed()) == left - gone
+
+
+async def test_the_connection_of_a_sweep_that_is_cut_off_is_closed(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = world_on(s3_server)
+    service, lent = world.mount.service, []
+
+    async def sweep(bucket: str, now_s: float) -> int:
+        address = service._address
+        connection = await service._pool.connect(address)
+        try:
+            lent.append(connection)
+            await trio.sleep_forever()
+        finally:
+            service._pool.give(address, connection)
+        return 0
+
+    monkeypatch.setattr(world.mount._conditions, "sweep", sweep)
+    async with world.mount.serve():
+        await world.mount.honours(world.bucket)
+        await trio.testing.wait_all_tasks_blocked()
+    assert len(lent) == 1
+    assert service.statistics()["connections_idle"] == 0

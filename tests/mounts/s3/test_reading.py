@@ -211,6 +211,6 @@ async def test_a_bucket_with_versions_still_serves_the_pinned_one(world: World) 
         await world.mount.stat("f")
     with pytest.raises(Stale):
         await world.mount.read("f", Version("made up"), 0, 1)
-    await world.mount.restore("f", first)
+    await world.mount.restore("f", found[1].id)
     assert world.get("f") == b"first"
     assert (await world.mount.stat("f")).version == first

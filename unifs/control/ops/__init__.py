@@ -34,6 +34,13 @@ MODULES: Final = {
     "backends": "backends",
     "refresh": "backends",
     "credentials": "credentials",
+    "s3": "s3",
+    "history": "history",
+    "diff": "history",
+    "undelete": "history",
+    "rollback": "history",
+    "checkpoint": "history",
+    "checkpoints": "history",
 }
 
 

@@ -31,6 +31,9 @@ async def add(
     profile: Annotated[str | None, Param("profile of the AWS configuration files")] = None,
     credentials: Annotated[str | None, Param("entry of `unifs ctl credentials`")] = None,
     anonymous: Annotated[bool | None, Param("sign nothing: public buckets")] = None,
+    ca_file: Annotated[
+        str | None, Param("PEM file of the authorities to trust", place="host")
+    ] = None,
     bucket: Annotated[str | None, Param("only this bucket, as the mount's root")] = None,
     prefix: Annotated[str | None, Param("only keys below this: a/b/")] = None,
     addressing: Annotated[
@@ -48,6 +51,7 @@ async def add(
     keep_attributes: Annotated[
         bool | None, Param("modes, owners, times, symlinks in metadata")
     ] = None,
+    keep_cid: Annotated[bool | None, Param("CIDs of what is written in metadata")] = None,
     parallel_max: Annotated[int | None, Param("requests at the same time")] = None,
     fresh_s: Annotated[float | None, Param("how long names and attributes are believed")] = None,
     conflicts: Annotated[

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from unifs.control.daemon_protocol import Answer, ChangeState, Daemon, JournalRecord, JournalStatus
+from unifs.control.history_protocol import EpochInfo, Tracked
 from unifs.control.registry import Emit, Param, operation
 
 MaybePath = Annotated[
@@ -70,6 +71,41 @@ async def sync(
 ) -> JournalStatus:
     """Bring changes to their backend and wait until they are there."""
     return await daemon.journal.sync(path, until, timeout_s)
+
+
+@operation("journal.history")
+async def history(daemon: Daemon, emit: Emit[EpochInfo]) -> None:
+    """List the epochs that are kept, the oldest first.
+
+    Each can be looked at below /.unifs/history/mfs, by its number or its names.
+    """
+    async for epoch in daemon.history.epochs():
+        await emit(epoch)
+
+
+Directory = Annotated[str, Param("a directory of /mfs", place="tree")]
+
+
+@operation("journal.track", mutates=True)
+async def track(daemon: Daemon, path: Directory) -> Tracked:
+    """Keep the past of a directory and what is below it again."""
+    return await daemon.history.track(path, True)
+
+
+@operation("journal.untrack", mutates=True)
+async def untrack(daemon: Daemon, path: Directory) -> Tracked:
+    """Keep no past of a directory and what is below it: caches, builds.
+
+    It is not shown in the past any more, and a rollback of what is above leaves it as it is.
+    """
+    return await daemon.history.track(path, False)
+
+
+@operation("journal.tracked")
+async def tracked(daemon: Daemon, emit: Emit[Tracked]) -> None:
+    """List what is tracked, and what in it is not."""
+    for each in await daemon.history.tracked():
+        await emit(each)
 
 
 @operation("sync", mutates=True)

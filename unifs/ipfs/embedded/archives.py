@@ -58,6 +58,11 @@ def require_complete(root: Cid, blocks: Blocks) -> None:
         )
 
 
+async def is_complete(blocks: Blocks, root: Cid) -> bool:
+    """Whether the whole DAG is here; leaves are looked up, not read."""
+    return not await trio.to_thread.run_sync(partial(missing, root, blocks, 1))
+
+
 async def export(
     roots: Sequence[Cid], blocks: Blocks, limiter: trio.CapacityLimiter
 ) -> AsyncGenerator[bytes, None]:

@@ -149,6 +149,16 @@ class Collector:
             with self.kept.collecting():
                 return await self._collect(grace_s)
 
+    async def release(self) -> None:
+        """Let dead containers go, and copy first what is needed of them; remove nothing else."""
+        async with self._running:
+            with self.kept.collecting():
+                await _in_thread(self.blocks.catch_up)
+                await _in_thread(self.blocks.flush)
+                marks = Marks(self.blocks)
+                await self._mark(marks)
+                await self._release_containers(marks, Collection())
+
     async def _collect(self, grace_s: float | None) -> Collection:
         begin = time.monotonic()
         report = Collection()

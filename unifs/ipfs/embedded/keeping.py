@@ -54,6 +54,8 @@ class Keeping:
         self._known: tuple[int, list[Root]] = (-1, [])
         #: What was linked since the running collection read what trees need; None: none runs.
         self._late: set[Cid] | None = None
+        #: Moments at which a DAG may have got a row that names it, since the start.
+        self.links = 0
 
     # --- for the collection ---------------------------------------------------------------------
 
@@ -116,8 +118,14 @@ class Keeping:
         else:
             del self._held[cid]
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether somebody reads a DAG, or is about to link one."""
+        return bool(self._held)
+
     def linked(self, cid: Cid) -> None:
         """A held DAG has got a row that names it, in the event loop's thread."""
+        self.links += 1
         if self._late is not None:
             self._late.add(cid)
 

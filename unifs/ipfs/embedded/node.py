@@ -101,8 +101,8 @@ class EmbeddedNode:
         self.profile = profile
         self._limiter = trio.CapacityLimiter(_THREADS)
         self._files = OpenFiles(blocks, self._limiter)
-        self._keeping = Keeping(blocks, pins, tree_roots)
-        self.collector = Collector(blocks, self._keeping, limit_bytes, owner)
+        self.keeping = Keeping(blocks, pins, tree_roots)
+        self.collector = Collector(blocks, self.keeping, limit_bytes, owner)
 
     async def _thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
@@ -182,7 +182,7 @@ class EmbeddedNode:
             if not options.only_hash:
                 await self._thread(self._make_durable)
                 if options.pin:
-                    pin = partial(self._keeping.pin, link.cid, "recursive", options.pin_name)
+                    pin = partial(self.keeping.pin, link.cid, "recursive", options.pin_name)
                     await self._thread(pin)
         return Added(
             link.cid, size_bytes, link.tsize, importer.files, tree.directories, tree.skipped
@@ -330,7 +330,7 @@ class EmbeddedNode:
             roots = await reading.read(pieces)
             await self._thread(self._make_durable)
             if pin_roots:
-                await self._thread(partial(self._keeping.pin_all, roots, pin_name))
+                await self._thread(partial(self.keeping.pin_all, roots, pin_name))
         pinned = roots if pin_roots else ()
         return Imported(roots, reading.blocks_done, reading.bytes_done, pinned)
 
@@ -342,7 +342,7 @@ class EmbeddedNode:
         """Pin; NotAvailableOffline, naming a block, if the DAG is not complete here."""
         await self._thread(self.blocks.catch_up)
         await self._thread(self._make_durable)
-        return pin_entry(await self._thread(partial(self._keeping.pin, cid, mode, name)))
+        return pin_entry(await self._thread(partial(self.keeping.pin, cid, mode, name)))
 
     async def pins_remove(self, cid: Cid) -> PinEntry:
         """Take a pin away; NotFound if the root is not pinned."""
@@ -357,7 +357,7 @@ class EmbeddedNode:
     async def pins_verify(self) -> AsyncIterator[PinVerdict]:
         """For every pin whether all of it is here; every block is hashed."""
         for pin in await self._thread(self.pins.scan):
-            yield await self._thread(partial(self._keeping.verify, pin))
+            yield await self._thread(partial(self.keeping.verify, pin))
 
     @asynccontextmanager
     async def hold(self, cid: Cid) -> AsyncIterator[None]:
@@ -368,17 +368,17 @@ class EmbeddedNode:
         """
         await self._thread(self.blocks.catch_up)
         with self._reading(cid):
-            await self._thread(partial(self._keeping.require_root, cid))
+            await self._thread(partial(self.keeping.require_root, cid))
             yield
-            self._keeping.linked(cid)
+            self.keeping.linked(cid)
 
     def hold_nowait(self, cid: Cid) -> None:
         """Keep a DAG from being collected until ``let_go``; it need not be here."""
-        self._keeping.hold_nowait(cid)
+        self.keeping.hold_nowait(cid)
 
     def let_go(self, cid: Cid) -> None:
         """The end of one ``hold_nowait``."""
-        self._keeping.let_go(cid)
+        self.keeping.let_go(cid)
 
     # --- the repository -------------------------------------------------------------------------
 

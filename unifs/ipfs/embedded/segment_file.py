@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from unifs.errors import NoSpace, from_os_error
 from unifs.ipfs.embedded.sections import (
@@ -49,9 +49,11 @@ class Damage:
         return f"{where}: no block can be read there"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the data of one block lie: ``length`` bytes at ``offset`` of a segment's file."""
+class Place(NamedTuple):
+    """Where the data of one block lie: ``length`` bytes at ``offset`` of a segment's file.
+
+    A tuple, as one is made for every small file: 0.3 instead of 0.9 µs.
+    """
 
     segment: int
     offset: int

@@ -7,6 +7,8 @@ What unifs itself leaves in an object's metadata, always:
                    that SeaweedFS keeps of a marker
     unifs-was      versions it had before unifs copied it (a copy may have another ETag), last first
 
+With ``keeps_cid`` ``unifs-cid``, the CID of the bytes, where it is known when they are sent.
+
 With ``keeps_attributes`` also the convention of s3fs, whose ``mtime`` rclone reads too: ``mode``
 (decimal, with the file type), ``uid``, ``gid``, ``mtime`` (seconds, with a fraction). A symlink is
 an object with the mode of one whose body is its target. A directory's stand in its marker's.
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 META: Final = "x-amz-meta-"
 TOKEN: Final = "x-amz-meta-unifs-token"
 WAS: Final = "x-amz-meta-unifs-was"
+#: The CID of the object's bytes, as whoever wrote it says; unifs itself believes none.
+CID: Final = "x-amz-meta-unifs-cid"
 MODE: Final = "x-amz-meta-mode"
 MTIME: Final = "x-amz-meta-mtime"
 OWNER: Final = {"uid": "x-amz-meta-uid", "gid": "x-amz-meta-gid"}

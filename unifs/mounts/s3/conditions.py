@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from unifs.errors import Conflict, InvalidArgument, NotFound, UnifsError, Unsupported
-from unifs.mounts.s3.encryption import key_headers
+from unifs.mounts.s3.attributes import write_headers
+from unifs.mounts.s3.encryption import key_headers, source_key_headers
 from unifs.mounts.s3.names import PROBE, is_probe, new_probe
 from unifs.mounts.s3.objects import if_match
 from unifs.mounts.s3.service import Request
+from unifs.mounts.s3.sigv4 import encoded
 from unifs.types import Version
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ class Conditions:
         self._prefix = prefix
         self._found = found
         self._known: dict[str, Honoured] = {}
+        #: Bucket -> whether CopyObject keeps conditions on what it replaces.
+        self._copying: dict[str, bool] = {}
         self._locks: dict[str, trio.Lock] = {}
 
     def known(self) -> dict[str, Honoured]:
@@ -87,6 +91,42 @@ class Conditions:
                 self._known[bucket] = found
                 self._found(bucket, found)
         return found
+
+    async def copying(self, bucket: str) -> bool:
+        """Whether CopyObject refuses to replace what ``If-None-Match: *`` or ``If-Match`` forbids.
+
+        Four requests with an object of our own, the first time. False where this identity may not
+        try it.
+        """
+        if bucket not in self._copying:
+            try:
+                async with self.probe(bucket) as key:
+                    # Of two who ask at once, the second finds it said.
+                    if bucket not in self._copying:
+                        found = await self._copies_by_conditions(bucket, key)
+                        if len(self._copying) >= BUCKETS_MAX:
+                            self._copying.clear()
+                        self._copying[bucket] = found
+            except UnifsError as error:
+                if error.is_transient:
+                    raise
+                log.debug("copies are not tried: bucket=%s error=%s", bucket, error)
+                return False
+        return self._copying[bucket]
+
+    async def _copies_by_conditions(self, bucket: str, key: str) -> bool:
+        options = self._service.options
+        said = {**write_headers(options), **key_headers(options)}
+        await self._service.call(Request("PUT", bucket, key, headers=said))
+        copy = {
+            "x-amz-copy-source": f"/{bucket}/{encoded(key, '/')}",
+            "x-amz-metadata-directive": "REPLACE",
+            **source_key_headers(options),
+        }
+        for condition in ({"if-none-match": "*"}, {"if-match": NEVER}):
+            if not await self._is_refused("PUT", bucket, key, {**copy, **condition}):
+                return False
+        return True
 
     def _lock(self, bucket: str) -> trio.Lock:
         """One object at a time is tried on in a bucket."""
@@ -149,7 +189,11 @@ class Conditions:
         self, method: str, bucket: str, key: str, headers: dict[str, str]
     ) -> bool | None:
         """True: the condition was kept; False: it was not; None: the service knows none."""
-        extra = key_headers(self._service.options) if method == "PUT" else {}
+        extra: dict[str, str] = {}
+        if method == "PUT":
+            # Some buckets deny what is not encrypted, or not in the right class.
+            options = self._service.options
+            extra = {**write_headers(options), **key_headers(options)}
         try:
             await self._service.call(Request(method, bucket, key, headers={**headers, **extra}))
         except Conflict:

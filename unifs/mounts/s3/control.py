@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from unifs.errors import UnifsError, Unreachable
+from unifs.errors import InvalidArgument, UnifsError, Unreachable
 from unifs.mounts.s3.errors import Refusal
+from unifs.mounts.s3.trust import bundle_of
 
 if TYPE_CHECKING:
     from unifs.mounts.blocking import Blocking
@@ -43,7 +44,7 @@ class Control:
     def _call(
         self, identity: Credentials | None, operation: str, parameters: dict[str, object]
     ) -> dict[str, Any]:
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
         try:
             if self._client is None or identity != self._identity:
@@ -51,6 +52,8 @@ class Control:
             answer: dict[str, Any] = getattr(self._client, operation)(**parameters)
         except ClientError as error:
             raise _named(operation, error.response) from error
+        except ParamValidationError as error:
+            raise InvalidArgument(_one_sentence(str(error))) from error
         except BotoCoreError as error:
             raise Unreachable(f"{operation}: {error}") from error
         answer.pop("ResponseMetadata", None)
@@ -78,12 +81,20 @@ class Control:
         if identity is None:
             settings["signature_version"] = UNSIGNED
         # A session without files or environment: who we are was said.
-        return boto3.session.Session(
+        client = boto3.session.Session(
             aws_access_key_id=identity.access_key if identity else None,
             aws_secret_access_key=identity.secret_key if identity else None,
             aws_session_token=(identity.session_token or None) if identity else None,
             region_name=options.region,
-        ).client("s3", endpoint_url=options.endpoint or None, config=Config(**settings))
+        ).client(
+            "s3",
+            endpoint_url=options.endpoint or None,
+            config=Config(**settings),
+            verify=bundle_of(options),
+        )
+        if options.requester_pays:
+            client.meta.events.register("before-sign.s3", _pay)
+        return client
 
     async def make_bucket(self, bucket: str) -> None:
         """Create a bucket in the mount's region."""
@@ -97,6 +108,17 @@ class Control:
     async def remove_bucket(self, bucket: str) -> None:
         """Delete an empty bucket."""
         await self.call("delete_bucket", Bucket=bucket)
+
+
+def _pay(request: Any, **_: object) -> None:
+    """The data path says so with every request, too."""
+    request.headers["x-amz-request-payer"] = "requester"
+
+
+def _one_sentence(text: str) -> str:
+    """What is wrong with parameters, which botocore tells in lines of their own."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(line for line in lines if line != "Parameter validation failed:")
 
 
 def _named(operation: str, response: Any) -> UnifsError:

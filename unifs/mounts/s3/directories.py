@@ -131,6 +131,20 @@ class Directories:
             return
         self.seen(above, is_marked=True)
 
+    async def clear(self, bucket: str, key: str) -> bool:
+        """Whether a directory of nothing stood where an object is to go, and is gone now.
+
+        SeaweedFS keeps a directory whose last object somebody removed: no listing shows it, and
+        ``If-None-Match`` refuses a file of its name. To remove it spares what may be in it.
+        """
+        prefix = f"{key}/"
+        if await self._objects.head(bucket, prefix) is None:
+            return False
+        if await self._objects.first_keys(bucket, prefix, 1):
+            return False
+        await self._objects.service.call(Request("DELETE", bucket, prefix))
+        return True
+
     async def mark(
         self, bucket: str, prefix: str, headers: dict[str, str], is_new: bool = True
     ) -> None:

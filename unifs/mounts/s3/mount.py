@@ -22,17 +22,20 @@ from unifs.errors import Exists, InvalidArgument, NotFound, UnifsError, Unsuppor
 from unifs.mounts.base import Mount
 from unifs.mounts.blocking import Blocking
 from unifs.mounts.s3.attributes import DIRECTORY
+from unifs.mounts.s3.bucketsettings import BucketSettings
 from unifs.mounts.s3.conditions import Conditions
 from unifs.mounts.s3.control import Control
 from unifs.mounts.s3.moving import Moving
-from unifs.mounts.s3.multipart import Multipart
+from unifs.mounts.s3.multipart import Copying, Multipart
 from unifs.mounts.s3.names import Places
 from unifs.mounts.s3.objects import Objects
+from unifs.mounts.s3.objectsettings import STORAGE_CLASS, ObjectSettings, storage_class_in
 from unifs.mounts.s3.reading import Reading
 from unifs.mounts.s3.removing import Removing
 from unifs.mounts.s3.service import Service
 from unifs.mounts.s3.sigv4 import EXPIRY_MAX_S
-from unifs.mounts.s3.versions import versions_of
+from unifs.mounts.s3.trust import context_of
+from unifs.mounts.s3.versions import read_version, restore, version_with, versions_of
 from unifs.mounts.s3.writing import SINGLE_BYTES, Writing
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ class S3Mount(Mount):
     ) -> None:
         self.name = name
         self.options = options
-        self.service = Service(options, credentials, now_s)
+        self.service = Service(options, credentials, now_s, context_of(options))
         self._now_s = now_s
         self._nursery: trio.Nursery | None = None
         #: Buckets in which orphaned uploads were looked for.
@@ -74,6 +77,9 @@ class S3Mount(Mount):
         self._blocking = Blocking(THREADS_MAX)
         self.control = Control(options, credentials, self._blocking)
         self._objects = Objects(self.service)
+        #: What is set on buckets and objects beside their bytes, for control operations.
+        self.buckets = BucketSettings(self.control)
+        self.objects = ObjectSettings(self.control, self._objects)
         self._reading = Reading(self._objects, self.places)
         self._conditions = Conditions(self._objects, self.places.prefix, self._found)
         self._writing = Writing(self._reading, self._conditions, self._blocking)
@@ -91,6 +97,16 @@ class S3Mount(Mount):
 
     async def read(self, path: str, version: Version, offset: int, size: int) -> bytes:
         return await self._reading.read(path, version, offset, size)
+
+    async def read_into(
+        self,
+        path: str,
+        version: Version,
+        offset: int,
+        buffers: Sequence[bytearray],
+        filled: Callable[[], None],
+    ) -> None:
+        await self._reading.read_into(path, version, offset, buffers, filled)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -151,8 +167,10 @@ class S3Mount(Mount):
         except NotFound:
             return
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
-        await self._moving.rename(path, new_path, token)
+    async def rename(
+        self, path: str, new_path: str, token: str, base: Version | None = None
+    ) -> None:
+        await self._moving.rename(path, new_path, token, base)
 
     async def has_begun(self, new_path: str, token: str) -> bool:
         return await self._moving.has_begun(new_path, token)
@@ -213,6 +231,10 @@ class S3Mount(Mount):
         """A URL with which anybody may GET or PUT the object at ``path``, for a week at most."""
         if method not in ("GET", "PUT") or not 0 < expiry_s <= EXPIRY_MAX_S:
             raise InvalidArgument("a URL is for GET or PUT and for 1 s to 7 days")
+        if self.options.encryption == "c":
+            raise Unsupported("a URL cannot carry the key that the objects are encrypted with")
+        if await self.service.credentials.current() is None:
+            raise Unsupported("an anonymous mount has no key to sign a URL with")
         bucket, key = self.places.object_at(path)
         return await self.service.presign(method, bucket, key, expiry_s)
 
@@ -220,9 +242,30 @@ class S3Mount(Mount):
         """The versions that the bucket keeps of the object at ``path``, newest first."""
         return await versions_of(self.service, self.places.object_at(path))
 
-    async def restore(self, path: str, version: Version) -> None:
-        """Make an earlier version of an object the present one."""
-        await self._objects.restore(self.places.object_at(path), version)
+    async def version(self, path: str, version_id: str) -> ObjectVersion:
+        """The version of that id; NotFound where it is none, or a deletion."""
+        return await version_with(self.service, self.places.object_at(path), version_id)
+
+    async def read_version(self, path: str, one: ObjectVersion, offset: int, size: int) -> bytes:
+        """``size`` bytes of an earlier version, fewer at its end."""
+        place = self.places.object_at(path)
+        return await read_version(self.service, place, one, offset, size)
+
+    async def restore(self, path: str, version_id: str) -> None:
+        """Make an earlier version the present one, by a copy; nothing to do if it is."""
+        place = self.places.object_at(path)
+        one = await version_with(self.service, place, version_id)
+        if not one.is_latest:
+            await restore(self.service, place, one)
+
+    async def set_storage_class(self, path: str, storage_class: str) -> None:
+        """Copy an object onto itself in another storage class; TryAgain if it changes meanwhile."""
+        place = self.places.object_at(path)
+        headers = await self.objects.stat(place)
+        if storage_class_in(headers) != storage_class:
+            said = Copying({STORAGE_CLASS: storage_class})
+            await self._moving.copies.copy(place, headers, place, said)
+            await self.objects.check_class(place, storage_class)
 
     def statistics(self) -> dict[str, int]:
         """Requests, connections and threads, now and at most."""
@@ -238,14 +281,17 @@ class S3Mount(Mount):
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
         """What runs beside requests ends with this, and idle connections are closed."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                yield
-            finally:
-                self._nursery = None
-                nursery.cancel_scope.cancel()
-                self.service.close()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    yield
+                finally:
+                    self._nursery = None
+                    nursery.cancel_scope.cancel()
+        finally:
+            # The last of those requests has given its connection back by now.
+            self.service.close()
 
     def supports(self, capability: str) -> bool:
         if capability == "set_attributes":

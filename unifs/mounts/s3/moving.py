@@ -4,8 +4,10 @@ S3 renames nothing and changes no metadata: it copies, and what was there is del
 directory's rename first puts the marker of the new one with the change's token, then copies and
 deletes page by page: after a crash the token says that what stands there is ours, and what is left
 at the old place says what is to be done. Nothing is deleted that somebody changed after it was
-copied; it is copied again. What somebody stored at the new place meanwhile stays there: a listing
-before each page of copies shows it.
+copied; it is copied again. What somebody stored at the new place meanwhile stays there: the service
+refuses the copy, or (``conditions``) a listing before each page of copies shows it.
+
+Markers are not copied but put anew: SeaweedFS finds nothing to copy in a directory.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import logging
 import stat
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import (
@@ -33,16 +36,14 @@ from unifs.mounts.s3.attributes import (
     token_in,
     told,
     version_in,
-    was,
     write_headers,
 )
-from unifs.mounts.s3.encryption import key_headers, source_key_headers
-from unifs.mounts.s3.listing import plain_etag, records
-from unifs.mounts.s3.objects import if_match
+from unifs.mounts.s3.copies import COPY_MAX_BYTES, Copies
+from unifs.mounts.s3.multipart import Copying
 from unifs.mounts.s3.parallel import all_of
 from unifs.mounts.s3.service import Request
-from unifs.mounts.s3.sigv4 import encoded
-from unifs.types import Version
+from unifs.mounts.s3.writing import condition_of
+from unifs.types import Node, Version
 
 if TYPE_CHECKING:
     from unifs.mounts.s3.listing import Listed
@@ -53,14 +54,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: One CopyObject takes no more; above it is UploadPartCopy.
-COPY_MAX_BYTES: Final = 5 << 30
 PAGE_KEYS: Final = 1000
 COPIES_MAX: Final = 32
 #: Rounds of a directory's rename in which everything that was copied was changed again by somebody.
 ROUNDS_MAX: Final = 10
+#: Looks before an object is said to be somebody else's.
+LOOKS: Final = 3
 #: So many of them are known to be ours in the next round.
 KEPT_MAX: Final = 10_000
+#: Markers below a directory that are deleted at a time.
+MARKERS_MAX: Final = 100_000
 #: What is moved goes beside what somebody put there meanwhile: this and the start of its version.
 CONFLICT: Final = ".conflict-"
 
@@ -70,62 +73,13 @@ class Moving:
 
     def __init__(self, writing: Writing, removing: Removing, multipart: Multipart) -> None:
         self._removing = removing
-        self._multipart = multipart
+        self.copies = Copies(writing, multipart)
         self._reading = writing.reading
         self._objects = writing.objects
         self._service = writing.service
         self._directories = writing.directories
         self._options = writing.options
-
-    # --- one object -------------------------------------------------------------------------------
-
-    async def copy(
-        self, source: Place, headers: dict[str, str], target: Place, metadata: dict[str, str]
-    ) -> Version:
-        """Copy an object with new metadata; ``headers`` are what HEAD said of the source.
-
-        TryAgain if somebody changed it meanwhile. The new object's version.
-        """
-        version = version_in(headers)
-        said = {**copied(headers), **metadata}
-        storage = headers.get("x-amz-storage-class")
-        if storage:
-            said["x-amz-storage-class"] = storage
-        said |= write_headers(self._options)
-        if size_in(headers) > COPY_MAX_BYTES:
-            made = await self._multipart.copy(source, headers, target, said)
-        else:
-            made = await self._copied(
-                source, version, target, {"x-amz-metadata-directive": "REPLACE", **said}
-            )
-        self._objects.remember(target, version, made)
-        return made
-
-    async def _copied(
-        self, source: Place, version: Version, target: Place, headers: dict[str, str]
-    ) -> Version:
-        request = Request(
-            "PUT",
-            *target,
-            headers={
-                **self.source_headers(source, version),
-                **key_headers(self._options),
-                **headers,
-            },
-        )
-        try:
-            answer = await self._service.call(request)
-        except Conflict as error:
-            raise TryAgain(f"{source[1]!r} is being changed by somebody") from error
-        return Version(plain_etag(records(answer.body, "CopyObjectResult").last.get("ETag", "")))
-
-    def source_headers(self, source: Place, version: Version) -> dict[str, str]:
-        """Headers that name the source of a copy, of exactly that version."""
-        return {
-            "x-amz-copy-source": f"/{source[0]}/{encoded(source[1], '/')}",
-            "x-amz-copy-source-if-match": if_match(version),
-            **source_key_headers(self._options),
-        }
+        self._writing = writing
 
     # --- attributes -------------------------------------------------------------------------------
 
@@ -143,7 +97,7 @@ class Moving:
         node = await self._reading.node_of(place, headers)
         metadata = told(changes, stat.S_IFMT(node.mode))
         if any(headers.get(name) != value for name, value in metadata.items()):
-            await self.copy(place, headers, place, metadata)
+            await self.copies.copy(place, headers, place, Copying(metadata))
 
     async def _object(self, place: Place) -> dict[str, str] | None:
         """What HEAD says of an object; None where there is none, or a directory's marker."""
@@ -164,8 +118,11 @@ class Moving:
 
     # --- rename -----------------------------------------------------------------------------------
 
-    async def rename(self, path: str, new_path: str, token: str) -> None:
-        """Move an object or a directory; what was done already is not done again."""
+    async def rename(self, path: str, new_path: str, token: str, base: Version | None) -> None:
+        """Move an object or a directory; what was done already is not done again.
+
+        Conflict where ``new_path`` has another version than ``base``.
+        """
         places = self._reading.places
         if places.is_top(path) or places.is_top(new_path):
             raise Unsupported("a bucket cannot be renamed")
@@ -175,7 +132,7 @@ class Moving:
         headers = None if source is None else await self._object(source)
         if headers is not None:
             try:
-                await self._rename_object(path, headers, new_path, token)
+                await self._rename_object(path, headers, new_path, (token, base))
             except NotFound:
                 # An earlier try, of which we heard nothing, may have ended only now.
                 if not await self.has_begun(new_path, token):
@@ -195,19 +152,50 @@ class Moving:
         return False
 
     async def _rename_object(
-        self, path: str, headers: dict[str, str], new_path: str, token: str
+        self,
+        path: str,
+        headers: dict[str, str],
+        new_path: str,
+        change: tuple[str, Version | None],
     ) -> None:
+        token, base = change
         source = self._reading.places.object_at(path)
         target = self._reading.places.object_at(new_path)
         await self._directories.need_above(new_path)
         if await self._directories.is_there(new_path):
             raise IsADirectory(f"{new_path!r} is a directory")
-        await self.copy(source, headers, target, {TOKEN: token})
+        version = version_in(headers)
+
+        async def send(condition: dict[str, str]) -> Version:
+            return await self.copies.copy(
+                source, headers, target, Copying({TOKEN: token}, condition)
+            )
+
+        is_honoured = await self._writing.conditions.copying(target[0])
+        made = await self._writing.stored_if(is_honoured, (target, base, token), send)
+        if isinstance(made, Node):
+            copied_before = await self._copied_before(source, target)
+            if copied_before is None:
+                return
+            version = copied_before
         try:
-            await self._removing.remove(path, version_in(headers), token)
+            await self._removing.remove(path, version, token)
         except Conflict:
             # Somebody stored another object at the old place; it is theirs and stays.
             return
+
+    async def _copied_before(self, source: Place, target: Place) -> Version | None:
+        """The version of ``source`` that an earlier try copied; None: somebody stored another.
+
+        One answer with a wrong ETag is not believed.
+        """
+        for _ in range(LOOKS):
+            headers = await self._objects.head(*source)
+            if headers is None:
+                return None
+            if await self.copies.is_copied(target, version_in(headers)):
+                return version_in(headers)
+        return None
 
     async def _rename_directory(self, path: str, new_path: str, token: str) -> None:
         source = self._reading.places.prefix_at(path)
@@ -215,12 +203,15 @@ class Moving:
         if not target[1].endswith("/") or not source[1].endswith("/"):
             raise InvalidArgument("a part of a key cannot be renamed")
         await self._begin_directory(source, target, new_path, token)
-        way = _Way(source, target)
+        way = _Way(source, target, await self._writing.conditions.copying(target[0]))
         for _ in range(ROUNDS_MAX):
+            way.markers.clear()
             if not await self._move_below(way):
-                break
+                await self._delete_markers(way)
+                if len(way.markers) < MARKERS_MAX:
+                    break
         else:
-            raise TryAgain(f"somebody keeps changing {path!r}")
+            raise TryAgain(f"{path!r} is large, or somebody keeps changing it")
         await self._directories.keep_above(path)
         await self._service.call(Request("DELETE", *source))
         self._directories.gone(path)
@@ -244,7 +235,7 @@ class Moving:
         await self._directories.mark(*target, said, is_new=there is None)
 
     async def _move_below(self, way: _Way) -> bool:
-        """Copy and delete everything below but the marker; whether there was anything."""
+        """Copy everything below and delete it, but for markers; whether there was anything."""
         bucket, prefix = way.source
         had_any = False
         after = prefix
@@ -253,7 +244,7 @@ class Moving:
             page = await self._objects.page(bucket, query)
             found = [one for one in page.objects if one.key != prefix]
             if found:
-                had_any = True
+                had_any = had_any or not all(map(_is_marker, found))
                 there = await self._there(way, after, found[-1].key)
                 await all_of(
                     COPIES_MAX,
@@ -280,51 +271,111 @@ class Moving:
         old = (way.source[0], found.key)
         new = (way.target[0], way.new(found.key))
         version = Version(found.etag)
+        if _is_marker(found):
+            if there is None:
+                await self._mark_anew(old, new)
+            if len(way.markers) < MARKERS_MAX:
+                way.markers[found.key] = version
+            return
         headers = None
         if "-" in version or self._options.encryption or found.size_bytes > COPY_MAX_BYTES:
             headers = await self._objects.head(*old)
             if headers is None:
                 return
             version = version_in(headers)
+        kept = None
         if there is not None:
-            if await self._is_copy(new, there, version):
+            if there.etag == version or await self.copies.is_copied(new, version):
                 await self._removing.delete_version(old, version)
                 return
-            if way.kept.get(new[1]) != there.etag:
-                new = (new[0], f"{new[1]}{CONFLICT}{version[:8]}")
-                log.warning("somebody's object stays: key=%r ours=%r", there.key, new[1])
-        if headers is not None:
-            made = await self.copy(old, headers, new, {})
-        else:
-            try:
-                made = await self._copied(old, version, new, write_headers(self._options))
-            except NotFound:
-                return
-            self._objects.remember(new, version, made)
+            kept = way.kept.get(new[1])
+            if kept != there.etag:
+                new, kept = self._beside(new, version), None
+        try:
+            made = await self._moved(old, version, headers, (new, way.condition(new[1], kept)))
+        except NotFound:
+            return
+        except Conflict as error:
+            if await self._objects.head(*new) is None:
+                raise TryAgain(f"{old[1]!r} is being changed by somebody") from error
+            if await self.copies.is_copied(new, version):
+                made = version
+            else:
+                new = self._beside(new, version)
+                made = await self._moved(old, version, headers, (new, {}))
         if not await self._removing.delete_version(old, version):
             way.keep(new[1], made)
 
-    async def _is_copy(self, new: Place, there: Listed, version: Version) -> bool:
-        """Whether an earlier try put there what is to be there."""
-        if there.etag == version or (there.key.endswith("/") and not there.size_bytes):
-            return True
-        headers = await self._objects.head(*new)
-        return headers is not None and version in was(headers)
+    async def _moved(
+        self,
+        old: Place,
+        version: Version,
+        headers: dict[str, str] | None,
+        where: tuple[Place, dict[str, str]],
+    ) -> Version:
+        """Copy one object of a directory; ``headers`` where HEAD was needed. The new version."""
+        new, condition = where
+        if headers is not None:
+            return await self.copies.copy(old, headers, new, Copying({}, condition))
+        how = Copying(write_headers(self._options), condition)
+        made = await self.copies.copy_version(old, version, new, how)
+        self._objects.remember(new, version, made)
+        return made
+
+    def _beside(self, new: Place, version: Version) -> Place:
+        """Where ours goes if somebody's object stands at ``new``."""
+        beside = f"{new[1]}{CONFLICT}{version[:8]}"
+        log.warning("somebody's object stays: key=%r ours=%r", new[1], beside)
+        return (new[0], beside)
+
+    async def _mark_anew(self, old: Place, new: Place) -> None:
+        """Put the marker of a directory below at its new place."""
+        headers = await self._objects.head(*old)
+        if headers is not None:
+            await self._directories.mark(*new, copied(headers), is_new=False)
+
+    async def _delete_markers(self, way: _Way) -> None:
+        """Delete the markers below, those within others first."""
+        bucket = way.source[0]
+        deepest = sorted(way.markers, key=_depth, reverse=True)
+
+        async def delete(key: str) -> None:
+            await self._removing.delete_version((bucket, key), way.markers[key])
+
+        for _, keys in groupby(deepest, _depth):
+            await all_of(COPIES_MAX, [partial(delete, key) for key in keys])
+
+
+def _depth(key: str) -> int:
+    return key.count("/")
+
+
+def _is_marker(found: Listed) -> bool:
+    return found.key.endswith("/") and not found.size_bytes
 
 
 class _Way:
     """From one directory to another."""
 
-    def __init__(self, source: Place, target: Place) -> None:
+    def __init__(self, source: Place, target: Place, is_honoured: bool) -> None:
         self.source = source
         self.target = target
+        #: Whether copies keep conditions on what they replace.
+        self.is_honoured = is_honoured
         #: New keys, and the version copied there, whose old object was changed meanwhile: they
         #: are ours to replace.
         self.kept: dict[str, Version] = {}
+        #: Old keys of markers and their versions. They are deleted when nothing else is left:
+        #: SeaweedFS would keep what one of them marks, seen by nobody and in the way of a file.
+        self.markers: dict[str, Version] = {}
 
     def new(self, key: str) -> str:
         """Where a key of the old directory goes."""
         return self.target[1] + key[len(self.source[1]) :]
+
+    def condition(self, key: str, kept: Version | None) -> dict[str, str]:
+        """With what a copy to ``key`` replaces nothing but ``kept``."""
+        return condition_of(kept) if self.is_honoured else {}
 
     def keep(self, key: str, version: Version) -> None:
         """The old object is to be copied again."""

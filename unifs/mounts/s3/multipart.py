@@ -65,6 +65,14 @@ class Upload:
         return (("uploadId", self.id), *more.items())
 
 
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """What a copy says of the new object, and the headers of the condition that it is made on."""
+
+    said: dict[str, str]
+    condition: dict[str, str] = field(default_factory=dict)
+
+
 def part_bytes(size_bytes: int) -> int:
     """The size of all parts but the last."""
     least = -(-size_bytes // PARTS_MAX)
@@ -98,6 +106,7 @@ class Multipart:
         step = part_bytes(content.size_bytes)
         mark = Fingerprint.of(step, [payload.sha256 for payload in payloads])
         headers = {**self._writing.new_headers(place[1], token), PARTS: mark.text()}
+        headers |= self._writing.cid_headers(content)
         if self._checksum != "none":
             headers["x-amz-checksum-algorithm"] = self._checksum.upper()
         upload = await self._begun(place, token)
@@ -283,11 +292,11 @@ class Multipart:
     # --- copies -----------------------------------------------------------------------------------
 
     async def copy(
-        self, source: Place, headers: dict[str, str], target: Place, said: dict[str, str]
+        self, source: Place, headers: dict[str, str], target: Place, how: Copying
     ) -> Version:
         """Copy an object too large for one CopyObject, range by range at the service."""
         size = size_in(headers)
-        upload = await self._begin(target, {**said, **self._objects.key_headers})
+        upload = await self._begin(target, {**how.said, **self._objects.key_headers})
         from_ = self._source(source, headers)
         try:
             calls = [
@@ -295,7 +304,7 @@ class Multipart:
                 for number, span in enumerate(_spans(size, COPY_PART_BYTES), 1)
             ]
             await all_of(PARALLEL_MAX, calls)
-            return await self._completed(upload, [""] * len(calls), {})
+            return await self._completed(upload, [""] * len(calls), how.condition)
         except BaseException:
             await self.abort(upload)
             raise

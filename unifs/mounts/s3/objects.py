@@ -7,29 +7,41 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from unifs.errors import Conflict, Corrupt, InvalidArgument, NotFound, Stale, TryAgain
 from unifs.mounts.s3.attributes import version_in, was
-from unifs.mounts.s3.encryption import key_headers, source_key_headers
+from unifs.mounts.s3.encryption import key_headers
 from unifs.mounts.s3.listing import KeyPage, quoted_etag
 from unifs.mounts.s3.service import Request
-from unifs.mounts.s3.sigv4 import encoded
 from unifs.mounts.s3.versions import id_of
 
 if TYPE_CHECKING:
-    from unifs.mounts.s3.service import Answer, Service
+    from collections.abc import Callable, Sequence
+
+    from unifs.mounts.s3.service import Service
     from unifs.mounts.s3.sigv4 import Pairs
     from unifs.types import Version
 
-#: Ranges up to this size are received into buffers that are used again: a fresh one costs its page
-#: faults, about 100 µs per MiB.
-SCRATCH_BYTES: Final = 1 << 20
-SCRATCH_MAX: Final = 16
 #: Objects whose version unifs's own copying changed, remembered until their readers know.
 ALIASES_MAX: Final = 4096
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Where to begin in an object, and where its bytes go."""
+
+    offset: int
+    buffers: Sequence[bytearray]
+    filled: Callable[[], None] | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.buffers))
 
 
 class Objects:
@@ -40,7 +52,6 @@ class Objects:
         self.key_headers = key_headers(service.options)
         #: The service's names of versions that are not the present ones any more.
         self._ids: OrderedDict[tuple[str, str, str], str] = OrderedDict()
-        self._scratch: list[bytearray] = []
         self._aliases: OrderedDict[tuple[str, str, str], Version] = OrderedDict()
 
     async def head(self, bucket: str, key: str) -> dict[str, str] | None:
@@ -53,13 +64,37 @@ class Objects:
 
     async def read(self, place: tuple[str, str], version: Version, offset: int, size: int) -> bytes:
         """``size`` bytes of that version, fewer at its end; Stale where it is gone."""
-        bucket, key = place
         if not size:
             return b""
+        buffer = bytearray(size)
+        try:
+            count = await self._pinned(place, version, _Range(offset, [buffer]))
+        except InvalidArgument as error:
+            if error.context.get("s3_code") in ("InvalidRange", "416"):
+                return b""
+            raise
+        return bytes(memoryview(buffer)[:count])
+
+    async def read_into(
+        self,
+        place: tuple[str, str],
+        version: Version,
+        offset: int,
+        buffers: Sequence[bytearray],
+        filled: Callable[[], None],
+    ) -> None:
+        """Fill ``buffers`` with that version's bytes; Stale if it is gone, Corrupt if it ends."""
+        wanted = _Range(offset, buffers, filled)
+        count = await self._pinned(place, version, wanted)
+        if count != wanted.size_bytes:
+            raise Corrupt(f"the service sent {count} bytes of {wanted.size_bytes} of {place[1]!r}")
+
+    async def _pinned(self, place: tuple[str, str], version: Version, wanted: _Range) -> int:
+        bucket, key = place
         known = self._aliases.get((bucket, key, version), version)
         version_id = self._ids.get((bucket, key, version), "")
         try:
-            return await self._ranged(place, known, (offset, size), version_id)
+            return await self._ranged(place, known, wanted, version_id)
         except (Conflict, NotFound) as error:
             current = await self._current(place, version)
             version_id = ""
@@ -70,39 +105,23 @@ class Objects:
                 self._ids[bucket, key, version] = version_id
                 _trim(self._ids)
         try:
-            return await self._ranged(place, current or version, (offset, size), version_id)
+            return await self._ranged(place, current or version, wanted, version_id)
         except (Conflict, NotFound) as error:
             raise TryAgain(f"{key!r} is being written to") from error
 
     async def _ranged(
-        self, place: tuple[str, str], version: Version, span: tuple[int, int], version_id: str
-    ) -> bytes:
-        offset, size = span
+        self, place: tuple[str, str], version: Version, wanted: _Range, version_id: str
+    ) -> int:
+        last = wanted.offset + wanted.size_bytes - 1
         headers = {
-            "range": f"bytes={offset}-{offset + size - 1}",
+            "range": f"bytes={wanted.offset}-{last}",
             "if-match": if_match(version),
             **self.key_headers,
         }
-        buffer = self._buffer(size)
         query = (("versionId", version_id),) if version_id else ()
-        request = Request("GET", *place, query, headers, into=memoryview(buffer)[:size])
-        try:
-            answer = await self.service.call(request)
-            _check_range(request, answer, version, offset)
-            assert request.into is not None
-            return bytes(request.into[: answer.size_bytes])
-        except InvalidArgument as error:
-            if error.context.get("s3_code") in ("InvalidRange", "416"):
-                return b""
-            raise
-        finally:
-            if len(buffer) == SCRATCH_BYTES and len(self._scratch) < SCRATCH_MAX:
-                self._scratch.append(buffer)
-
-    def _buffer(self, size: int) -> bytearray:
-        if size > SCRATCH_BYTES:
-            return bytearray(size)
-        return self._scratch.pop() if self._scratch else bytearray(SCRATCH_BYTES)
+        request = Request("GET", *place, query, headers, into=wanted.buffers, filled=wanted.filled)
+        request.check = partial(_check_range, str(request), version, wanted.offset)
+        return (await self.service.call(request)).size_bytes
 
     async def _current(self, place: tuple[str, str], version: Version) -> Version | None:
         """The version under which the bytes of ``version`` are there now; None: they are gone."""
@@ -122,23 +141,10 @@ class Objects:
         self._aliases[*place, version] = current
         _trim(self._aliases)
 
-    async def restore(self, place: tuple[str, str], version: Version) -> None:
-        """Make an earlier version the present one again; Stale where the bucket has it no more."""
-        version_id = await id_of(self.service, place, version)
-        if version_id is None:
-            raise Stale(f"{place[1]!r} has no version {version}")
-        source = f"/{place[0]}/{encoded(place[1], '/')}?versionId={encoded(version_id)}"
-        headers = {"x-amz-copy-source": source, **self.key_headers}
-        headers |= source_key_headers(self.service.options)
-        await self.service.call(Request("PUT", *place, headers=headers))
-
     async def page(self, bucket: str, query: dict[str, str]) -> KeyPage:
         """One page of ListObjectsV2 with these parameters."""
-        page = KeyPage()
         parameters: Pairs = (("list-type", "2"), ("encoding-type", "url"), *query.items())
-        await self.service.call(Request("GET", bucket, query=parameters, sink=page.feed))
-        page.close()
-        return page
+        return KeyPage((await self.service.call(Request("GET", bucket, query=parameters))).body)
 
     async def first_keys(self, bucket: str, prefix: str, count: int) -> list[str]:
         """The first keys below a prefix."""
@@ -146,12 +152,14 @@ class Objects:
         return [found.key for found in page.objects]
 
 
-def _check_range(request: Request, answer: Answer, version: Version, offset: int) -> None:
+def _check_range(
+    request: str, version: Version, offset: int, status: int, headers: dict[str, str]
+) -> None:
     """The answer is of that version and begins there, whatever was asked for."""
-    if version_in(answer.headers) not in ("", version):
+    if version_in(headers) not in ("", version):
         raise Conflict(f"{request}: the answer is of another version")
-    if answer.status == 206:
-        found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
+    if status == 206:
+        found = _RANGE.fullmatch(headers.get("content-range", ""))
         if found is None or int(found[1]) != offset:
             raise Corrupt(f"{request}: the answer is of another range")
     elif offset:

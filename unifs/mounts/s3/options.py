@@ -37,6 +37,8 @@ class S3Options:
     #: ``http(s)://host[:port]``; "" is Amazon's own for ``region``.
     endpoint: str = ""
     region: str = "us-east-1"
+    #: PEM file of the authorities whose certificates are believed; "": the system's.
+    ca_file: str = ""
     #: Bucket names in the path or in the host name; auto: path style for any endpoint of one's own.
     addressing: Literal["auto", "path", "virtual"] = "auto"
     #: Show only this bucket, and only keys below ``prefix`` ("a/b/"), as the mount's root.
@@ -51,5 +53,7 @@ class S3Options:
     checksum: Literal["none", "crc32c", "sha256"] = "none"
     #: Keep modes, owners, times and symlinks in object metadata as rclone and s3fs do.
     keeps_attributes: bool = False
+    #: Tell the CID of what is written in object metadata, where it is known.
+    keeps_cid: bool = False
     #: Requests to the service at a time.
     parallel_max: int = 64

@@ -41,7 +41,7 @@ from unifs.mounts.s3.service import Request
 from unifs.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, Entry, Node, Page, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from unifs.mounts.s3.listing import KeyPage, Listed
     from unifs.mounts.s3.names import Places
@@ -224,9 +224,23 @@ class Reading:
 
     async def read(self, path: str, version: Version, offset: int, size: int) -> bytes:
         """``size`` bytes of that version of the object at ``path``."""
+        return await self.objects.read(self._object_at(path), version, offset, size)
+
+    async def read_into(
+        self,
+        path: str,
+        version: Version,
+        offset: int,
+        buffers: Sequence[bytearray],
+        filled: Callable[[], None],
+    ) -> None:
+        """One GET for many buffers; ``Mount.read_into``."""
+        await self.objects.read_into(self._object_at(path), version, offset, buffers, filled)
+
+    def _object_at(self, path: str) -> tuple[str, str]:
         if not self.places.split(path)[1] or is_part(path):
             raise IsADirectory(f"{path!r} is a directory")
-        return await self.objects.read(self.places.object_at(path), version, offset, size)
+        return self.places.object_at(path)
 
 
 class _Shown:
@@ -290,8 +304,11 @@ class _Shown:
 
     def open_objects(self, lasts: list[str]) -> tuple[str, ...]:
         """The objects whose names a prefix on a later page may have."""
-        ends = [last[self._cut :] for last in lasts]
-        return tuple(sorted(o for o in self._objects if any(end.startswith(o) for end in ends)))
+        found: set[str] = set()
+        for last in lasts:
+            end = last[self._cut :]
+            found.update(end[:size] for size in range(len(end) + 1))
+        return tuple(sorted(found & self._objects))
 
 
 def _file(found: Listed) -> Node:

@@ -21,7 +21,7 @@ from unifs.errors import (
     NotFound,
     UnifsError,
 )
-from unifs.mounts.s3.attributes import version_in, was
+from unifs.mounts.s3.attributes import version_in, was, write_headers
 from unifs.mounts.s3.conditions import NEVER
 from unifs.mounts.s3.errors import Refusal
 from unifs.mounts.s3.listing import escaped, quoted_etag, records
@@ -216,7 +216,8 @@ class Removing:
             async with self.conditions.probe(bucket) as key:
                 # Of two who ask at once, the second finds it said.
                 if bucket not in self._batches:
-                    headers = dict(self.objects.key_headers)
+                    options = self.service.options
+                    headers = {**write_headers(options), **self.objects.key_headers}
                     await self.service.call(Request("PUT", bucket, key, headers=headers))
                     refused = await self._delete_objects(bucket, [(key, NEVER.strip('"'))])
                     self._batches[bucket] = key in refused

@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
-from unifs.errors import ConfigInvalid, Corrupt, DeadlineExceeded, InvalidArgument, Unreachable
+from unifs.errors import (
+    ConfigInvalid,
+    Corrupt,
+    DeadlineExceeded,
+    InvalidArgument,
+    TooLarge,
+    Unreachable,
+)
 from unifs.mounts.s3.errors import Refusal, date_s
 from unifs.mounts.s3.limiter import Limiter
 from unifs.mounts.s3.pool import Pool
@@ -35,7 +42,7 @@ from unifs.mounts.s3.wire import EXPECT_BYTES, STALL_S, Address, Body, Connectio
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from unifs.mounts.s3.options import Credentials, CredentialSource, S3Options
     from unifs.mounts.s3.wire import Head
@@ -62,8 +69,8 @@ class Payload(Body, Protocol):
 class Request:
     """What is asked of the service. Header names are in lower case.
 
-    The body of a success goes into ``into`` (it must fit), to ``sink`` piece by piece, or else
-    into ``Answer.body``.
+    The body of a success goes into ``into`` (it must fit), or else into ``Answer.body``. ``check``
+    sees a success before the first byte of its body is taken.
     """
 
     method: str
@@ -72,8 +79,10 @@ class Request:
     query: Pairs = ()
     headers: dict[str, str] = field(default_factory=dict)
     body: Payload | None = None
-    into: memoryview | None = None
-    sink: Callable[[bytes], None] | None = None
+    into: Sequence[bytearray] | None = None
+    #: Called after each buffer of ``into``.
+    filled: Callable[[], None] | None = None
+    check: Callable[[int, dict[str, str]], None] | None = None
     #: What the clock was corrected by when this was signed. Of many requests under way, the first
     #: answer corrects it, and the others are worth making again, too.
     skew_s: float = 0.0
@@ -183,13 +192,11 @@ class Service:
         status, headers = head.status, head.headers
         if status >= 300:
             return Refusal.of(status, headers, await connection.read_all(ANSWER_MAX))
+        if request.check is not None:
+            request.check(status, headers)
         if request.into is not None:
             size = await _fill(connection, request.into, request)
             return Answer(status, headers, size_bytes=size)
-        if request.sink is not None:
-            while data := await connection.read_some():
-                request.sink(data)
-            return Answer(status, headers)
         body = await connection.read_all(ANSWER_MAX)
         if request.method in ("PUT", "POST") and _FAILED.match(body):
             # Long operations answer 200 first and fail afterwards.
@@ -275,7 +282,8 @@ class Service:
         scheme = "https" if address.is_tls else "http"
         if credentials is None:
             return f"{scheme}://{host}{path}"
-        signable = Signable(method, path, (), (("host", host),), UNSIGNED_PAYLOAD)
+        payer = (("x-amz-request-payer", "requester"),) if self.options.requester_pays else ()
+        signable = Signable(method, path, payer, (("host", host),), UNSIGNED_PAYLOAD)
         moment = moment_of(self._now_s() + self._skew_s)
         region = self.region_of(bucket)
         query = self._signer.presigned(signable, credentials, region, (moment, expiry_s))
@@ -320,20 +328,30 @@ class Service:
         }
 
 
-async def _fill(connection: Connection, view: memoryview, request: Request) -> int:
-    """Read a body into ``view``; how many bytes it had."""
-    length = connection.length
-    if length is not None:
-        if length > len(view):
-            raise Corrupt(f"{request}: the answer has {length} bytes of {len(view)} asked for")
-        await connection.read_into(view[:length])
-        return length
+async def _fill(connection: Connection, buffers: Sequence[bytearray], request: Request) -> int:
+    """Read a body into ``buffers``; how many bytes it had."""
+    length, room = connection.length, sum(map(len, buffers))
+    body: memoryview | None = None
+    if length is None:
+        # Nobody knows how long it is: it is read to its end before any of it is believed.
+        try:
+            body = memoryview(await connection.read_all(room))
+        except TooLarge as error:
+            raise Corrupt(f"{request}: the answer has more than the {room} bytes asked") from error
+        length = len(body)
+    elif length > room:
+        raise Corrupt(f"{request}: the answer has {length} bytes of {room} asked for")
     done = 0
-    while data := await connection.read_some():
-        if done + len(data) > len(view):
-            raise Corrupt(f"{request}: the answer has more than the {len(view)} bytes asked for")
-        view[done : done + len(data)] = data
-        done += len(data)
+    for buffer in buffers:
+        size = min(len(buffer), length - done)
+        with memoryview(buffer)[:size] as view:
+            if body is None:
+                await connection.read_into(view)
+            else:
+                view[:] = body[done : done + size]
+        done += size
+        if size == len(buffer) and request.filled is not None:
+            request.filled()
     return done
 
 

@@ -21,7 +21,9 @@ from unifs.errors import (
     TryAgain,
     Unsupported,
 )
+from unifs.mounts.base import cid_of
 from unifs.mounts.s3.attributes import (
+    CID,
     DIRECTORY,
     MODE,
     MTIME,
@@ -98,7 +100,7 @@ class Writing:
         payload = await hashed(content, (0, content.size_bytes), self.blocking, checksum)
         if place[1].endswith("/") and not payload.size_bytes:
             raise InvalidArgument("an empty object with that key would be a directory's marker")
-        headers = self.new_headers(place[1], token)
+        headers = self.new_headers(place[1], token) | self.cid_headers(content)
         headers |= checksum_headers(checksum, payload)
 
         async def send(condition: dict[str, str]) -> Version:
@@ -128,6 +130,11 @@ class Writing:
             headers[MTIME] = mtime_text(self.now_ns())
         return {**headers, **write_headers(self.options), **self.objects.key_headers}
 
+    def cid_headers(self, content: ContentReader) -> dict[str, str]:
+        """The CID of what is stored, where it is to be told and known."""
+        cid = cid_of(content) if self.options.keeps_cid else ""
+        return {CID: cid} if cid else {}
+
     def new_node(self, size_bytes: int, version: Version, headers: dict[str, str]) -> Node:
         """The node of what was stored. Without attributes S3 tells no time before it is asked."""
         mtime = headers.get(MTIME)
@@ -145,23 +152,42 @@ class Writing:
         The new version; the node, where an earlier attempt turns out to have arrived.
         """
         honoured = await self.conditions.of(place[0])
-        if not (honoured.creating if base is None else honoured.replacing):
+        is_honoured = honoured.creating if base is None else honoured.replacing
+        return await self.stored_if(is_honoured, (place, base, token), send)
+
+    async def stored_if(
+        self, is_honoured: bool, what: tuple[Place, Version | None, str], send: Send
+    ) -> Version | Node:
+        """``stored`` where it is known whether the service keeps the condition."""
+        place, base, token = what
+        if not is_honoured:
             there = await self.there(place, base, token)
             if isinstance(there, Node):
                 return there
             return await send({})
         try:
-            return await send(_condition(base))
+            return await send(condition_of(base))
         except (Conflict, NotFound) as error:
             if error.context.get("s3_code") == "NoSuchBucket":
                 raise
             there = await self.there(place, base, token)
             if isinstance(there, Node):
                 return there
+            if base is None and await self.directories.clear(*place):
+                return await send(await self._condition_over_nothing(place))
             if there == base:
                 # Somebody else's request was under way, or undone.
                 raise TryAgain(f"{place[1]!r} is being written to") from error
-        return await send(_condition(there))
+        return await send(condition_of(there))
+
+    async def _condition_over_nothing(self, place: Place) -> dict[str, str]:
+        """The condition for a new object where a directory of nothing was, or still is.
+
+        One that has others of its kind in it cannot be removed, and no condition holds there: two
+        looks have found nothing then.
+        """
+        is_there = await self.objects.head(place[0], f"{place[1]}/") is not None
+        return {} if is_there else condition_of(None)
 
     async def there(self, place: Place, base: Version | None, token: str) -> Version | Node | None:
         """What stands at ``place``: the version to replace, or the node of our own attempt."""
@@ -171,6 +197,11 @@ class Writing:
                 return None
             raise Conflict(f"{place[1]!r} was removed by somebody")
         if token_in(headers) == token:
+            # No PUT's answer confirms this version; a wrong one would make all that follows one of
+            # somebody else's.
+            again = await self.objects.head(*place)
+            if again is None or version_in(again) != version_in(headers):
+                raise TryAgain(f"{place[1]!r} is being written to")
             return await self.reading.node_of(place, headers)
         version = version_in(headers)
         if base is not None and (base == version or base in was(headers)):
@@ -198,9 +229,14 @@ class Writing:
             await self.directories.mark(bucket, prefix, metadata)
         except Conflict as error:
             headers = await self.objects.head(bucket, prefix)
-            if headers is None or token_in(headers) != token:
+            if headers is not None and token_in(headers) == token:
+                self.directories.seen(path, is_marked=True)
+            elif not await self.objects.first_keys(bucket, prefix, 1):
+                # A directory of nothing (``Directories.clear``): it becomes this one.
+                await self.directories.mark(bucket, prefix, metadata, is_new=False)
+                self.directories.made(path)
+            else:
                 raise Exists(f"{path!r} is there") from error
-            self.directories.seen(path, is_marked=True)
         else:
             self.directories.made(path)
         return await self.reading.stat(path) if self.options.keeps_attributes else DIRECTORY
@@ -233,5 +269,6 @@ class Writing:
         return Node(node.mode, made.size_bytes, version, made.mtime_ns, True, link)
 
 
-def _condition(base: Version | None) -> dict[str, str]:
+def condition_of(base: Version | None) -> dict[str, str]:
+    """The headers with which nothing but ``base`` is replaced."""
     return {"if-none-match": "*"} if base is None else {"if-match": if_match(base)}

@@ -1,0 +1,66 @@
+"""One test per inconsistency: named with its code, mended, clean, and every file still there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import unifs.fsck
+from tests.fsck.plants import PLANTS, Plant
+from tests.fsck.world import FILES
+from unifs.fsck.offline import CLEAN
+
+if TYPE_CHECKING:
+    from tests.fsck.world import State
+
+
+def test_nothing_is_wrong_with_what_was_stopped_cleanly(state: State) -> None:
+    before = sorted(path.name for path in state.path.rglob("*"))
+    outcome = state.examine(verify=True)
+    assert outcome.exit_code == CLEAN, outcome.found
+    assert not outcome.needs_recovery
+    after = sorted(path.name for path in state.path.rglob("*") if path.name != "reserve")
+    assert [name for name in before if name != "reserve"] == after
+    assert state.files() == FILES
+
+
+def test_a_repair_of_what_is_sound_changes_nothing(state: State) -> None:
+    outcome = state.examine(repair=True)
+    assert (outcome.exit_code, outcome.receipt) == (CLEAN, "")
+    assert not list((state.path / "lost+found").iterdir())
+    assert state.files() == FILES
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
+def test_each_is_found_and_mended(state: State, plant: Plant) -> None:
+    places = {name: _place(state, place) for name, place in plant.moved.items()}
+    plant.plant(state)
+    outcome = state.mend(plant.code, plant.verify)
+    receipt = json.loads((state.path / "lost+found" / outcome.receipt).read_text())
+    assert receipt["kind"] == "fsck"
+    assert plant.code in {each["code"] for each in receipt["found"]}
+    files = state.files()
+    for name, data in FILES.items():
+        found = files.get(places.get(name, name))
+        if name in plant.lost:
+            # Not the bytes, but never others: what is left of them, or an honest error.
+            assert found == b"" or isinstance(found, Exception), (name, found)
+        else:
+            assert found == data, (name, sorted(files))
+
+
+def _place(state: State, place: str) -> str:
+    """A place with the numbers of before the plant in it."""
+    place = re.sub(r"\{dentry ([^}]+)\}", lambda found: str(state.dentry(found[1])), place)
+    return re.sub(r"\{([^}]+)\}", lambda found: str(state.ino(found[1])), place)
+
+
+def test_every_code_has_its_test() -> None:
+    package = Path(unifs.fsck.__file__).parent
+    text = "".join(path.read_text() for path in package.glob("*.py"))
+    codes = set(re.findall(r"\"([A-Z]+_[A-Z_]+|DATABASE)\"", text))
+    assert codes == {plant.code for plant in PLANTS}

@@ -1,0 +1,231 @@
+"""Extents on their way from a backend: one fetch however many wait.
+
+``ReadCache`` owns it. A *run* is one request of a backend for neighbouring extents; each of them is
+a *flight*, which lands by itself: its bytes are handed on when they are whole, while the rest of
+the run still arrives. Whoever wants a flight holds it, readers and readahead alike; a run that
+nobody holds any more is cancelled. An error goes to all flights of the run that have not landed,
+and is then forgotten: only bytes are kept.
+
+Bounds: ``fetches_max`` runs at once for each mount, ``waiting_max`` flights in all. Tasks live in
+the nursery that ``serve`` gives. Belongs to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from unifs.errors import Corrupt, TryAgain, UnifsError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from unifs.cache.memory import Extent, ExtentKey, MemoryTier
+    from unifs.cache.source import Source
+
+    Landed = Sequence[tuple[ExtentKey, Extent]]
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One extent on its way, or what became of it."""
+
+    key: ExtentKey
+    run: Run
+    holders: int = 0
+    data: Extent | None = None
+    error: Exception | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One request of a backend."""
+
+    source: Source
+    flights: list[Flight] = field(default_factory=list)
+    landed: list[tuple[ExtentKey, Extent]] = field(default_factory=list)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+class Flights:
+    """What is fetched now."""
+
+    def __init__(self, memory: MemoryTier, fetches_max: int, waiting_max: int) -> None:
+        self._memory = memory
+        self._fetches_max = fetches_max
+        self.waiting_max = waiting_max
+        self.nursery: trio.Nursery | None = None
+        #: Keeps what a run brought; awaited by the run, waited for by nobody.
+        self.keep: Callable[[Landed], Awaitable[object]] | None = None
+        self._flights: dict[ExtentKey, Flight] = {}
+        self._slots: dict[str, trio.Semaphore] = {}
+        self.runs = self.fetched_bytes = self.failures = self.joined = 0
+        #: Bytes that have landed and are not kept yet.
+        self.keeping_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def __contains__(self, key: ExtentKey) -> bool:
+        return key in self._flights
+
+    # --- holding ----------------------------------------------------------------------------------
+
+    def hold(self, source: Source, keys: Iterable[ExtentKey]) -> list[Flight]:
+        """Flights for ``keys``, in their order: those under way, and new runs for the others.
+
+        Each is to be left once. TryAgain where too many are under way already.
+        """
+        held: list[Flight] = []
+        run: Run | None = None
+        try:
+            for key in keys:
+                flight = self._flights.get(key)
+                if flight is not None:
+                    self.joined += 1
+                    run = None
+                else:
+                    if run is not None and not _follows(run, key):
+                        run = None
+                    flight = self._add(source, key, run)
+                    run = flight.run
+                flight.holders += 1
+                held.append(flight)
+        except TryAgain:
+            self.leave(held)
+            raise
+        return held
+
+    def _add(self, source: Source, key: ExtentKey, run: Run | None) -> Flight:
+        if self.nursery is None or len(self._flights) >= self.waiting_max:
+            raise TryAgain("too many reads wait for their backends")
+        if run is None:
+            run = Run(source)
+            self.nursery.start_soon(self._fetch, run)
+        flight = Flight(key, run)
+        run.flights.append(flight)
+        self._flights[key] = flight
+        return flight
+
+    def leave(self, flights: Iterable[Flight]) -> None:
+        """They are not wanted by this holder any more; a run that nobody wants ends."""
+        for flight in flights:
+            flight.holders -= 1
+            if flight.holders or flight.done.is_set():
+                continue
+            run = flight.run
+            if not any(other.holders for other in run.flights if not other.done.is_set()):
+                run.scope.cancel()
+                self._forget(run)
+
+    async def bring(self, source: Source, keys: Sequence[ExtentKey]) -> list[Extent]:
+        """The extents of ``keys``, in their order; the first error of those that bring one."""
+        flights = self.hold(source, keys)
+        try:
+            for flight in flights:
+                await flight.done.wait()
+        finally:
+            self.leave(flights)
+        return [_outcome(flight) for flight in flights]
+
+    # --- fetching ---------------------------------------------------------------------------------
+
+    async def _fetch(self, run: Run) -> None:
+        error: Exception = TryAgain("the read was given up")
+        try:
+            with run.scope:
+                await self._request(run)
+        except Exception as failure:
+            # Whatever it is, it belongs to those who wait; a bug reaches the driver's guard there.
+            error = failure
+            self.failures += 1
+        finally:
+            self._forget(run)
+            for flight in run.flights[len(run.landed) :]:
+                flight.error = error
+                flight.done.set()
+            # A flight names its run: without this the bytes would wait for the garbage collector.
+            run.flights.clear()
+        if run.landed and self.keep is not None:
+            await self._kept(self.keep, run.landed)
+
+    async def _request(self, run: Run) -> None:
+        source = run.source
+        slots = self._slots.get(source.mount)
+        if slots is None:
+            slots = self._slots[source.mount] = trio.Semaphore(self._fetches_max)
+        async with slots:
+            self.runs += 1
+            lengths = [flight.key.length(source.size_bytes) for flight in run.flights]
+            self._memory.expect(sum(lengths))
+            try:
+                await self._receive(run, lengths)
+            finally:
+                self._memory.expect(-sum(lengths[len(run.landed) :]))
+
+    async def _receive(self, run: Run, lengths: list[int]) -> None:
+        source, key = run.source, run.flights[0].key
+        offset = key.number * key.grain_bytes
+        if source.read_into is None:
+            for length in lengths:
+                self._landed(run, await source.read(offset, length))
+                offset += length
+            return
+        buffers = [bytearray(length) for length in lengths]
+        await source.read_into(offset, buffers, lambda: self._landed(run, buffers[len(run.landed)]))
+        if len(run.landed) < len(buffers):
+            raise Corrupt("the backend sent too few bytes", mount=source.mount, offset=offset)
+
+    def _landed(self, run: Run, data: Extent) -> None:
+        flight = run.flights[len(run.landed)]
+        key, wanted = flight.key, flight.key.length(run.source.size_bytes)
+        if len(data) != wanted:
+            raise Corrupt(
+                f"the backend sent {len(data)} bytes of {wanted}",
+                mount=run.source.mount,
+                offset=key.number * key.grain_bytes,
+            )
+        self.fetched_bytes += wanted
+        run.landed.append((key, data))
+        self._memory.expect(-wanted)
+        self._memory.put(key, data)
+        flight.data = data
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        flight.done.set()
+
+    async def _kept(self, keep: Callable[[Landed], Awaitable[object]], landed: Landed) -> None:
+        size = sum(len(data) for _, data in landed)
+        self.keeping_bytes += size
+        try:
+            await keep(landed)
+        finally:
+            self.keeping_bytes -= size
+
+    def _forget(self, run: Run) -> None:
+        for flight in run.flights:
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
+
+
+def _follows(run: Run, key: ExtentKey) -> bool:
+    """Whether one request can bring ``key`` behind what the run has already."""
+    last = run.flights[-1].key
+    size = (len(run.flights) + 1) * key.grain_bytes
+    is_next = (key.grain_bytes, key.number) == (last.grain_bytes, last.number + 1)
+    return is_next and run.source.read_into is not None and size <= run.source.run_bytes_max
+
+
+def _outcome(flight: Flight) -> Extent:
+    error = flight.error
+    if isinstance(error, UnifsError):
+        # Each waiter gets an exception of its own: a shared one would collect all tracebacks.
+        raise copy.copy(error) from error
+    if error is not None:
+        raise error
+    assert flight.data is not None
+    return flight.data

@@ -1,0 +1,163 @@
+"""Records: the journal, the epochs, and rows of the past."""
+
+from __future__ import annotations
+
+import struct
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from unifs.errors import UnifsError
+from unifs.fsck.look import Check, Finding, mode_of
+from unifs.ipfs.cid import Cid
+from unifs.journal.log import Op, unpack_pair, unpack_rename
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unifs.fsck.look import Look
+    from unifs.fsck.mending import Mending
+
+#: Transactions that are rolled back use numbers too, but never so many without one that is not.
+UNUSED_MAX = 1_000_000
+
+
+def records(look: Look, after: int, upto: int) -> Iterator[Finding]:
+    """Records that cannot be read, and changes that wait for nobody."""
+    query = "select seq,op,ino,parent,data,state from journal where seq>? and seq<=?"
+    for seq, op, ino, _parent, data, state in look.all(query, (after, upto)):
+        if seq <= 0 or problem_of(op, data):
+            sentence = f"record {seq} of the journal {problem_of(op, data) or 'has no number'}"
+            yield Finding("RECORD_SHAPE", sentence, seq, partial(_set_record, seq))
+        elif state not in (None, 0, 1):
+            sentence = f"record {seq} of the journal is in no state"
+            yield Finding("RECORD_STATE", sentence, seq, partial(_set_waiting, seq))
+        elif state is not None and _is_nobodys(look, ino):
+            sentence = f"record {seq} waits for inode {ino}, which nobody knows"
+            yield Finding("RECORD_NO_INODE", sentence, seq, partial(_delete, seq))
+        elif ino <= 0:
+            sentence = f"record {seq} is of inode {ino}, which cannot be one"
+            yield Finding("RECORD_NO_INODE", sentence, seq, partial(_delete, seq))
+
+
+def problem_of(op: Any, data: bytes) -> str:
+    """Why a record cannot be read; "" where it can."""
+    if op not in {each.value for each in Op}:
+        return "says what nothing does"
+    try:
+        if op == Op.CONTENT:
+            old, new = unpack_pair(data)
+            is_sound = len(old) + len(new) + 4 == len(data)
+        elif op == Op.RENAME:
+            renamed = unpack_rename(data)
+            is_sound = bool(renamed.name and renamed.new_name)
+        elif op in (Op.CREATE, Op.UNLINK, Op.RMDIR, Op.LINK):
+            is_sound = len(data) < 256
+        elif op == Op.SETATTR:
+            is_sound = not data or bool(mode_of(data))
+        else:
+            is_sound = True
+    except (ValueError, IndexError, struct.error):
+        return "cannot be read"
+    return "" if is_sound else "cannot be read"
+
+
+def _is_nobodys(look: Look, ino: int) -> bool:
+    query = (
+        "select 1 from inode where ino=?1 union all select 1 from remote where ino=?1"
+        " union all select 1 from inode_past where ino=?1"
+    )
+    return look.one(query, (ino,)) is None
+
+
+def _set_record(seq: int, mending: Mending) -> None:
+    """What waits for a backend still waits, as a change of attributes; others go."""
+    query = (
+        "select j.state,i.attributes from journal j left join inode i on i.ino=j.ino where j.seq=?"
+    )
+    state, attributes = mending.database.one(query, (seq,))
+    if state is None or attributes is None or seq <= 0:
+        _delete(seq, mending)
+    else:
+        mending.update("journal", "op=7,data=?", "seq=?", attributes, seq)
+
+
+def _set_waiting(seq: int, mending: Mending) -> None:
+    mending.update("journal", "state=0", "seq=?", seq)
+
+
+def _delete(seq: int, mending: Mending) -> None:
+    mending.delete("journal", "seq=?", seq)
+
+
+def sequence(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
+    """How far the journal says that things have come."""
+    known: dict[str, Any] = dict(look.all("select key,value from meta"))
+    last = look.one("select coalesce(max(seq),0) from journal")[0]
+    last = max(last, known.get("pruned_seq", 0))
+    sealed = known.get("sealed_seq", 0)
+    if sealed > last + UNUSED_MAX:
+        sentence = f"records up to {sealed} are called sealed, the last one is {last}"
+        yield Finding("SEALED_AHEAD", sentence, mend=partial(_set_sealed, last))
+    last = max(last, sealed) + UNUSED_MAX
+    for epoch, seq, root in look.all("select epoch,seq,root from epoch order by epoch"):
+        if seq > last or seq < 0:
+            sentence = f"epoch {epoch} contains records up to {seq}, the last one is {last}"
+            yield Finding("EPOCH_AHEAD", sentence, epoch, partial(_forget_root, epoch))
+        elif root is not None and not _is_cid(root):
+            sentence = f"the root of epoch {epoch} is no CID"
+            yield Finding("EPOCH_ROOT", sentence, epoch, partial(_forget_root, epoch))
+
+
+def _is_cid(binary: bytes) -> bool:
+    try:
+        Cid.decode(binary)
+    except (UnifsError, ValueError, IndexError):
+        return False
+    return True
+
+
+def _set_sealed(last: int, mending: Mending) -> None:
+    mending.keep_rows("meta", "key='sealed_seq'", ())
+    mending.database.set_meta("sealed_seq", last)
+
+
+def _forget_root(epoch: int, mending: Mending) -> None:
+    """All directories are looked at again by the next root."""
+    mending.update("epoch", "seq=0,root=null", "epoch=?", epoch)
+    for (root,) in mending.database.all("select root from mount where kind='mfs'"):
+        mending.note_directory(root)
+
+
+def past(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
+    """Rows of the past that no epoch can show."""
+    epoch = look.one("select coalesce((select value from meta where key='epoch'),1)")[0]
+    tables = (("inode_past", "ino"), ("dentry_past", "parent"), ("xattr_past", "ino"))
+    for table, key in tables:
+        query = (
+            f"select distinct {key} from {table} where epoch>=until or until>? or epoch<0"
+            " limit 10000"
+        )
+        for (number,) in look.all(query, (epoch,)):
+            sentence = f"{table} has a row of {number} that was in force in no epoch"
+            mend = partial(_forget, table, key, number, epoch)
+            yield Finding("PAST_EPOCHS", sentence, number, mend)
+    query = "select ino,until from inode_past where length(attributes)<>56 limit 10000"
+    for ino, until in look.all(query):
+        sentence = f"the attributes of inode {ino} until epoch {until} are none"
+        yield Finding("PAST_SHAPE", sentence, ino, partial(_forget_form, ino, until))
+
+
+def _forget(table: str, key: str, number: int, epoch: int, mending: Mending) -> None:
+    where = f"{key}=? and (epoch>=until or until>? or epoch<0)"
+    mending.delete(table, where, number, epoch)
+
+
+def _forget_form(ino: int, until: int, mending: Mending) -> None:
+    mending.delete("inode_past", "ino=? and until=?", ino, until)
+
+
+CHECKS = (
+    Check(records, "journal", "seq"),
+    Check(sequence),
+    Check(past),
+)

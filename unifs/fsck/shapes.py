@@ -1,0 +1,393 @@
+"""Shapes: columns that hold what nobody writes there, so that readers of the row would fail.
+
+They come first: every other check takes the columns that pass here as they are.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from unifs.errors import UnifsError
+from unifs.fsck.look import Check, Finding, content_problem, mode_of
+from unifs.fsck.mending import attributes_of
+from unifs.ipfs.cid import Cid
+from unifs.ipfs.unixfs.profiles import DEFAULT_PROFILE, PROFILES
+from unifs.journal.content import EXPANDED, LINKED, REMOTE, SYMLINK, linked_blob, symlink_blob
+from unifs.journal.writeback_order import Attempt
+from unifs.state import directory
+from unifs.vfs.remoterows import TOLD
+from unifs.vfs.volume import INO_SHIFT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unifs.fsck.look import Look
+    from unifs.fsck.mending import Mending
+
+#: What stands for "remove the row", and for "give the object another number".
+REMOVED, RENUMBERED = object(), object()
+WHOLE, BLOB, TEXT = ("integer",), ("blob",), ("text",)
+NULL = ("null",)
+#: No state directory comes this far; from the one behind it the next number would overflow.
+NUMBERS_MAX, EPOCHS_MAX = 1 << 62, 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What a column may hold (SQLite's types), and what takes the place of anything else."""
+
+    table: str
+    key: str
+    name: str
+    types: tuple[str, ...]
+    instead: Any
+
+    def range(self) -> tuple[int, int]:
+        """The whole numbers that it may hold, both included."""
+        if self.name in ("ino", "parent"):
+            return 2 * int(self.table == "inode" and self.name == "ino"), (1 << INO_SHIFT) - 1
+        if self.name in ("epoch", "until", "gone"):
+            return 0, EPOCHS_MAX
+        if self.name.endswith("_ns") or self.name == "size":
+            return -(1 << 63), (1 << 63) - 1
+        return 0, NUMBERS_MAX
+
+
+def _columns(
+    table: str, key: str, *columns: tuple[str, tuple[str, ...], Any]
+) -> tuple[Column, ...]:
+    return tuple(Column(table, key, *column) for column in columns)
+
+
+COLUMNS = (
+    *_columns(
+        "inode",
+        "ino",
+        ("ino", WHOLE, RENUMBERED),
+        ("mount", WHOLE, 0),
+        ("parent", WHOLE, 0),
+        ("epoch", WHOLE, 1),
+        ("gone", WHOLE + NULL, None),
+        ("cid", BLOB + NULL, None),
+    ),
+    *_columns(
+        "dentry",
+        "parent,id",
+        ("parent", WHOLE, REMOVED),
+        ("id", WHOLE, REMOVED),
+        ("name", BLOB, REMOVED),
+        ("ino", WHOLE, REMOVED),
+        ("epoch", WHOLE, 1),
+    ),
+    *_columns(
+        "link",
+        "ino,parent,name",
+        ("ino", WHOLE, REMOVED),
+        ("parent", WHOLE, REMOVED),
+        ("name", BLOB, REMOVED),
+    ),
+    *_columns(
+        "xattr",
+        "ino,name",
+        ("ino", WHOLE, REMOVED),
+        ("name", BLOB, REMOVED),
+        ("value", BLOB, b""),
+        ("epoch", WHOLE, 0),
+    ),
+    *_columns(
+        "remote",
+        "ino",
+        ("mount", WHOLE, 0),
+        ("path", BLOB + NULL, None),
+        ("version", TEXT + NULL, ""),
+        ("checked_ns", WHOLE, 0),
+        ("listing", WHOLE, 0),
+        ("cursor", TEXT + NULL, None),
+        ("listed_ns", WHOLE, 0),
+        ("synced", BLOB + NULL, None),
+        ("told", BLOB + NULL, None),
+        ("local", WHOLE, 1),
+        ("attempt", TEXT + NULL, None),
+        ("content", BLOB + NULL, None),
+    ),
+    *_columns(
+        "content",
+        "id",
+        ("id", WHOLE, REMOVED),
+        ("refs", WHOLE, 1),
+        ("state", WHOLE, 1),
+        ("boot", BLOB + NULL, None),
+        ("size", WHOLE, 0),
+        ("extents", BLOB, b""),
+        ("proof", BLOB + NULL, None),
+        ("durable_size", WHOLE + NULL, None),
+        ("durable_extents", BLOB + NULL, None),
+        ("cid", BLOB + NULL, None),
+        ("leaves", BLOB + NULL, None),
+    ),
+    *_columns(
+        "holding", "content,container", ("content", WHOLE, REMOVED), ("container", WHOLE, REMOVED)
+    ),
+    *_columns(
+        "redo",
+        "id",
+        ("id", WHOLE, REMOVED),
+        ("container", WHOLE, REMOVED),
+        ("offset", WHOLE, REMOVED),
+        ("bytes", BLOB, REMOVED),
+    ),
+    *_columns(
+        "journal",
+        "seq",
+        ("seq", WHOLE, REMOVED),
+        ("time_ns", WHOLE, 0),
+        ("op", WHOLE, 0),
+        ("ino", WHOLE, 0),
+        ("parent", WHOLE, 0),
+        ("data", BLOB, b""),
+        ("state", WHOLE + NULL, 0),
+    ),
+    *_columns(
+        "inode_past",
+        "ino,until",
+        ("ino", WHOLE, REMOVED),
+        ("until", WHOLE, REMOVED),
+        ("epoch", WHOLE, REMOVED),
+        ("attributes", BLOB, REMOVED),
+        ("content", BLOB, REMOVED),
+    ),
+    *_columns(
+        "dentry_past",
+        "parent,until,id",
+        ("parent", WHOLE, REMOVED),
+        ("until", WHOLE, REMOVED),
+        ("id", WHOLE, REMOVED),
+        ("name", BLOB, REMOVED),
+        ("ino", WHOLE, REMOVED),
+        ("epoch", WHOLE, REMOVED),
+    ),
+    *_columns(
+        "xattr_past",
+        "ino,until,name",
+        ("ino", WHOLE, REMOVED),
+        ("until", WHOLE, REMOVED),
+        ("epoch", WHOLE, REMOVED),
+        ("name", BLOB, REMOVED),
+        ("value", BLOB, REMOVED),
+    ),
+    *_columns("checkpoint", "name", ("epoch", WHOLE, REMOVED), ("time_ns", WHOLE, 0)),
+    *_columns("thinned", "epoch", ("epoch", WHOLE, REMOVED), ("is_swept", WHOLE, 0)),
+    *_columns(
+        "epoch",
+        "epoch",
+        ("epoch", WHOLE, REMOVED),
+        ("seq", WHOLE, 0),
+        ("time_ns", WHOLE, 0),
+        ("root", BLOB + NULL, None),
+    ),
+)
+#: Whole numbers of meta; what takes the place of anything else is worked out from the rows.
+META = ("epoch", "sealed_seq", "pruned_seq", "last_ino", "times_seq", "is_clean")
+
+
+def columns(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
+    """Values of the wrong type."""
+    for column in COLUMNS:
+        types = ",".join(f"'{each}'" for each in column.types)
+        query = (
+            f"select {column.key},typeof({column.name}),{column.name} from {column.table}"
+            f" where typeof({column.name}) not in ({types}) or (typeof({column.name})='integer'"
+            f" and {column.name} not between ? and ?) limit 10000"
+        )
+        for *key, kind, value in look.all(query, column.range()):
+            shown = "/".join(str(part) for part in key)
+            what = str(value) if kind == "integer" else kind
+            sentence = f"{column.name} of row {shown} of {column.table} is {what}"
+            mend = partial(_set_column, column, tuple(key))
+            yield Finding("ROW_TYPE", sentence, mend=mend)
+
+
+def _set_column(column: Column, key: tuple[Any, ...], mending: Mending) -> None:
+    where = " and ".join(f"{name} is ?" for name in column.key.split(","))
+    if column.instead is REMOVED:
+        mending.delete(column.table, where, *key)
+    elif column.instead is RENUMBERED:
+        mending.update(column.table, f"{column.name}=?", where, mending.new_ino(), *key)
+    else:
+        mending.update(column.table, f"{column.name}=?", where, column.instead, *key)
+
+
+def meta(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
+    """Facts about the whole state directory."""
+    known: dict[str, Any] = dict(look.all("select key,value from meta"))
+    for key in META:
+        value = known.get(key, 0)
+        limit = 2 * EPOCHS_MAX if key == "epoch" else NUMBERS_MAX
+        if not isinstance(value, int) or not 0 <= value <= limit:
+            mend = partial(_set_meta, key, _worked_out(look, key))
+            yield Finding("META_VALUE", f"{key} of the state directory is {value!r}", mend=mend)
+    if "profile" in known and known["profile"] not in PROFILES:
+        sentence = f"the profile of the state directory is {known['profile']!r}"
+        yield Finding("META_VALUE", sentence, mend=partial(_set_meta, "profile", _profile(look)))
+    if not isinstance(known.get("boot", ""), str):
+        # Another boot would mean that nothing is trusted which is not proven.
+        mend = partial(_set_meta, "boot", directory.boot_id())
+        yield Finding("META_VALUE", "boot is no text", mend=mend)
+    newest = _worked_out(look, "epoch")
+    epoch = known.get("epoch", 1)
+    if isinstance(epoch, int) and 0 <= epoch < newest:
+        sentence = f"rows are of epoch {newest}, and it is epoch {epoch}"
+        yield Finding("EPOCH_BEHIND", sentence, mend=partial(_set_meta, "epoch", newest))
+
+
+def _worked_out(look: Look, key: str) -> int:
+    if key == "epoch":
+        columns = ("epoch from inode", "epoch from dentry", "until from inode_past")
+        newest = " union all ".join(
+            f"select max(e) e from (select {each.replace(' ', ' e ', 1)})"
+            for each in (*columns, "until from dentry_past")
+        )
+        ended = "select max(epoch)+1 from epoch"
+        return int(look.one(f"select coalesce(max(e),1) from ({newest} union all {ended})")[0])
+    # Nothing is known to be sealed, pruned or told, and the journal has what it has.
+    return 0
+
+
+def _set_meta(key: str, value: object, mending: Mending) -> None:
+    mending.keep_rows("meta", "key=?", (key,))
+    mending.database.set_meta(key, value)
+
+
+def _profile(look: Look) -> str:
+    """The profile whose leaves the sealed contents have."""
+    query = (
+        "select size,length(leaves),substr(cid,9) from content"
+        " where state=2 and size>262144 and leaves is not null and cid is not null limit 1"
+    )
+    row = look.one(query)
+    for profile in PROFILES.values() if row is not None else ():
+        chunks = -(-row[0] // profile.chunk_bytes)
+        version = 0 if row[2][:2] == b"\x12\x20" else 1
+        if chunks * 32 == row[1] and version == profile.cid_version:
+            return profile.name
+    return DEFAULT_PROFILE.name
+
+
+def inodes(look: Look, after: int, upto: int) -> Iterator[Finding]:
+    """Attributes and contents that cannot be read."""
+    query = "select ino,attributes,content,cid from inode where ino>? and ino<=?"
+    for ino, attributes, content, cid in look.all(query, (after, upto)):
+        mode = mode_of(attributes)
+        if not mode:
+            sentence = f"the attributes of {look.path(ino)} are none"
+            yield Finding("ROW_ATTRIBUTES", sentence, ino, partial(_set_attributes, ino))
+        elif problem := content_problem(content, mode):
+            sentence = f"what {look.path(ino)} should contain {problem}"
+            yield Finding("ROW_CONTENT", sentence, ino, partial(_set_content, ino))
+        if stat.S_ISDIR(mode) and isinstance(cid, bytes) and not _is_cid(cid[8:]):
+            sentence = f"the CID of {look.path(ino)} is none"
+            yield Finding("ROW_CID", sentence, ino, partial(_forget_cid, ino))
+
+
+def _is_cid(binary: bytes) -> bool:
+    try:
+        Cid.decode(binary)
+    except (UnifsError, ValueError, IndexError):
+        return False
+    return True
+
+
+def _forget_cid(ino: int, mending: Mending) -> None:
+    mending.update("inode", "cid=null", "ino=?", ino)
+    mending.note_directory(ino)
+
+
+def _set_attributes(ino: int, mending: Mending) -> None:
+    """What it is, its names and contents tell; who owns it, nobody knows any more."""
+    database = mending.database
+    mending.keep_rows("inode", "ino=?", (ino,))
+    (content,) = database.one("select content from inode where ino=?", (ino,))
+    query = (
+        "select attributes from inode_past where ino=? order by until desc",
+        "select data from journal where ino=? and op=7 order by seq desc",
+    )
+    known = [row[0] for each in query for row in database.all(each, (ino,))]
+    kind = content[:1] if isinstance(content, bytes) else b""
+    is_directory = kind == bytes((EXPANDED,)) or database.one(
+        "select 1 from dentry where parent=? union all select 1 from mount where root=?", (ino, ino)
+    )
+    mode = stat.S_IFDIR if is_directory else stat.S_IFREG
+    mode = stat.S_IFLNK if kind == bytes((SYMLINK,)) else mode
+    attributes = attributes_of(mode | (0o644 if mode == stat.S_IFREG else 0o755))
+    for each in known:
+        if stat.S_IFMT(mode_of(each)) == mode:
+            attributes = bytes(each)
+            break
+    database.execute("update inode set attributes=? where ino=?", (attributes, ino))
+    mending.settle(ino)
+
+
+def _set_content(ino: int, mending: Mending) -> None:
+    """An earlier content; else the object keeps its name only where it is not one of bytes."""
+    database = mending.database
+    query = "select attributes,content,cid from inode where ino=?"
+    attributes, content, cid = database.one(query, (ino,))
+    mode = mode_of(attributes)
+    earlier = mending.earlier_content(ino, mode, content)
+    if earlier is not None:
+        size = int.from_bytes(attributes[16:24], "little")
+        if stat.S_ISREG(mode) and earlier[0] not in (LINKED, REMOTE):
+            size = mending.size(earlier)
+        mending.set_content(ino, earlier, size)
+        mending.kept.append(f"inode {ino} went back to an earlier content")
+        return
+    if stat.S_ISLNK(mode):
+        mending.set_content(ino, symlink_blob(b"lost"), 4)
+    elif stat.S_ISDIR(mode) and isinstance(cid, bytes) and not _has_names(mending, ino):
+        mending.set_content(ino, linked_blob(cid), 0)
+        return
+    else:
+        mending.set_content(ino, b"", 0)
+    if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+        mending.displace(ino, "its content was unreadable")
+
+
+def _has_names(mending: Mending, ino: int) -> bool:
+    return mending.database.one("select 1 from dentry where parent=?", (ino,)) is not None
+
+
+def remotes(look: Look, after: int, upto: int) -> Iterator[Finding]:
+    """What is known of objects at backends."""
+    query = "select ino,told,attempt,content from remote where ino>? and ino<=?"
+    for ino, told, attempt, content in look.all(query, (after, upto)):
+        wrong: list[str] = []
+        if isinstance(told, bytes) and len(told) != TOLD.size:
+            wrong.append("told")
+        if isinstance(attempt, str) and not _is_attempt(attempt):
+            wrong.append("attempt")
+        if content and content_problem(content, stat.S_IFREG):
+            wrong.append("content")
+        for column in wrong:
+            sentence = f"{column} of the object behind {look.path(ino)} cannot be read"
+            yield Finding("ROW_REMOTE", sentence, ino, partial(_forget_remote, ino, column))
+
+
+def _is_attempt(text: str) -> bool:
+    try:
+        Attempt.unpack(text)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _forget_remote(ino: int, column: str, mending: Mending) -> None:
+    """What was on its way is compared with what the backend has, as after somebody else's write."""
+    mending.update("remote", f"{column}=null", "ino=?", ino)
+
+
+CHECKS = (Check(inodes, "inode", "ino"), Check(remotes, "remote", "ino"))
+#: Each of these before anything else is asked: nobody else expects what they find.
+FIRST = ((Check(columns),), (Check(meta),))

@@ -1,0 +1,143 @@
+"""Attempts of unknown outcome that are not to be repeated: what became of them.
+
+Writeback wants something else of the inode by now, so first it must be known what the backend has.
+A look is not enough while the call may still arrive (``writeback_sending``): a small put is sent
+again, which makes it known at once; else the look is repeated until nothing can arrive any more.
+
+Called by ``writeback_calls``; belongs to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+from unifs.errors import NotADirectory, NotFound, TryAgain, UnifsError
+from unifs.journal.writeback_order import NOWHERE
+from unifs.types import Change, Node
+from unifs.waiting import complete
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from unifs.journal.writeback_order import Attempt, Known
+    from unifs.journal.writeback_sending import Late
+    from unifs.journal.writeback_tree import LocalTree, Upload
+    from unifs.mounts.base import Mount
+    from unifs.types import Version
+
+    Put = Callable[[int, Attempt, Upload], Awaitable[Node | UnifsError | None]]
+
+#: An older content up to this size is rather sent again than waited for.
+AGAIN_BYTES_MAX = 8 << 20
+
+
+class Resolving:
+    """Finds out what became of attempts."""
+
+    def __init__(self, local: LocalTree, mount: Mount, late: Late, put: Put) -> None:
+        """``put`` sends the put of an attempt again; its outcome."""
+        self._local = local
+        self._mount = mount
+        self._late = late
+        self._put = put
+
+    async def resolve(self, ino: int) -> None:
+        """End the attempt of an inode one way or the other; TryAgain while that is not known."""
+        known = self._local.known(ino) or NOWHERE
+        attempt = known.attempt
+        assert attempt is not None
+        if attempt.verb == "rename":
+            await self._resolve_rename(ino, known.path or "", attempt)
+            return
+        try:
+            there = await self._mount.stat(attempt.path)
+        except (NotFound, NotADirectory):
+            await self._absent(ino, attempt)
+            return
+        if attempt.verb == "make":
+            await self._made(ino, known, there)
+        else:
+            await self._resolve_put(ino, attempt, there.version)
+
+    async def _made(self, ino: int, known: Known, there: Node) -> None:
+        assert known.attempt is not None
+        if known.path is None and not stat.S_ISREG(there.mode):
+            await complete(self._local.stored, ino, known.attempt.path, there, None)
+        else:
+            await complete(self._local.end, ino)
+
+    async def _absent(self, ino: int, attempt: Attempt) -> None:
+        """An attempt of which nothing is to be seen did not reach the backend, or is late.
+
+        Where a version would have been replaced, the backend refuses what is late. Else it would
+        bring back what was removed, so it is looked for again.
+        """
+        local = self._local
+        is_refused = attempt.base is not None and self._mount.is_conditional
+        if is_refused or self._late.left_s(ino) <= 0:
+            await complete(local.end, ino)
+        elif local.wanted(ino) is None:
+            raise self._later(ino)
+        elif local.heir(attempt.path) == ino:
+            await self._again(ino, attempt)
+        else:
+            await complete(local.disown, ino)
+
+    async def _resolve_put(self, ino: int, attempt: Attempt, version: Version | None) -> None:
+        if attempt.base is None or version != attempt.base:
+            # Something new stands there. If it is ours, the mount recognises the token; if it is
+            # not, it is not ``base`` either, and nothing is overwritten.
+            await self._again(ino, attempt, is_there=True)
+        elif self._late.left_s(ino) <= 0:
+            await complete(self._local.end, ino)
+        elif self._local.wanted(ino) is None:
+            raise self._later(ino)
+        else:
+            await self._again(ino, attempt)
+
+    async def _again(self, ino: int, attempt: Attempt, *, is_there: bool = False) -> None:
+        upload = await self._local.attempted(ino)
+        if upload is None:
+            await complete(self._local.end, ino)
+            return
+        if not is_there and upload.reader.size_bytes > AGAIN_BYTES_MAX:
+            raise self._later(ino)
+        outcome = await self._put(ino, attempt, upload)
+        if isinstance(outcome, Node):
+            await complete(self._local.stored, ino, attempt.path, outcome, upload)
+        elif isinstance(outcome, UnifsError) and outcome.is_transient:
+            raise outcome
+        else:
+            await complete(self._local.end, ino)
+
+    async def _resolve_rename(self, ino: int, path: str, attempt: Attempt) -> None:
+        new_path = attempt.path
+        try:
+            await self._mount.stat(path)
+        except (NotFound, NotADirectory):
+            try:
+                await self._mount.stat(new_path)
+            except (NotFound, NotADirectory):
+                await complete(self._local.end, ino)
+                return
+            await complete(self._local.moved, ino, path, new_path)
+            return
+        if await self._mount.has_begun(new_path, attempt.token):
+            # Half of it is done. To finish it leaves nothing behind; what is wanted now comes next.
+            try:
+                await self._mount.rename(path, new_path, attempt.token)
+            except UnifsError as error:
+                if error.is_transient:
+                    self._late.lost(Change("rename", path, attempt.token, new_path))
+                    raise
+            else:
+                await complete(self._local.moved, ino, path, new_path)
+                return
+        elif self._late.left_s(ino) > 0:
+            raise self._later(ino)
+        await complete(self._local.end, ino)
+
+    def _later(self, ino: int) -> TryAgain:
+        left_s = self._late.left_s(ino)
+        return TryAgain("an upload that was cut off may still arrive", within_s=left_s)

@@ -1,0 +1,1 @@
+"""Living on a machine: systemd units, and what mount(8) calls."""

@@ -1,0 +1,95 @@
+"""Copies at the service, of one object each, on conditions.
+
+``moving`` makes renames and changes of attributes of them. A copy is of exactly one version of its
+source; with a condition it replaces nothing but what that allows, where the bucket heeds that
+(``conditions.copying``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from unifs.errors import Conflict, TryAgain
+from unifs.mounts.s3.attributes import copied as kept
+from unifs.mounts.s3.attributes import size_in, version_in, was, write_headers
+from unifs.mounts.s3.encryption import key_headers, source_key_headers
+from unifs.mounts.s3.listing import plain_etag, records
+from unifs.mounts.s3.multipart import Copying
+from unifs.mounts.s3.objects import if_match
+from unifs.mounts.s3.service import Request
+from unifs.mounts.s3.sigv4 import encoded
+from unifs.types import Version
+
+if TYPE_CHECKING:
+    from unifs.mounts.s3.multipart import Multipart
+    from unifs.mounts.s3.writing import Place, Writing
+
+#: One CopyObject takes no more; above it is UploadPartCopy.
+COPY_MAX_BYTES: Final = 5 << 30
+
+
+class Copies:
+    """Copies for one mount."""
+
+    def __init__(self, writing: Writing, multipart: Multipart) -> None:
+        self._multipart = multipart
+        self._objects = writing.objects
+        self._service = writing.service
+        self._options = writing.options
+
+    async def copy(
+        self, source: Place, headers: dict[str, str], target: Place, how: Copying
+    ) -> Version:
+        """Copy an object with new metadata; ``headers`` are what HEAD said of the source.
+
+        TryAgain if somebody changed it meanwhile; Conflict, with a condition, if that or the
+        condition does not hold. The new object's version.
+        """
+        version = version_in(headers)
+        said = kept(headers)
+        storage = headers.get("x-amz-storage-class")
+        if storage:
+            said["x-amz-storage-class"] = storage
+        said |= write_headers(self._options) | how.said
+        if size_in(headers) > COPY_MAX_BYTES:
+            made = await self._multipart.copy(source, headers, target, Copying(said, how.condition))
+        else:
+            said["x-amz-metadata-directive"] = "REPLACE"
+            made = await self.copy_version(source, version, target, Copying(said, how.condition))
+        self._objects.remember(target, version, made)
+        return made
+
+    async def copy_version(
+        self, source: Place, version: Version, target: Place, how: Copying
+    ) -> Version:
+        """Copy exactly ``version`` of an object; as ``copy`` otherwise, without a look."""
+        request = Request(
+            "PUT",
+            *target,
+            headers={
+                **self.source_headers(source, version),
+                **key_headers(self._options),
+                **how.said,
+                **how.condition,
+            },
+        )
+        try:
+            answer = await self._service.call(request)
+        except Conflict as error:
+            if how.condition:
+                raise
+            raise TryAgain(f"{source[1]!r} is being changed by somebody") from error
+        return Version(plain_etag(records(answer.body, "CopyObjectResult").last.get("ETag", "")))
+
+    def source_headers(self, source: Place, version: Version) -> dict[str, str]:
+        """Headers that name the source of a copy, of exactly that version."""
+        return {
+            "x-amz-copy-source": f"/{source[0]}/{encoded(source[1], '/')}",
+            "x-amz-copy-source-if-match": if_match(version),
+            **source_key_headers(self._options),
+        }
+
+    async def is_copied(self, new: Place, version: Version) -> bool:
+        """Whether what stands at ``new`` is what an earlier try made of ``version``."""
+        headers = await self._objects.head(*new)
+        return headers is not None and version in (version_in(headers), *was(headers))
