@@ -20,6 +20,7 @@ from tests.vfs.harness import BOOT, _drop
 from tests.vfs.invariants import check
 from tests.vfs.nodeworld import NodeSystem
 from unifs.errors import JournalFailed, UnifsError
+from unifs.fsck.offline import examine
 from unifs.vfs.storage import Storage
 
 if TYPE_CHECKING:
@@ -328,6 +329,7 @@ async def run_once(
             check(fs)
             await work.check(end == "cut", told)
             await _goes_on(fs, work, told)
+    _is_sound(path, told)
     return nth.fired
 
 
@@ -345,6 +347,11 @@ async def _goes_on(fs: NodeSystem, work: Work, told: str) -> None:
     assert await fs.tree() == before, told
     for cid, data in work.pinned.items():
         assert b"".join([piece async for piece in fs.node.cat(f"/ipfs/{cid}")]) == data, told
+
+
+def _is_sound(path: Path, told: str) -> None:
+    found = examine(path).found
+    assert not found, f"fsck: {found}, {told}"
 
 
 async def prepare(path: Path) -> Work:
@@ -383,4 +390,5 @@ async def recover_once(
             check(fs)
             await work.check(boot != BOOT, told)
             await _goes_on(fs, work, told)
+    _is_sound(path, told)
     return nth.fired

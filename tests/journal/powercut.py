@@ -10,12 +10,12 @@ that are not is the case to fear.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
 if TYPE_CHECKING:
     import random
-    from pathlib import Path
 
 PAGE = 4096
 #: Whatever a test makes of ``open``.
@@ -28,6 +28,8 @@ class Disk:
     def __init__(self, state: Path) -> None:
         self._state = state
         self._synced: dict[int, bytes] = {}
+        #: What each directory named when it was synced last.
+        self._names: dict[Path, set[str]] = {}
         self._fdatasync = os.fdatasync
         self._patches = [
             mock.patch("os.fdatasync", self._sync(os.fdatasync)),
@@ -36,11 +38,15 @@ class Disk:
 
     def begin(self) -> None:
         """All that is there now is on the disk."""
+        for folder in {path.parent for path in self.files()} | self._folders():
+            self._names[folder] = set(os.listdir(folder))
         for path in self.files():
             self._synced[path.stat().st_ino] = path.read_bytes()
 
     def synced(self, path: str) -> None:
         """A sync of this file returned: what is in it now stays."""
+        if Path(path) in self._folders():
+            self._names[Path(path)] = set(os.listdir(path))
         if path.startswith(str(self._state)) and os.path.isfile(path):
             with _open(path, "rb") as file:
                 self._synced[os.fstat(file.fileno()).st_ino] = file.read()
@@ -62,6 +68,13 @@ class Disk:
 
         return sync
 
+    def _folders(self) -> set[Path]:
+        return {self._state / name for name in ("data", "segments", "nodes")}
+
+    def _has_name(self, path: Path) -> bool:
+        """Whether the name of a file is durable; the WAL's is, since the database was made."""
+        return path.parent == self._state or path.name in self._names.get(path.parent, ())
+
     def files(self) -> list[Path]:
         """Every file whose bytes a cut can take; SQLite's database is only written by checkpoints,
         which sync."""
@@ -77,7 +90,8 @@ class Disk:
         """Rewrite every file as the cut leaves it; by name what was chosen.
 
         ``how``: a source of chance, "synced" for all files as they were synced, or "wal" for the
-        same but with all of the WAL there.
+        same but with all of the WAL there. Of these two, a file whose directory was not synced
+        after it was made is gone.
         """
         chosen = {}
         for path in self.files():
@@ -89,6 +103,8 @@ class Disk:
                 kind = how.choice(("current", "current", "synced", "synced", "pages", "prefix"))
             chosen[path.name] = kind
             left = _left(kind, now, synced, how)
+            if isinstance(how, str) and not self._has_name(path):
+                left = None
             if left is None:
                 path.unlink()
             else:
