@@ -139,9 +139,7 @@ class MemoryJournal:
                 if shown == limit:
                     return
 
-    async def sync(
-        self, path: str | None, until: Until, timeout_s: float | None
-    ) -> JournalStatus:
+    async def sync(self, path: str | None, until: Until, timeout_s: float | None) -> JournalStatus:
         if timeout_s is not None:
             raise DeadlineExceeded(f"not {until} after {timeout_s:g} s")
         self.records = [msgspec.structs.replace(each, state=until) for each in self.records]

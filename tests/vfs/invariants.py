@@ -35,6 +35,7 @@ def _rows(fs: FileSystem) -> list[str]:
         row[0]: row[1:] for row in database.all("select ino,parent,gone,attributes from inode")
     }
     links = Counter(ino for _, _, ino in names)
+    roots = {volume.root for volume in fs.loader.volumes.values()}
     modes = {ino: ATTRIBUTES.unpack(row[2])[0] for ino, row in inodes.items()}
     for parent, name, ino in names:
         if ino not in inodes:

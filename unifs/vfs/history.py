@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from unifs.errors import Exists, InvalidArgument, NotFound, TooLarge
-from unifs.state.database import open_reader
+from unifs.state.database import Reader
 from unifs.vfs.epochs import next_epoch
 from unifs.waiting import complete
 
@@ -206,8 +206,8 @@ class History:
         path = self.database.path
 
         def run() -> T:
-            with closing(open_reader(path)) as connection:
-                return job(lambda sql, bindings: connection.execute(sql, bindings).fetchall())
+            with closing(Reader(path)) as connection:
+                return job(connection.all)
 
         return await trio.to_thread.run_sync(run)
 

@@ -37,7 +37,7 @@ from unifs.journal.content import (
     large_id,
     small_content,
 )
-from unifs.state.database import open_reader
+from unifs.state.database import Reader
 from unifs.vfs.epochs import next_epoch
 from unifs.vfs.rootholes import find, rebuild_files, write_receipt
 from unifs.waiting import complete
@@ -95,13 +95,13 @@ class RowView:
         self._storage = storage
         self._changed = changed
         self._profile = storage.profile
-        self._connection = open_reader(storage.state.database)
+        self._connection = Reader(storage.state.database)
 
     def close(self) -> None:
         self._connection.close()
 
     def _one(self, sql: str, *bindings: object) -> Any:
-        return self._connection.execute(sql, bindings).fetchone()
+        return self._connection.one(sql, bindings)
 
     def dirty_directories(self) -> Iterator[Dirty]:
         """What changed. Of a directory that came from a foreign DAG, all names: it may have been
@@ -128,7 +128,7 @@ class RowView:
         """All entries of a directory."""
         query = f"{CHILDREN} and d.id>? order by d.id limit ?"
         last: Any = 0
-        while rows := self._connection.execute(query, (ino, last, PAGE)).fetchall():
+        while rows := self._connection.all(query, (ino, last, PAGE)):
             for row in rows:
                 yield self._child(row)
             last = rows[-1][4]
