@@ -151,9 +151,8 @@ async def test_every_real_operation_that_needs_nothing_is_a_tool(world: World) -
 async def test_a_rollback_is_told_which_epoch_by_name(world: World) -> None:
     """The epoch is no second path: it stands behind a word of its own."""
     registry = operations()
-    refused = await tools.call(registry, world, "rollback", {"path": "/mfs/a"})
-    assert refused["error_code"] == "INVALID_ARGUMENT"
-    assert "--to" in refused["error"]
+    with pytest.raises(InvalidArgument, match="--to EPOCH"):
+        await tools.call(registry, world, "rollback", {"path": "/mfs/a"})
     told = await tools.call(registry, world, "rollback", {"path": "/mfs/a", "to": "first"})
     assert (told["status"], told["before"], told["skipped"]) == ("success", 2, ["/cache"])
     assert world.history.asked == [("/mfs/a", "first")]
