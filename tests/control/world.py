@@ -8,6 +8,7 @@ import msgspec
 import trio
 
 import unifs
+from tests.control.checks_world import MemoryChecks, MemoryConflicts
 from tests.ipfs.embedded.stores import Store
 from unifs import config
 from unifs.control.daemon_protocol import (
@@ -139,9 +140,7 @@ class MemoryJournal:
                 if shown == limit:
                     return
 
-    async def sync(
-        self, path: str | None, until: Until, timeout_s: float | None
-    ) -> JournalStatus:
+    async def sync(self, path: str | None, until: Until, timeout_s: float | None) -> JournalStatus:
         if timeout_s is not None:
             raise DeadlineExceeded(f"not {until} after {timeout_s:g} s")
         self.records = [msgspec.structs.replace(each, state=until) for each in self.records]
@@ -241,6 +240,8 @@ class World:
         self.journal = MemoryJournal()
         self.backends = MemoryBackends()
         self.credentials = MemoryCredentials()
+        self.checks = MemoryChecks()
+        self.conflicts = MemoryConflicts()
         self.explained: list[str] = []
 
     def close(self) -> None:
