@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from unifs.control.daemon_protocol import ChangeState
+    from unifs.control.daemon_protocol import ChangeState, Until
 
 
 class MemoryFiles:
@@ -139,9 +139,7 @@ class MemoryJournal:
                 if shown == limit:
                     return
 
-    async def sync(
-        self, path: str | None, until: Literal["sealed", "synced"], timeout_s: float | None
-    ) -> JournalStatus:
+    async def sync(self, path: str | None, until: Until, timeout_s: float | None) -> JournalStatus:
         if timeout_s is not None:
             raise DeadlineExceeded(f"not {until} after {timeout_s:g} s")
         self.records = [msgspec.structs.replace(each, state=until) for each in self.records]

@@ -35,6 +35,7 @@ def _rows(fs: FileSystem) -> list[str]:
         row[0]: row[1:] for row in database.all("select ino,parent,gone,attributes from inode")
     }
     links = Counter(ino for _, _, ino in names)
+    roots = {volume.root for volume in fs.loader.volumes.values()}
     modes = {ino: ATTRIBUTES.unpack(row[2])[0] for ino, row in inodes.items()}
     for parent, name, ino in names:
         if ino not in inodes:
@@ -90,8 +91,8 @@ def _contents(fs: FileSystem) -> list[str]:
     database = fs.storage.database
     wrong: list[str] = []
     refs: Counter[int] = Counter()
-    for table in ("inode", "inode_past"):
-        for (blob,) in database.all(f"select content from {table}"):
+    for table in ("inode", "inode_past", "remote"):
+        for (blob,) in database.all(f"select content from {table} where content is not null"):
             if large_id(blob):
                 refs[large_id(blob)] += 1
     waiting = Counter(content for _, content in fs.writer.released)

@@ -30,6 +30,7 @@ from unifs.ipfs.unixfs.builder import FileBuilder, hash_leaf
 from unifs.journal.content import SEALED, LargeContent, large_blob
 from unifs.journal.extents import HOLE, ExtentMap
 from unifs.journal.log import Op
+from unifs.journal.overlay import write_all
 from unifs.vfs.unsynced import Unsynced
 from unifs.waiting import complete
 
@@ -126,7 +127,7 @@ class SealJob:
             count = os.preadv(self.descriptors[source], [view], offset)
             if not count:
                 raise Corrupt(f"container {source} ends at {offset}, before {end}")
-            os.pwrite(self.descriptors[self.own], view[:count], offset)
+            write_all(self.descriptors[self.own], view[:count], offset)
             offset += count
         self.extents.lay(start, end, self.own)
 
