@@ -53,6 +53,13 @@ MUTATIONS = (
         (CUTS,),
     ),
     Mutation(
+        "skip the sync of a directory when sealing",
+        "unifs/vfs/sealing.py",
+        "        os.fsync(self.directory)\n",
+        "",
+        (CUTS,),
+    ),
+    Mutation(
         "skip the sync of the segments' directory",
         "unifs/ipfs/embedded/segments.py",
         "        os.fsync(self._directory)\n",
@@ -69,9 +76,9 @@ MUTATIONS = (
     Mutation(
         "ignore a checksum",
         "unifs/journal/trust.py",
-        "        return Verdict.WHOLE if is_same else Verdict.LOST\n",
-        "        return Verdict.WHOLE\n",
-        (f"{RECOVERY}::test_4_small_bytes_lost",),
+        "            return holds(proof, lambda",
+        "            return bool(proof) or holds(proof, lambda",
+        (CUTS,),
     ),
     Mutation(
         "commit metadata before data",

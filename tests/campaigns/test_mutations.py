@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Each runs in two seconds.
-CHEAP = ("ignore a checksum", "go on after the WAL's sync failed")
+CHEAP = ("recover without asking for the boot", "go on after the WAL's sync failed")
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

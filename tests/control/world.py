@@ -8,6 +8,7 @@ import msgspec
 import trio
 
 import unifs
+from tests.control.checks_world import MemoryChecks, MemoryConflicts
 from tests.ipfs.embedded.stores import Store
 from unifs import config
 from unifs.control.daemon_protocol import (
@@ -278,6 +279,8 @@ class World:
         self.backends = MemoryBackends()
         self.credentials = MemoryCredentials()
         self.history = MemoryHistory()
+        self.checks = MemoryChecks()
+        self.conflicts = MemoryConflicts()
         self.explained: list[str] = []
 
     def close(self) -> None:

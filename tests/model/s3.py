@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from tests.servers.s3 import S3Server
 
-#: So soon that a change is often on its way when the next one comes.
-LIMITS = WritebackLimits(delay_s=0.02, age_max_s=0.2)
+#: So soon that a change is often on its way when the next one comes. Nothing comes late here.
+LIMITS = WritebackLimits(delay_s=0.02, age_max_s=0.2, late_s=0.5)
 SYNC_S = 120.0
 
 

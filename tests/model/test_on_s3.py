@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.crash import CrashMachine
@@ -31,5 +32,7 @@ def test_s3_does_what_the_model_does_and_a_stranger_sees_it(
     class OnSeaweed(CrashMachine):
         make_subject = staticmethod(lambda: OnS3(tmp_path / f"s3-{next(numbers)}", s3_server))
 
-    run_state_machine_as_test(OnSeaweed, settings=profile(EXAMPLES, STEPS))
+    # Writeback keeps its own time: no failure is the same twice, and none can be made shorter.
+    chosen = settings(profile(EXAMPLES, STEPS), phases=[Phase.generate])
+    run_state_machine_as_test(OnSeaweed, settings=chosen)
     assert next(numbers) >= EXAMPLES

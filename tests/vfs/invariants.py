@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from unifs.journal.content import LargeContent, large_id
 from unifs.journal.extents import ExtentMap
 from unifs.journal.redo import KNOWN
+from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.tree import ATTRIBUTES
 from unifs.vfs.treeinode import TreeInode
 
@@ -158,7 +159,8 @@ def _inode(inode: TreeInode, row: tuple[int, bytes, bytes]) -> list[str]:
         ("uid", a.st_uid, uid),
         ("gid", a.st_gid, gid),
     ]
-    if not inode.is_touched:
+    if not inode.is_touched and not isinstance(inode.volume, IpfsVolume):
+        # How many directories are known below /ipfs is asked anew at every start.
         known.append(("nlink", a.st_nlink, nlink))
     if not inode.is_dirty() and not stat.S_ISDIR(mode):
         known.append(("size", a.st_size, size))

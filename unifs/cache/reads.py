@@ -47,7 +47,7 @@ class ReadLimits:
     memory_bytes_max: int = 64 << 20
     fetches_max: int = 32
     waiting_max: int = 1024
-    #: Fetched ahead of all readers together.
+    #: Fetched ahead of all readers together; never more than half the memory.
     ahead_bytes_max: int = 32 << 20
 
 
@@ -84,7 +84,8 @@ class ReadCache:
         self._flights = Flights(self._memory, limits.fetches_max, limits.waiting_max)
         if disk is not None:
             self._flights.keep = disk.write_all
-        self._readahead = Readahead(self._flights, self._is_here, limits.ahead_bytes_max)
+        ahead_bytes_max = min(limits.ahead_bytes_max, limits.memory_bytes_max // 2)
+        self._readahead = Readahead(self._flights, self._is_here, ahead_bytes_max)
         self._carried: dict[ExtentKey, tuple[int, Extent]] = {}
 
     @asynccontextmanager

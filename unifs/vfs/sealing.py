@@ -67,6 +67,8 @@ class SealJob:
     extents: ExtentMap
     #: container -> duplicated descriptor
     descriptors: dict[int, int]
+    #: The containers' directory: a file without a durable name is gone after a power cut.
+    directory: int
     #: The container that may be written to: zeros where the extents do not name it.
     own: int
     base: LargeContent | None
@@ -112,6 +114,7 @@ class SealJob:
             except OSError as error:
                 self.failed.add(container)
                 raise DiskFailed(f"container {container}: {error.strerror}") from error
+        os.fsync(self.directory)
 
     def _merge(self) -> None:
         while len(containers := set(self.extents.containers) - {self.own}) >= CONTAINERS_MAX:
@@ -332,6 +335,7 @@ class Sealer:
                 size=content.size,
                 extents=content.extents.copy(),
                 descriptors=descriptors,
+                directory=containers.directory,
                 own=own,
                 base=content.base,
                 is_stopping=lambda: self.is_stopping,

@@ -27,7 +27,7 @@ async def resolve(
     keep: Annotated[
         Side,
         Param("ours: it takes the place; theirs: ours goes; both: they stay as they are"),
-    ],
+    ] = "both",
 ) -> Resolved:
     """Decide a conflict: keep our version, the backend's, or both under their names."""
     return await daemon.conflicts.resolve(path, keep)
