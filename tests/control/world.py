@@ -26,6 +26,7 @@ from unifs.control.daemon_protocol import (
     Secret,
     StatusReport,
 )
+from unifs.control.history_protocol import CheckpointInfo, EpochInfo, Restored, Tracked
 from unifs.errors import DeadlineExceeded, Exists, NotEmpty, NotFound, Unsynced
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
@@ -224,6 +225,43 @@ class MemoryCredentials:
         return CredentialTest(name=name, endpoint=endpoint, buckets=["photos"])
 
 
+class MemoryHistory:
+    """Epochs that are given; what is asked for is remembered."""
+
+    def __init__(self) -> None:
+        self.points = {"first": 1}
+        self.asked: list[tuple[str, ...]] = []
+
+    async def epochs(self) -> AsyncIterator[EpochInfo]:
+        yield EpochInfo(epoch=1, time_s=1.0, names=list(self.points))
+
+    async def checkpoint(self, name: str) -> CheckpointInfo:
+        self.points[name] = len(self.points) + 1
+        return CheckpointInfo(name=name, epoch=self.points[name], time_s=1.0)
+
+    async def checkpoints(self) -> list[CheckpointInfo]:
+        return [
+            CheckpointInfo(name=name, epoch=epoch, time_s=1.0)
+            for name, epoch in self.points.items()
+        ]
+
+    async def tracked(self) -> list[Tracked]:
+        return [Tracked(path="/mfs", is_tracked=True)]
+
+    async def rollback(self, path: str, epoch: str) -> Restored:
+        self.asked.append((path, epoch))
+        return Restored(
+            path=path,
+            epoch=1,
+            before=2,
+            made=0,
+            changed=1,
+            removed=0,
+            unchanged=0,
+            skipped=["/cache"],
+        )
+
+
 class World:
     """What operations see of a daemon."""
 
@@ -240,6 +278,7 @@ class World:
         self.journal = MemoryJournal()
         self.backends = MemoryBackends()
         self.credentials = MemoryCredentials()
+        self.history = MemoryHistory()
         self.checks = MemoryChecks()
         self.conflicts = MemoryConflicts()
         self.explained: list[str] = []

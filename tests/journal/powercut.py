@@ -10,14 +10,16 @@ that are not is the case to fear.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
 if TYPE_CHECKING:
     import random
-    from pathlib import Path
 
 PAGE = 4096
+#: Whatever a test makes of ``open``.
+_open = open
 
 
 class Disk:
@@ -26,15 +28,31 @@ class Disk:
     def __init__(self, state: Path) -> None:
         self._state = state
         self._synced: dict[int, bytes] = {}
+        #: What each directory named when it was synced last.
+        self._names: dict[Path, set[str]] = {}
         self._fdatasync = os.fdatasync
         self._patches = [
             mock.patch("os.fdatasync", self._sync(os.fdatasync)),
             mock.patch("os.fsync", self._sync(os.fsync)),
         ]
 
-    def __enter__(self) -> Disk:
+    def begin(self) -> None:
+        """All that is there now is on the disk."""
+        for folder in {path.parent for path in self.files()} | self._folders():
+            self._names[folder] = set(os.listdir(folder))
         for path in self.files():
             self._synced[path.stat().st_ino] = path.read_bytes()
+
+    def synced(self, path: str) -> None:
+        """A sync of this file returned: what is in it now stays."""
+        if Path(path) in self._folders():
+            self._names[Path(path)] = set(os.listdir(path))
+        if path.startswith(str(self._state)) and os.path.isfile(path):
+            with _open(path, "rb") as file:
+                self._synced[os.fstat(file.fileno()).st_ino] = file.read()
+
+    def __enter__(self) -> Disk:
+        self.begin()
         for patch in self._patches:
             patch.start()
         return self
@@ -45,14 +63,17 @@ class Disk:
 
     def _sync(self, real: object) -> object:
         def sync(descriptor: int) -> None:
-            status = os.fstat(descriptor)
-            path = os.readlink(f"/proc/self/fd/{int(descriptor)}")
-            if path.startswith(str(self._state)) and os.path.isfile(path):
-                with open(path, "rb") as file:
-                    self._synced[status.st_ino] = file.read()
+            self.synced(os.readlink(f"/proc/self/fd/{int(descriptor)}"))
             real(descriptor)  # type: ignore[operator]
 
         return sync
+
+    def _folders(self) -> set[Path]:
+        return {self._state / name for name in ("data", "segments", "nodes")}
+
+    def _has_name(self, path: Path) -> bool:
+        """Whether the name of a file is durable; the WAL's is, since the database was made."""
+        return path.parent == self._state or path.name in self._names.get(path.parent, ())
 
     def files(self) -> list[Path]:
         """Every file whose bytes a cut can take; SQLite's database is only written by checkpoints,
@@ -69,7 +90,8 @@ class Disk:
         """Rewrite every file as the cut leaves it; by name what was chosen.
 
         ``how``: a source of chance, "synced" for all files as they were synced, or "wal" for the
-        same but with all of the WAL there.
+        same but with all of the WAL there. Of these two, a file whose directory was not synced
+        after it was made is gone.
         """
         chosen = {}
         for path in self.files():
@@ -81,6 +103,8 @@ class Disk:
                 kind = how.choice(("current", "current", "synced", "synced", "pages", "prefix"))
             chosen[path.name] = kind
             left = _left(kind, now, synced, how)
+            if isinstance(how, str) and not self._has_name(path):
+                left = None
             if left is None:
                 path.unlink()
             else:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
-from tests.vfs.harness import FileSystem
+from tests.journal.faultwork import ENDS, KINDS, prepare, recover_once, run_once
+from tests.journal.powercut import Disk
+from tests.vfs.harness import BOOT, FileSystem
 from tests.vfs.invariants import check
-from unifs.errors import JournalFailed, NoSpace, UnifsError
+from unifs.errors import JournalFailed, UnifsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
 
 CREATE = os.O_CREAT | os.O_RDWR
 LARGE = bytes(range(256)) * 400
-CALLS_MAX = 200
 
 
 class Faults:
@@ -71,130 +73,158 @@ class Faults:
             yield
 
 
-class Scenario:
-    """Fixed work; ``kept`` is what each name may show after it: (fsynced or closed) or later."""
-
-    def __init__(self, fs: FileSystem) -> None:
-        self.fs = fs
-        self.kept: dict[str, list[bytes | None]] = {}
-        self.errors: list[BaseException] = []
-        #: The log may show anything from one to the other.
-        self.partly: tuple[bytes, bytes] = (b"", b"")
-
-    async def attempt(self, name: str, after: bytes | None, call: Any) -> bool:
-        """``call`` brings ``name`` to ``after``; where it fails, that may have happened or not."""
-        versions = self.kept.setdefault(name, [None])
-        try:
-            await call
-        except (UnifsError, OSError) as error:
-            self.errors.append(error)
-            versions.append(after)
-            return False
-        self.kept[name] = [after]
-        return True
-
-    async def run(self) -> None:
-        fs = self.fs
-        await self.attempt("a", b"small", fs.write("a", b"small"))
-        await self.attempt("b", LARGE, fs.write("b", LARGE, fsync=True))
-        await self.attempt("a", b"newer", fs.write("a", b"newer", fsync=True))
-        await self._grow()
-        await self.attempt("b", b"tiny", fs.write("b", b"tiny"))
-        if not await self.attempt("cut", LARGE[:70_000], self._cut()):
-            self.kept["cut"] = [None, LARGE, LARGE[:70_000]]
-        if await self.attempt("tmp", b"saved", fs.write("tmp", b"saved")):
-            before = self.kept.get("a", [None])
-            if await self.attempt("tmp", None, fs.rename("tmp", "a")):
-                self.kept["a"] = [b"saved"]
-            else:
-                self.kept["a"] = [*before, b"saved"]
-        fs.tick()
-        await self.attempt("b", None, fs.unlink("b"))
-        await self.attempt("read", b"", self._read_back())
-
-    async def _grow(self) -> None:
-        try:
-            file = await self.fs.open_file("log", CREATE)
-        except (UnifsError, OSError) as error:
-            self.errors.append(error)
-            return
-        written = b""
-        for index in range(6):
-            line = b"%d" % index * (9000 if index else 64_000)
-            allowed = self.kept.get("log", [None])
-            if not await self.attempt("log", written + line, self._line(file, written, line)):
-                # Part of what failed may be there.
-                self.kept["log"] = [*allowed, b""]
-                self.partly = (written, written + line)
-                break
-            written += line
-        try:
-            await file.close()
-        except (UnifsError, OSError) as error:
-            self.errors.append(error)
-
-    async def _cut(self) -> None:
-        async with self.fs.open("cut", CREATE) as file:
-            await file.write(0, LARGE)
-            await file.truncate(70_000)
-
-    async def _line(self, file: Any, written: bytes, line: bytes) -> None:
-        await file.write(len(written), line)
-        await file.fsync()
-
-    async def _read_back(self) -> None:
-        for name in await self.fs.listdir():
-            await self.fs.read(name)
-
-    async def check(self) -> None:
-        for name, versions in self.kept.items():
-            if name == "read":
-                continue
-            found = await self.fs.read(name) if await self.fs.exists(name) else None
-            lengths = [None if v is None else len(v) for v in versions][:20]
-            size = None if found is None else len(found)
-            is_allowed = found in versions or (None in versions and found == b"")
-            if name == "log" and found is not None and not is_allowed:
-                least, most = self.partly
-                is_allowed = len(found) >= len(least) and most.startswith(found)
-            assert is_allowed, f"{name}: {size} bytes, allowed {lengths}, {self.errors}"
+#: Every so many calls, a different start for each fault: ``scripts/campaign faults`` tries all.
+STRIDE = 41
+RECOVERY_STRIDE = 19
+CALLS_MAX = 4000
 
 
-FAULTS = [
-    ("pwrite", errno.ENOSPC),
-    ("pwrite", "short"),
-    ("pwritev", errno.EIO),
-    ("pwritev", "short"),
-    ("open", errno.ENOSPC),
-    ("fdatasync", errno.EIO),
-    ("preadv", errno.EIO),
-    ("ftruncate", errno.EIO),
-]
-
-
-@pytest.mark.parametrize(("call", "what"), FAULTS)
-async def test_the_disk_fails_at_its_nth_call(tmp_path: Path, call: str, what: int | str) -> None:
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_disk_fails_at_its_nth_call(tmp_path: Path, kind: str, end: str) -> None:
+    """Once, or from then on, for every ``STRIDE``-th call; what was acknowledged is there."""
     fired = 0
-    for number in range(1, CALLS_MAX):
+    for number in range(1 + 7 * KINDS.index(kind) + ENDS.index(end), CALLS_MAX, STRIDE):
         path = tmp_path / str(number)
-        async with FileSystem(path, upkeep=False) as fs:
-            faults = Faults(path, call, what)
-            scenario = Scenario(fs)
-            with faults.at(number):
-                await scenario.run()
-            check(fs)
-            await fs.kill()
-            await scenario.check()
-            check(fs)
-            if not faults.fired:
-                assert not scenario.errors
-                break
-            fired += 1
-            if what == "short":
-                assert all(isinstance(error, NoSpace) for error in scenario.errors)
+        is_lasting = kind != "short" and number % 3 == 0
+        if await run_once(path, kind, number, end, is_lasting=is_lasting) is None:
+            break
+        fired += 1
+        shutil.rmtree(path)
     else:
         pytest.fail("it never ended")
-    assert fired >= 1
+    assert fired >= 8
+
+
+@pytest.mark.parametrize("boot", [BOOT, "another"])
+async def test_the_disk_fails_in_a_recovery(tmp_path: Path, boot: str) -> None:
+    """A start that fails is told, and the next one finds everything."""
+    work = await prepare(tmp_path / "left")
+    fired = 0
+    for kind in KINDS:
+        for number in range(1 + KINDS.index(kind), CALLS_MAX, RECOVERY_STRIDE):
+            path = tmp_path / "copy"
+            ignore = shutil.ignore_patterns("reserve")
+            shutil.copytree(tmp_path / "left", path, ignore=ignore)
+            is_fired = await recover_once(path, work, kind, number, boot)
+            shutil.rmtree(path)
+            if is_fired is None:
+                break
+            fired += 1
+    assert fired >= 8
+
+
+async def test_a_short_write_while_sealing_is_written_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What sealing copies into a leaf arrives whole, however little the disk takes at once."""
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        await fs.write("a", LARGE, fsync=True)
+        await fs.seal()
+        async with fs.open("a", os.O_RDWR) as file:
+            await file.write(50_000, b"patch")
+        real = os.pwrite
+
+        def write(descriptor: int, data: bytes, offset: int) -> int:
+            return real(descriptor, memoryview(data)[:999], offset)
+
+        monkeypatch.setattr(os, "pwrite", write)
+        await fs.seal()
+        monkeypatch.undo()
+        await fs.remount()
+        assert await fs.read("a") == LARGE[:50_000] + b"patch" + LARGE[50_005:]
+
+
+async def test_bytes_that_cannot_be_read_at_a_start_are_not_given_up(tmp_path: Path) -> None:
+    """A disk that fails to read is no proof that they are lost."""
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        await fs.write("small", b"synced", fsync=True)
+        await fs.write("large", LARGE, fsync=True)
+        await fs.kill(start=False)
+        with pytest.MonkeyPatch.context() as patch:
+
+            def refuse(*_: object) -> bytes:
+                raise OSError(errno.EIO, "no")
+
+            patch.setattr("unifs.ipfs.embedded.segments.read_exactly", refuse)
+            await fs.start(boot="another")
+        assert fs.receipt is not None
+        assert not fs.receipt.reverted
+        assert any("cannot be read" in words for words in fs.receipt.damaged)
+        assert await fs.read("small") == b"synced"
+        assert await fs.read("large") == LARGE
+
+
+async def test_a_checkpoint_that_fails_holds_up_nobody(tmp_path: Path) -> None:
+    """The thread goes on after its connection could not be opened, and the next one works."""
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        await fs.write("a", b"x")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("unifs.state.database.VFS", "there is none")
+            with trio.fail_after(10):
+                await fs.storage.database._restarted()
+        await fs.write("a", b"y")
+        with trio.fail_after(10):
+            await fs.storage.database._restarted()
+        await fs.write("a", b"z")
+        assert fs.storage.database.wal_bytes < 64 << 10
+
+
+async def test_a_failed_wal_is_told_to_every_waiter(tmp_path: Path) -> None:
+    """Nobody who waited hears success, nobody afterwards does, and the next start is honest."""
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        disk = Disk(tmp_path)
+        files = [await fs.open_file(f"f{index}", CREATE) for index in range(6)]
+        told: list[str] = []
+        await files[0].write(0, b"synced before")
+        with disk:
+            await files[0].fsync()
+            wal = fs.storage.database.wal
+            real = os.fdatasync
+
+            def fail(descriptor: int) -> None:
+                if descriptor == wal:
+                    raise OSError(errno.EIO, "no")
+                real(descriptor)
+
+            async def sync(index: int) -> None:
+                await files[index].write(0, LARGE if index % 2 else b"small")
+                try:
+                    await files[index].fsync()
+                    told.append("synced")
+                except UnifsError as error:
+                    told.append(type(error).__name__)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "fdatasync", fail)
+                async with trio.open_nursery() as nursery:
+                    for index in range(1, 6):
+                        nursery.start_soon(sync, index)
+            assert len(told) == 5
+            assert set(told) <= {"DiskFailed", "JournalFailed"}
+            # The disk says nothing any more: that is no success.
+            for file in files[1:]:
+                with pytest.raises(JournalFailed):
+                    await file.fsync()
+            await fs.kill(start=False)
+            disk.cut("synced")
+        await fs.start(boot="another")
+        assert await fs.read("f0") == b"synced before"
+        for index in range(1, 6):
+            assert not await fs.exists(f"f{index}") or await fs.read(f"f{index}") == b""
+
+
+async def test_a_refusal_does_not_grow(tmp_path: Path) -> None:
+    """Each is an exception of its own: one that is raised again keeps every frame it came by."""
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        fs.storage.database.fail("a test")
+        lengths = set()
+        for _ in range(3):
+            with pytest.raises(JournalFailed) as refused:
+                await fs.mkdir("d")
+            lengths.add(len(refused.traceback))
+        await fs.kill()
+        assert len(lengths) == 1
 
 
 async def test_a_container_that_failed_is_never_called_durable(tmp_path: Path) -> None:
@@ -291,7 +321,7 @@ async def _work(fs: FileSystem, acknowledged: dict[str, bytes]) -> None:
 
 async def test_cancelled_at_every_step(tmp_path: Path) -> None:
     steps = 0
-    for number in range(1, CALLS_MAX):
+    for number in range(1, 200):
         path = tmp_path / str(number)
         acknowledged: dict[str, bytes] = {}
         async with FileSystem(path, upkeep=False) as fs:

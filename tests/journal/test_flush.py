@@ -37,6 +37,40 @@ async def test_many_share_few_rounds(tmp_path: Path) -> None:
             await file.close()
 
 
+async def test_32_writers_of_logs_share_their_flushes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, not timed: a flush of the WAL serves several of those who append and sync."""
+    writers, lines = 32, 12
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        wal = fs.storage.database.wal
+        real = os.fdatasync
+        synced: list[int] = []
+
+        def sync(descriptor: int) -> None:
+            if descriptor == wal:
+                synced.append(descriptor)
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fdatasync", sync)
+
+        async def append(number: int) -> None:
+            async with fs.open(f"log{number}", CREATE) as file:
+                for index in range(lines):
+                    await file.write(index * 100, b"%99d\n" % index)
+                    await file.fsync()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(writers):
+                nursery.start_soon(append, number)
+        fsyncs = writers * lines
+        assert fs.storage.flusher.waited >= fsyncs
+        assert len(synced) * 4 < fsyncs
+        await fs.kill(boot="another")
+        for number in range(writers):
+            assert len(await fs.read(f"log{number}")) == lines * 100
+
+
 async def test_an_error_reaches_exactly_its_waiters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

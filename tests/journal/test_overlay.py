@@ -199,3 +199,16 @@ async def test_an_appended_buffer_is_hashed_while_the_loop_is_idle(tmp_path: Pat
         await file.write(3, b"d")
         assert overlay.digest() == hashlib.sha256(b"abcd").digest()
         await file.close()
+
+
+async def test_zeros_over_what_was_there_are_zeros(tmp_path: Path) -> None:
+    """A range that was written is a change, whatever bytes it has: a hole is no evidence."""
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        await fs.write("a", bytes(range(1, 251)) * 800, fsync=True)
+        await fs.seal()
+        async with fs.open("a", os.O_RDWR) as file:
+            await file.write(8192, bytes(16384))
+            assert await file.read(8192, 16384) == bytes(16384)
+        await fs.seal()
+        await fs.kill(boot="another")
+        assert (await fs.read("a"))[8192 : 8192 + 16384] == bytes(16384)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from unifs.journal.content import LargeContent, large_id
 from unifs.journal.extents import ExtentMap
 from unifs.journal.redo import KNOWN
+from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.tree import ATTRIBUTES
 from unifs.vfs.treeinode import TreeInode
 
@@ -35,6 +36,7 @@ def _rows(fs: FileSystem) -> list[str]:
         row[0]: row[1:] for row in database.all("select ino,parent,gone,attributes from inode")
     }
     links = Counter(ino for _, _, ino in names)
+    roots = {volume.root for volume in fs.loader.volumes.values()}
     modes = {ino: ATTRIBUTES.unpack(row[2])[0] for ino, row in inodes.items()}
     for parent, name, ino in names:
         if ino not in inodes:
@@ -90,8 +92,8 @@ def _contents(fs: FileSystem) -> list[str]:
     database = fs.storage.database
     wrong: list[str] = []
     refs: Counter[int] = Counter()
-    for table in ("inode", "inode_past"):
-        for (blob,) in database.all(f"select content from {table}"):
+    for table in ("inode", "inode_past", "remote"):
+        for (blob,) in database.all(f"select content from {table} where content is not null"):
             if large_id(blob):
                 refs[large_id(blob)] += 1
     waiting = Counter(content for _, content in fs.writer.released)
@@ -157,7 +159,8 @@ def _inode(inode: TreeInode, row: tuple[int, bytes, bytes]) -> list[str]:
         ("uid", a.st_uid, uid),
         ("gid", a.st_gid, gid),
     ]
-    if not inode.is_touched:
+    if not inode.is_touched and not isinstance(inode.volume, IpfsVolume):
+        # How many directories are known below /ipfs is asked anew at every start.
         known.append(("nlink", a.st_nlink, nlink))
     if not inode.is_dirty() and not stat.S_ISDIR(mode):
         known.append(("size", a.st_size, size))

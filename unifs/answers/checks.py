@@ -19,7 +19,7 @@ import trio
 from unifs.control.checks_protocol import Checked, Receipt, Wrong
 from unifs.errors import UnifsError
 from unifs.fsck.online import examine_beside
-from unifs.state.database import open_reader
+from unifs.state.database import Reader
 from unifs.vfs.roots import RowView, unpack_link
 
 if TYPE_CHECKING:
@@ -166,12 +166,9 @@ def _is_cancelled() -> bool:
 
 
 def _count(database: Path) -> list[int]:
-    with closing(open_reader(database)) as connection:
-        counts: list[int] = []
-        for table in ("inode", "dentry", "journal", "content"):
-            rows: list[Any] = connection.execute(f"select count(*) from {table}").fetchall()
-            counts.append(rows[0][0])
-        return counts
+    with closing(Reader(database)) as connection:
+        tables = ("inode", "dentry", "journal", "content")
+        return [connection.one(f"select count(*) from {table}")[0] for table in tables]
 
 
 def read_receipts(lost_found: Path) -> list[Receipt]:

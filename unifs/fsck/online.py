@@ -10,33 +10,18 @@ directories, files that wait to be removed) is asked offline only.
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unifs.fsck.checks import STAGES
 from unifs.fsck.look import Check, Finding, Look
-from unifs.state.database import open_reader
+from unifs.state.database import Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    import apsw
 
 #: Findings that are asked for again; more than these are more than somebody reads.
 FINDINGS_MAX = 1_000
-
-
-class _Rows:
-    """A connection that only reads."""
-
-    def __init__(self, connection: apsw.Connection) -> None:
-        self.connection = connection
-
-    def all(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
-        return self.connection.execute(sql, bindings).fetchall()
-
-    def one(self, sql: str, bindings: Sequence[Any] = ()) -> Any:
-        return self.connection.execute(sql, bindings).fetchone()
 
 
 def examine_beside(
@@ -46,8 +31,7 @@ def examine_beside(
 
     A stage that finds something is the last: what comes after it expects rows that are sound.
     """
-    connection = open_reader(path / "tree.db")
-    with closing(connection), closing(Look(_Rows(connection), path)) as look:
+    with closing(Reader(path / "tree.db")) as reader, closing(Look(reader, path)) as look:
         look.is_thorough = is_thorough
         for stage in STAGES:
             count = 0
@@ -55,7 +39,7 @@ def examine_beside(
                 if check.is_for_rest or check.is_long:
                     continue
                 for finding in _suspects(check, look, is_stopping):
-                    if _is_so(check, look, connection, finding):
+                    if _is_so(check, look, reader, finding):
                         yield finding
                         count += 1
                     if count >= FINDINGS_MAX or is_stopping():
@@ -73,9 +57,9 @@ def _suspects(check: Check, look: Look, is_stopping: Callable[[], bool]) -> list
     return found
 
 
-def _is_so(check: Check, look: Look, connection: apsw.Connection, finding: Finding) -> bool:
+def _is_so(check: Check, look: Look, reader: Reader, finding: Finding) -> bool:
     """Ask once more, of one moment."""
-    connection.execute("begin")
+    reader.all("begin")
     try:
         # The moment is that of the first read.
         look.one("select 1 from meta limit 1")
@@ -87,4 +71,4 @@ def _is_so(check: Check, look: Look, connection: apsw.Connection, finding: Findi
             again = check.find(look, 0, 0)
         return any((each.code, each.key) == (finding.code, finding.key) for each in again)
     finally:
-        connection.execute("rollback")
+        reader.all("rollback")

@@ -7,6 +7,7 @@ open besides those that somebody holds, and knows which files the disk has refus
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -17,6 +18,8 @@ from unifs.ipfs.embedded.segment_file import Descriptor
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 #: Descriptors of containers kept open besides those of open files.
 DESCRIPTORS_MAX = 512
@@ -99,13 +102,19 @@ class Containers:
             os.close(self._cold.popitem(last=False)[1])
 
     def delete(self, container: int) -> None:
-        """Remove the file; a descriptor that somebody holds stays valid."""
+        """Remove the file; a descriptor that somebody holds stays valid.
+
+        Never fails: a file that stays is one that no content names, and the next start removes it.
+        """
         with self._lock:
             self._shared.pop(container, None)
         descriptor = self._cold.pop(container, None)
         if descriptor is not None:
             os.close(descriptor)
-        self.path(container).unlink(missing_ok=True)
+        try:
+            self.path(container).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("a container stays until the next start: id=%d error=%s", container, error)
 
     def shared(self, container: int) -> Descriptor:
         """A descriptor for any thread, open as long as the object is referred to.

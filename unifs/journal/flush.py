@@ -150,7 +150,7 @@ class Flusher:
         if self._database.failed is not None:
             if ended is not None:
                 ended({})
-            raise self._database.failed
+            raise self._database.refusal()
         turn = self._next
         is_first = turn is None
         if turn is None:
@@ -198,7 +198,7 @@ class Flusher:
         if is_idle is None or not is_alone or self._no_pause_for or not is_idle():
             raise WouldBlock(self.flush)
         if self._database.failed is not None:
-            raise self._database.failed
+            raise self._database.refusal()
         turn = self._next = Round()
         turn.is_paused_for = True
         turn.over.acquire()

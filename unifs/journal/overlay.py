@@ -211,7 +211,7 @@ class Overlays:
         assert buffer is not None
         self._attach(overlay)
         try:
-            _write_all(overlay.descriptor, memoryview(buffer), 0)
+            write_all(overlay.descriptor, memoryview(buffer), 0)
         except OSError:
             self.discard(overlay)
             overlay.buffer = buffer
@@ -237,7 +237,7 @@ class Overlays:
             assert overlay.confirm is not None
             raise WouldBlock(overlay.confirm)
         try:
-            written = _write_all(overlay.descriptor, memoryview(data), offset)
+            written = write_all(overlay.descriptor, memoryview(data), offset)
         except OSError:
             # Some of it may have overwritten what was there.
             overlay.give_up_proof()
@@ -311,7 +311,7 @@ def _note_unsynced(overlay: Overlay, start: int, end: int) -> None:
         overlay.give_up_proof()
 
 
-def _write_all(descriptor: int, data: memoryview, offset: int) -> int:
+def write_all(descriptor: int, data: memoryview, offset: int) -> int:
     """All of it, or an OSError; a short write is tried again and then names its cause."""
     written = os.pwrite(descriptor, data, offset)
     while written < len(data):

@@ -204,6 +204,7 @@ class Recovery:
         returning.run(suspects)
         receipt.reverted, receipt.returned = returning.reverted, returning.returned
         receipt.saved = returning.saved
+        receipt.damaged += [f"cannot be read, kept: {words}" for words in self._trust.unreadable]
 
     def _sync_closed(self) -> None:
         """Same boot: bring to disk what is only closed, so that what it replaced may go.

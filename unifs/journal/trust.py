@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from unifs.errors import Corrupt, UnifsError
+from unifs.errors import Corrupt, NotFound, UnifsError
 from unifs.journal.content import (
     LARGE,
     REMOTE,
@@ -23,6 +23,7 @@ from unifs.journal.content import (
     small_content,
 )
 from unifs.journal.extents import HOLE, ExtentMap
+from unifs.journal.overlay import write_all
 from unifs.journal.proof import holds
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ class Trust:
         self._segments = segments
         self._state = state
         self._verdicts: dict[bytes, Verdict] = {}
+        #: What the disk did not let us read, a sentence each: kept, since it may be what somebody
+        #: has synced, and a reader of it hears of it.
+        self.unreadable: list[str] = []
 
     def verdict(self, blob: bytes) -> Verdict:
         """Whether the bytes that this content column names are those that were closed."""
@@ -84,8 +88,11 @@ class Trust:
         content = small_content(blob)
         try:
             data = self._segments.read(content.place())
-        except UnifsError:
+        except (NotFound, Corrupt):
             return Verdict.LOST
+        except UnifsError as error:
+            self.unreadable.append(f"segment {content.segment} at {content.offset}: {error}")
+            return Verdict.WHOLE
         is_same = hashlib.sha256(data).digest() == content.digest
         return Verdict.WHOLE if is_same else Verdict.LOST
 
@@ -97,15 +104,18 @@ class Trust:
         state, extents, proof, durable_size = row
         if state == SEALED or not extents:
             return Verdict.WHOLE
-        if proof is not None and self._holds(proof, ExtentMap.unpack(extents)):
+        if proof is not None and self._holds(proof, ExtentMap.unpack(extents), content_id):
             return Verdict.WHOLE
         return Verdict.LOST if durable_size is None else Verdict.DURABLE
 
-    def _holds(self, proof: bytes, extents: ExtentMap) -> bool:
+    def _holds(self, proof: bytes, extents: ExtentMap, content_id: int) -> bool:
         try:
             return holds(proof, lambda start, end: b"".join(self._read(extents, start, end)))
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError as error:
+            self.unreadable.append(f"content {content_id}: {error}")
+            return True
 
     def _read(self, extents: ExtentMap, start: int, end: int) -> Iterator[bytes]:
         for container, first, last in extents.pieces(start, end):
@@ -200,5 +210,5 @@ class Trust:
                 part = os.pread(source.fileno(), min(_COPY_BYTES, end - offset), offset)
                 if not part:
                     return
-                os.pwrite(target, part, offset)
+                write_all(target, memoryview(part), offset)
                 offset += len(part)

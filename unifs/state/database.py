@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 import trio
 
-from unifs.errors import Corrupt, JournalFailed, NoSpace, StateNewer, StateUnusable
+from unifs.errors import Corrupt, DiskFailed, JournalFailed, NoSpace, StateNewer, StateUnusable
 from unifs.state import schema
 from unifs.waiting import RETRY, WouldBlock
 
@@ -60,9 +60,43 @@ PRAGMAS = (
 )
 
 
-def open_reader(path: Path) -> apsw.Connection:
-    """A connection of its own for a thread that only reads ``path``; whoever opens it closes it."""
-    return apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=VFS)
+class Reader:
+    """A connection of its own for a thread that only reads; whoever opens it closes it.
+
+    DiskFailed and Corrupt where the database cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=VFS)
+        except apsw.Error as error:
+            raise reading_failed(error) from error
+
+    def one(self, sql: str, bindings: Sequence[Any] = ()) -> Any:
+        """The first row, or None."""
+        try:
+            return self._connection.execute(sql, bindings).fetchone()
+        except apsw.Error as error:
+            raise reading_failed(error) from error
+
+    def all(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
+        """All rows."""
+        try:
+            return self._connection.execute(sql, bindings).fetchall()
+        except apsw.Error as error:
+            raise reading_failed(error) from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def reading_failed(error: apsw.Error) -> Exception:
+    """What a query's failure is called; one that is no fault of the disk stays what it is."""
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+        return Corrupt(f"the database is damaged: {error}")
+    if isinstance(error, apsw.IOError | apsw.CantOpenError | apsw.FullError):
+        return DiskFailed(f"the database cannot be read: {error}")
+    return error
 
 
 class Database:
@@ -84,11 +118,17 @@ class Database:
             self._connection = apsw.Connection(
                 str(path), flags=_LOOP_FLAGS, vfs=VFS, statementcachesize=200
             )
-            self._cursor = self._connection.cursor()
-            self.execute: Callable[..., apsw.Cursor] = self._cursor.execute
-            self._prepare()
         except apsw.Error as error:
             raise _opening_failed(path, error) from error
+        self._cursor = self._connection.cursor()
+        self.execute: Callable[..., apsw.Cursor] = self._cursor.execute
+        try:
+            self._prepare()
+        except BaseException as error:
+            self._connection.close(True)
+            if isinstance(error, apsw.Error):
+                raise _opening_failed(path, error) from error
+            raise
         self._connection.set_wal_hook(self._committed)
         # The file exists from the first write on, and keeps its inode while a connection is open.
         self.wal = os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -112,12 +152,25 @@ class Database:
     # --- queries ----------------------------------------------------------------------------------
 
     def one(self, sql: str, bindings: Sequence[Any] = ()) -> Any:
-        """The first row, or None."""
-        return self._connection.execute(sql, bindings).fetchone()
+        """The first row, or None. DiskFailed and Corrupt where the database cannot be read."""
+        try:
+            return self._connection.execute(sql, bindings).fetchone()
+        except apsw.Error as error:
+            raise reading_failed(error) from error
 
     def all(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
-        """All rows."""
-        return self._connection.execute(sql, bindings).fetchall()
+        """All rows; else as ``one``."""
+        try:
+            return self._connection.execute(sql, bindings).fetchall()
+        except apsw.Error as error:
+            raise reading_failed(error) from error
+
+    def fetch(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
+        """As ``all``, with the one cursor that is always there: for what is asked all the time."""
+        try:
+            return self.execute(sql, bindings).fetchall()
+        except apsw.Error as error:
+            raise reading_failed(error) from error
 
     def among(self, sql: str, first: tuple[Any, ...], values: list[bytes]) -> Iterator[Any]:
         """Rows of a query whose last condition is ``in (%s)``, asked for many values at a time."""
@@ -127,7 +180,10 @@ class Database:
 
     def rows(self, sql: str, bindings: Sequence[Any] = ()) -> Iterator[Any]:
         """Rows one by one; finish before the next mutation, or the WAL cannot be checkpointed."""
-        return iter(self._connection.execute(sql, bindings))
+        try:
+            yield from self._connection.execute(sql, bindings)
+        except apsw.Error as error:
+            raise reading_failed(error) from error
 
     def get_meta(self, key: str, default: Any = None) -> Any:
         row = self.one("select value from meta where key=?", (key,))
@@ -145,7 +201,7 @@ class Database:
         After this a few small transactions follow without one.
         """
         if self.failed is not None:
-            raise self.failed
+            raise self.refusal()
         limit_bytes = WAL_LIMIT_BYTES
         if room:
             limit_bytes -= limit_bytes // room
@@ -155,7 +211,10 @@ class Database:
     def begin(self) -> None:
         """Start a transaction; WouldBlock while the WAL is above its limit."""
         self.admit(room=0)
-        self.execute("begin immediate")
+        try:
+            self.execute("begin immediate")
+        except apsw.Error as error:
+            raise self.broken(error) from error
         self.is_in_transaction = True
 
     def commit(self) -> None:
@@ -193,7 +252,7 @@ class Database:
             return NoSpace()
         if isinstance(error, apsw.IOError | apsw.CorruptError | apsw.NotADBError):
             self.fail(str(error))
-            return self.failed or error
+            return self.refusal()
         return error
 
     def rollback(self) -> None:
@@ -208,6 +267,10 @@ class Database:
         if self.failed is None:
             log.error("journal failed, the tree is read-only now: reason=%s", reason)
             self.failed = JournalFailed(f"the journal failed: {reason}")
+
+    def refusal(self) -> JournalFailed:
+        """Why a mutation is refused; made anew, since each raise adds frames to an exception."""
+        return JournalFailed(str(self.failed))
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -240,20 +303,27 @@ class Database:
         self._thread.start()
 
     def _checkpoint_loop(self) -> None:
-        connection = apsw.Connection(str(self.path), vfs=VFS)
-        connection.set_busy_timeout(2000)
-        connection.execute("pragma synchronous=normal")
+        connection: apsw.Connection | None = None
         while (mode := self._checkpoints.get()) is not None:
             level = apsw.SQLITE_CHECKPOINT_RESTART if mode == "restart" else None
             problem = ""
             try:
+                # A disk that fails now may work for the next one.
+                connection = connection or self._checkpointer()
                 connection.wal_checkpoint(mode=level or apsw.SQLITE_CHECKPOINT_PASSIVE)
             except apsw.BusyError:
                 log.debug("checkpoint found the database busy: mode=%s", mode)
             except apsw.Error as error:
                 problem = str(error)
             self._report(mode, problem)
-        connection.close()
+        if connection is not None:
+            connection.close()
+
+    def _checkpointer(self) -> apsw.Connection:
+        connection = apsw.Connection(str(self.path), vfs=VFS)
+        connection.set_busy_timeout(2000)
+        connection.execute("pragma synchronous=normal")
+        return connection
 
     def _report(self, mode: str, problem: str) -> None:
         token = self._token

@@ -52,10 +52,13 @@ class StateDirectory:
         try:
             for folder in FOLDERS:
                 (path / folder).mkdir(mode=0o700, exist_ok=True)
+            self.restore_reserve()
         except OSError as error:
             self.close()
             raise _unusable(path, error) from error
-        self.restore_reserve()
+        except StateUnusable:
+            self.close()
+            raise
 
     def _take_lock(self, mount_point: str) -> int:
         try:

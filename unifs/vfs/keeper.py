@@ -23,7 +23,7 @@ from unifs.ipfs.cid import Cid
 from unifs.ipfs.embedded.marks import Root
 from unifs.journal.content import SMALL, SmallContent, small_content
 from unifs.journal.log import Op, pack_pair, unpack_pair
-from unifs.state.database import open_reader
+from unifs.state.database import Reader
 from unifs.vfs.smallrows import INODE, JOURNAL, KEYS, TABLES, rows_naming
 from unifs.waiting import complete
 
@@ -197,18 +197,18 @@ _ROOTS = (
 
 def tree_roots(database: Path) -> Iterator[Root]:
     """What ``Keeper.roots`` answers; no read transaction sees more than ``KEYS`` rows."""
-    connection = open_reader(database)
+    connection = Reader(database)
     try:
         for table, key, column, where in _ROOTS:
             first = f"select min({key}) from {table} where {key}>?"
             query = f"select {column} from {table} where {key}>? and {key}<=? and {where}"
             after = 0
             while True:
-                least: Any = connection.execute(first, (after,)).fetchall()[0][0]
+                least: Any = connection.all(first, (after,))[0][0]
                 if least is None:
                     break
                 after = least - 1
-                rows: list[Any] = connection.execute(query, (after, after + KEYS)).fetchall()
+                rows: list[Any] = connection.all(query, (after, after + KEYS))
                 yield from (Root(Cid.decode(column)) for (column,) in rows)
                 after += KEYS
     finally:
@@ -217,11 +217,11 @@ def tree_roots(database: Path) -> Iterator[Root]:
 
 def _has_links(database: Path) -> bool:
     """Whether any row, present or past, is a link by CID: one look through all of them."""
-    connection = open_reader(database)
+    connection = Reader(database)
     try:
         for table in ("inode", "inode_past"):
             query = f"select 1 from {table} where substr(content,1,1)=x'04' limit 1"
-            if connection.execute(query).fetchall():
+            if connection.all(query):
                 return True
         return False
     finally:

@@ -14,7 +14,7 @@ import os
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unifs.errors import UnifsError
 from unifs.ipfs.cid import DAG_PB, Cid
@@ -22,7 +22,7 @@ from unifs.ipfs.dagpb import decode
 from unifs.ipfs.unixfs.builder import FileBuilder
 from unifs.journal.content import LINKED
 from unifs.journal.recovery import write_durably
-from unifs.state.database import open_reader
+from unifs.state.database import Reader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,10 +56,9 @@ def find(database: Path, mount: int, blocks: Blocks) -> Holes:
     """Directories and linked objects of a mount whose blocks are not all here. Blocks."""
     found = Holes()
     after = 0
-    with closing(open_reader(database)) as connection:
+    with closing(Reader(database)) as connection:
         while True:
-            cursor = connection.execute(DIRECTORIES, (after, mount, PAGE))
-            rows: list[Any] = cursor.fetchall()
+            rows = connection.all(DIRECTORIES, (after, mount, PAGE))
             if not rows:
                 return found
             after = rows[-1][0]
@@ -71,8 +70,8 @@ def find(database: Path, mount: int, blocks: Blocks) -> Holes:
                         found.linked.append(ino)
                     continue
                 count = "select count(*) from (select 1 from dentry where parent=? limit ?)"
-                names: list[Any] = connection.execute(count, (ino, SHARDED_MIN)).fetchall()
-                if not _is_here(cid, blocks, names[0][0] >= SHARDED_MIN):
+                names = connection.one(count, (ino, SHARDED_MIN))[0]
+                if not _is_here(cid, blocks, names >= SHARDED_MIN):
                     found.directories.append(ino)
 
 
@@ -104,9 +103,9 @@ def rebuild_files(database: Path, profile: Profile, blocks: Blocks) -> int:
         "select id,cid,size,leaves from content where id>? and state=2 and cid is not null"
         " and leaves is not null order by id limit ?"
     )
-    with closing(open_reader(database)) as connection:
+    with closing(Reader(database)) as connection:
         while True:
-            rows: list[Any] = connection.execute(query, (after, PAGE)).fetchall()
+            rows = connection.all(query, (after, PAGE))
             if not rows:
                 return count
             after = rows[-1][0]

@@ -37,7 +37,7 @@ from unifs.journal.content import (
     large_id,
     small_content,
 )
-from unifs.state.database import open_reader
+from unifs.state.database import Reader
 from unifs.vfs.epochs import next_epoch
 from unifs.vfs.rootholes import find, rebuild_files, write_receipt
 from unifs.waiting import complete
@@ -69,6 +69,10 @@ CHILDREN = (
     "select d.name,i.ino,i.attributes,i.content,d.id from dentry d join inode i on i.ino=d.ino"
     " where d.parent=?"
 )
+INSERT_EPOCH = "insert or ignore into epoch values(?,?,?,null)"
+IS_THINNED = (
+    "insert or ignore into thinned select ?,1 where not exists (select 1 from epoch where epoch=?)"
+)
 #: Rows of a directory that are in memory at once.
 PAGE = 1000
 
@@ -91,13 +95,13 @@ class RowView:
         self._storage = storage
         self._changed = changed
         self._profile = storage.profile
-        self._connection = open_reader(storage.state.database)
+        self._connection = Reader(storage.state.database)
 
     def close(self) -> None:
         self._connection.close()
 
     def _one(self, sql: str, *bindings: object) -> Any:
-        return self._connection.execute(sql, bindings).fetchone()
+        return self._connection.one(sql, bindings)
 
     def dirty_directories(self) -> Iterator[Dirty]:
         """What changed. Of a directory that came from a foreign DAG, all names: it may have been
@@ -124,7 +128,7 @@ class RowView:
         """All entries of a directory."""
         query = f"{CHILDREN} and d.id>? order by d.id limit ?"
         last: Any = 0
-        while rows := self._connection.execute(query, (ino, last, PAGE)).fetchall():
+        while rows := self._connection.all(query, (ino, last, PAGE)):
             for row in rows:
                 yield self._child(row)
             last = rows[-1][4]
@@ -320,7 +324,9 @@ class MfsRoots:
                 await self.sealer.seal(inode)
         storage = self.writer.storage
         seq, epoch = storage.log.seq, self.writer.tree.epoch
-        await complete(next_epoch, self.writer, [])
+        # Shown from now on: what is changed meanwhile is its past already.
+        row = (epoch, seq, time.time_ns())
+        await complete(next_epoch, self.writer, [(INSERT_EPOCH, row)])
         with self.blocks.importing(), closing(RowView(storage, self.volume.root, changed)) as view:
             built = await build_root(view, storage.profile, self.blocks, self._limiter)
             await complete(self._record, built, seq, epoch)
@@ -334,8 +340,10 @@ class MfsRoots:
             # The directory is ours now, whatever DAG it came from.
             statement = "update inode set cid=?,content=x'' where ino=?"
             batch.append((statement, (pack_link(link), directory)))
-        row = (epoch, seq, time.time_ns(), built.root.cid.binary)
-        batch.append(("insert or replace into epoch values(?,?,?,?)", row))
+        # Where retention has thinned it meanwhile, it is there for its root only.
+        batch.append((IS_THINNED, (epoch, epoch)))
+        batch.append((INSERT_EPOCH, (epoch, seq, time.time_ns())))
+        batch.append(("update epoch set root=? where epoch=?", (built.root.cid.binary, epoch)))
         self.writer.tree.commit(batch)
         self.builds += 1
 

@@ -30,6 +30,7 @@ from unifs.ipfs.unixfs.builder import FileBuilder, hash_leaf
 from unifs.journal.content import SEALED, LargeContent, large_blob
 from unifs.journal.extents import HOLE, ExtentMap
 from unifs.journal.log import Op
+from unifs.journal.overlay import write_all
 from unifs.vfs.unsynced import Unsynced
 from unifs.waiting import complete
 
@@ -66,6 +67,8 @@ class SealJob:
     extents: ExtentMap
     #: container -> duplicated descriptor
     descriptors: dict[int, int]
+    #: The containers' directory: a file without a durable name is gone after a power cut.
+    directory: int
     #: The container that may be written to: zeros where the extents do not name it.
     own: int
     base: LargeContent | None
@@ -111,6 +114,7 @@ class SealJob:
             except OSError as error:
                 self.failed.add(container)
                 raise DiskFailed(f"container {container}: {error.strerror}") from error
+        os.fsync(self.directory)
 
     def _merge(self) -> None:
         while len(containers := set(self.extents.containers) - {self.own}) >= CONTAINERS_MAX:
@@ -126,7 +130,7 @@ class SealJob:
             count = os.preadv(self.descriptors[source], [view], offset)
             if not count:
                 raise Corrupt(f"container {source} ends at {offset}, before {end}")
-            os.pwrite(self.descriptors[self.own], view[:count], offset)
+            write_all(self.descriptors[self.own], view[:count], offset)
             offset += count
         self.extents.lay(start, end, self.own)
 
@@ -331,6 +335,7 @@ class Sealer:
                 size=content.size,
                 extents=content.extents.copy(),
                 descriptors=descriptors,
+                directory=containers.directory,
                 own=own,
                 base=content.base,
                 is_stopping=lambda: self.is_stopping,

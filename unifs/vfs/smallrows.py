@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from unifs.journal.content import SMALL
 from unifs.journal.log import Op
-from unifs.state.database import open_reader
+from unifs.state.database import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,14 +68,14 @@ def rows_naming(database: Path, table: Table, segment: int, after: int) -> Itera
         f" where {table.key}>? and {table.key}<=?{table.where} and {names}"
     )
     first = f"select min({table.key}) from {table.name} where {table.key}>?"
-    connection = open_reader(database)
+    connection = Reader(database)
     try:
         while True:
-            least: Any = connection.execute(first, (after,)).fetchall()[0][0]
+            least: Any = connection.all(first, (after,))[0][0]
             if least is None:
                 return
             after = least - 1
-            rows: list[Any] = connection.execute(query, (after, after + KEYS, prefix)).fetchall()
+            rows: list[Any] = connection.all(query, (after, after + KEYS, prefix))
             yield [Named(key, column, op) for key, column, op in rows]
             after += KEYS
     finally:

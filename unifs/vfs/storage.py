@@ -11,6 +11,8 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import apsw
+
 from unifs.errors import ConfigInvalid, DiskFailed
 from unifs.ipfs.embedded.blocks import Blocks
 from unifs.ipfs.embedded.segments import Segments
@@ -20,7 +22,7 @@ from unifs.journal.flush import Flusher
 from unifs.journal.log import Log
 from unifs.journal.overlay import Overlays
 from unifs.journal.recovery import Recovery, unnamed_files
-from unifs.state.database import Database
+from unifs.state.database import Database, reading_failed
 from unifs.state.directory import StateDirectory
 from unifs.vfs.tree import Tree
 
@@ -41,17 +43,22 @@ class Storage:
 
     def __init__(self, path: Path, mount_point: str = "", profile: str = DEFAULT_PROFILE) -> None:
         self.state = StateDirectory(path, mount_point)
+        self._database: Database | None = None
         try:
             self._open(profile)
-        except BaseException:
+        except BaseException as error:
+            if self._database is not None:
+                self._database.close()
             self.state.close()
+            if isinstance(error, apsw.Error):
+                raise reading_failed(error) from error
             raise
 
     def _open(self, profile: str) -> None:
         state = self.state
         #: Nothing is left that only recovery would find.
         self.is_tidy = True
-        self.database = Database(state.database)
+        self.database = self._database = Database(state.database)
         self.profile = self._fixed_profile(profile)
         self.segments = Segments(state.segments)
         #: The node's own segments: DAG nodes, added and imported blocks.

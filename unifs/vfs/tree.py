@@ -263,7 +263,7 @@ class Tree:
         if row is None:
             # All rows are fetched: a statement that is not finished keeps its snapshot, and the WAL
             # could never start over.
-            rows: list[Any] = self.database.execute(FIND, key).fetchall()
+            rows: list[Any] = self.database.fetch(FIND, key)
             row = found[key] = rows[0] if rows else ABSENT
         return row[0]
 
@@ -283,11 +283,11 @@ class Tree:
 
     def names(self, parent: int, after: int, limit: int) -> list[Any]:
         """Rows (id, name, ino) of a directory, by id."""
-        return self.database.execute(NAMES, (parent, after, limit)).fetchall()
+        return self.database.fetch(NAMES, (parent, after, limit))
 
     def listing(self, parent: int, after: int, limit: int) -> list[Any]:
         """Rows (id, name, ino, attributes) of a directory, by id."""
-        return self.database.execute(LISTING, (parent, after, limit)).fetchall()
+        return self.database.fetch(LISTING, (parent, after, limit))
 
     def parents(self, ino: int, parent: int) -> Iterator[tuple[int, bytes]]:
         """Every (directory, name) of an inode whose row says ``parent`` (0: look at its links)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from unifs.errors import BadHandle, TooLarge, UnifsError
+from unifs.errors import BadHandle, JournalFailed, TooLarge, UnifsError
 from unifs.journal.content import SMALL_BYTES, SmallContent
 from unifs.journal.overlay import is_full
 from unifs.vfs.tree import fill_attributes
@@ -171,9 +171,9 @@ class TreeDirectory(DirectoryHandle):
         try:
             self.volume.commit_names(self.inode.ino)
         except (UnifsError, OSError) as error:
-            # On a full disk people list what they may delete; a name that cannot be committed is
-            # not shown.
-            if not is_full(error):
+            # On a full disk people list what they may delete, in a tree that is read-only by now
+            # what they have; a name that cannot be committed is not shown.
+            if not is_full(error) and not isinstance(error, JournalFailed):
                 raise
 
     def readdir(self, offset: int, emit: Emit) -> None:

@@ -1,4 +1,4 @@
-"""Changes on their way: what is closed, sealed, synced."""
+"""Changes: how far they are on their way, and what of the past is kept."""
 
 from typing import Annotated
 

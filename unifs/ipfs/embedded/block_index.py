@@ -120,6 +120,15 @@ class BlockIndex:
 
     def _open(self) -> None:
         self._writer = apsw.Connection(str(self.path))
+        try:
+            self._prepare()
+        except (apsw.CorruptError, apsw.NotADBError):
+            raise
+        except BaseException:
+            self._writer.close(True)
+            raise
+
+    def _prepare(self) -> None:
         self._writer.set_busy_timeout(10_000)
         writer = self._writer
         writer.pragma("journal_mode", "wal")

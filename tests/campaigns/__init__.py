@@ -1,0 +1,1 @@
+"""Long runs of what the suite only samples; ``scripts/campaign`` starts them."""
