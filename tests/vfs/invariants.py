@@ -92,7 +92,7 @@ def _contents(fs: FileSystem) -> list[str]:
     database = fs.storage.database
     wrong: list[str] = []
     refs: Counter[int] = Counter()
-    for table in ("inode", "inode_past"):
+    for table in ("inode", "inode_past", "remote"):
         for (blob,) in database.all(f"select content from {table}"):
             if large_id(blob):
                 refs[large_id(blob)] += 1
