@@ -19,6 +19,8 @@ import trio_parallel
 
 from unifs import backends
 from unifs.answers.backends import BackendsAnswer
+from unifs.answers.checks import ChecksAnswer
+from unifs.answers.conflicts import ConflictsAnswer
 from unifs.answers.credentials import CredentialsAnswer
 from unifs.answers.explain import Explainer
 from unifs.answers.files import FilesAnswer
@@ -28,6 +30,7 @@ from unifs.answers.journal import JournalAnswer
 from unifs.answers.mounts import MountsAnswer
 from unifs.answers.remotejournal import RemoteJournal
 from unifs.answers.s3 import S3Answer
+from unifs.answers.verifying import FileVerifier
 from unifs.cache.disk import DiskLimits, DiskTier
 from unifs.cache.reads import ReadCache, ReadLimits
 from unifs.config import IpfsMount as IpfsSettings
@@ -236,6 +239,10 @@ class Daemon:
         self.journal = JournalAnswer(
             self.writer, self.sealer, self.roots, paths, self.trees.volumes, remote_journal
         )
+        verifier = FileVerifier(self.storage, paths, self.trees.volumes)
+        self.journal.verifier = verifier
+        self.checks = ChecksAnswer(self.storage, self.roots, self.node, verifier)
+        self.conflicts = ConflictsAnswer(self.storage, paths, self.trees.volumes)
         self.mounts = MountsAnswer(self.table, self.journal, self.remotes)
         self.backends = BackendsAnswer(self.remotes, self.journal, paths, self.credential_store)
         self.credentials = CredentialsAnswer(self.credential_store, self.remotes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.ipfs.embedded.stores import Store
@@ -216,17 +217,25 @@ async def ipfs(tmp_path: Path, server: S3Server | None) -> AsyncIterator[Subject
 
 
 @asynccontextmanager
-async def s3(tmp_path: Path, server: S3Server | None) -> AsyncIterator[Subject]:
+async def s3(
+    tmp_path: Path, server: S3Server | None, *, is_keeping: bool = False
+) -> AsyncIterator[Subject]:
     assert server is not None
     bucket = server.bucket()
-    options = S3Options(endpoint=server.endpoint, bucket=bucket, keeps_attributes=True)
+    options = S3Options(endpoint=server.endpoint, bucket=bucket, keeps_attributes=is_keeping)
     identity = Fixed(Credentials(server.access_key, server.secret_key))
     mount = S3Mount("s3", options, identity)
     async with mount.serve():
         yield S3(mount, server, bucket)
 
 
-SUBJECTS: dict[str, Opener] = {"remote": remote, "local": local, "ipfs": ipfs, "s3": s3}
+SUBJECTS: dict[str, Opener] = {
+    "remote": remote,
+    "local": local,
+    "ipfs": ipfs,
+    "s3": s3,
+    "s3-keeping": partial(s3, is_keeping=True),
+}
 #: The fixture whose server a subject needs.
-SERVERS = {"s3": "s3_server"}
+SERVERS = {"s3": "s3_server", "s3-keeping": "s3_server"}
 READ_ONLY = {"ipfs"}

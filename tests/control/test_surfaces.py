@@ -148,6 +148,16 @@ async def test_every_real_operation_that_needs_nothing_is_a_tool(world: World) -
             assert answer["status"] == "success"
 
 
+async def test_a_rollback_is_told_which_epoch_by_name(world: World) -> None:
+    """The epoch is no second path: it stands behind a word of its own."""
+    registry = operations()
+    with pytest.raises(InvalidArgument, match="--to EPOCH"):
+        await tools.call(registry, world, "rollback", {"path": "/mfs/a"})
+    told = await tools.call(registry, world, "rollback", {"path": "/mfs/a", "to": "first"})
+    assert (told["status"], told["before"], told["skipped"]) == ("success", 2, ["/cache"])
+    assert world.history.asked == [("/mfs/a", "first")]
+
+
 def test_errors_keep_their_class_and_context_across_the_wire() -> None:
     for code, cls in wire.error_classes().items():
         error = cls("a sentence", path="/mfs/\udcff", count=3)

@@ -8,6 +8,7 @@ import msgspec
 import trio
 
 import unifs
+from tests.control.checks_world import MemoryChecks, MemoryConflicts
 from tests.ipfs.embedded.stores import Store
 from unifs import config
 from unifs.control.daemon_protocol import (
@@ -25,6 +26,7 @@ from unifs.control.daemon_protocol import (
     Secret,
     StatusReport,
 )
+from unifs.control.history_protocol import CheckpointInfo, EpochInfo, Restored, Tracked
 from unifs.errors import DeadlineExceeded, Exists, NotEmpty, NotFound, Unsynced
 from unifs.ipfs.embedded.node import EmbeddedNode
 from unifs.ipfs.embedded.pins import Pins
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from unifs.control.daemon_protocol import ChangeState
+    from unifs.control.daemon_protocol import ChangeState, Until
 
 
 class MemoryFiles:
@@ -139,9 +141,7 @@ class MemoryJournal:
                 if shown == limit:
                     return
 
-    async def sync(
-        self, path: str | None, until: Literal["sealed", "synced"], timeout_s: float | None
-    ) -> JournalStatus:
+    async def sync(self, path: str | None, until: Until, timeout_s: float | None) -> JournalStatus:
         if timeout_s is not None:
             raise DeadlineExceeded(f"not {until} after {timeout_s:g} s")
         self.records = [msgspec.structs.replace(each, state=until) for each in self.records]
@@ -225,6 +225,43 @@ class MemoryCredentials:
         return CredentialTest(name=name, endpoint=endpoint, buckets=["photos"])
 
 
+class MemoryHistory:
+    """Epochs that are given; what is asked for is remembered."""
+
+    def __init__(self) -> None:
+        self.points = {"first": 1}
+        self.asked: list[tuple[str, ...]] = []
+
+    async def epochs(self) -> AsyncIterator[EpochInfo]:
+        yield EpochInfo(epoch=1, time_s=1.0, names=list(self.points))
+
+    async def checkpoint(self, name: str) -> CheckpointInfo:
+        self.points[name] = len(self.points) + 1
+        return CheckpointInfo(name=name, epoch=self.points[name], time_s=1.0)
+
+    async def checkpoints(self) -> list[CheckpointInfo]:
+        return [
+            CheckpointInfo(name=name, epoch=epoch, time_s=1.0)
+            for name, epoch in self.points.items()
+        ]
+
+    async def tracked(self) -> list[Tracked]:
+        return [Tracked(path="/mfs", is_tracked=True)]
+
+    async def rollback(self, path: str, epoch: str) -> Restored:
+        self.asked.append((path, epoch))
+        return Restored(
+            path=path,
+            epoch=1,
+            before=2,
+            made=0,
+            changed=1,
+            removed=0,
+            unchanged=0,
+            skipped=["/cache"],
+        )
+
+
 class World:
     """What operations see of a daemon."""
 
@@ -241,6 +278,9 @@ class World:
         self.journal = MemoryJournal()
         self.backends = MemoryBackends()
         self.credentials = MemoryCredentials()
+        self.history = MemoryHistory()
+        self.checks = MemoryChecks()
+        self.conflicts = MemoryConflicts()
         self.explained: list[str] = []
 
     def close(self) -> None:

@@ -314,6 +314,11 @@ def a_record_that_waits_for_nobody(state: State) -> None:
     _record(state, 7, 4242, b"", 0)
 
 
+@plant("RECORD_CONTENT")
+def a_record_of_another_content(state: State) -> None:
+    _record(state, 2, state.ino("d/large"), (0).to_bytes(4, "little") + b"\x02" + bytes(8), None)
+
+
 @plant("SEALED_AHEAD")
 def more_sealed_than_there_is(state: State) -> None:
     state.run("update meta set value=? where key='sealed_seq'", 1 << 40)

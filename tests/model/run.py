@@ -3,7 +3,8 @@
     python -m tests.model.run --examples 2000 [--steps 100] [--seed N] [--dir DIR]
 
 With --dir the subject is that directory instead of a fresh unifs, with --below-fuse the vfs in this
-process, which is also killed while files are open.
+process, which is also killed while files are open, with --s3 such a vfs whose files lie on a real
+SeaweedFS.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hypothesis import Phase, settings
 from hypothesis import seed as seeded
-from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.crash.daemon import Daemon
@@ -25,26 +26,42 @@ from tests.model.crash import CrashMachine
 from tests.model.machine import FileSystemMachine, profile
 from tests.model.operations import Directory
 from tests.model.process import InProcess
+from tests.model.s3 import OnS3
+from tests.servers.s3 import Weed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.servers.s3 import S3Server
 
-def compare(root: Path, renew: Callable[[], None] | None, options: argparse.Namespace) -> None:
+
+def compare(
+    root: Path,
+    renew: Callable[[], None] | None,
+    options: argparse.Namespace,
+    server: S3Server | None = None,
+) -> None:
     """Run the machine on directories below ``root``; AssertionError names the first difference."""
     numbers = itertools.count()
 
     def make() -> Any:
         directory = root / f"example-{next(numbers)}"
+        if server is not None:
+            return OnS3(directory, server)
         if options.below_fuse:
             return InProcess(directory)
         directory.mkdir()
         return Directory(os.fsencode(directory), renew)
 
-    class Machine(CrashMachine if options.below_fuse else FileSystemMachine):  # type: ignore[misc]
+    is_killed = options.below_fuse or server is not None
+
+    class Machine(CrashMachine if is_killed else FileSystemMachine):  # type: ignore[misc]
         make_subject = staticmethod(make)
 
     chosen = settings(profile(options.examples, options.steps), derandomize=False)
+    if server is not None:
+        # Writeback keeps its own time: no failure is the same twice.
+        chosen = settings(chosen, phases=[Phase.generate])
     run_state_machine_as_test(seeded(options.seed)(Machine), settings=chosen)
 
 
@@ -56,6 +73,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dir", type=Path)
     parser.add_argument("--below-fuse", action="store_true")
+    parser.add_argument("--s3", action="store_true")
     options = parser.parse_args()
     os.umask(0o022)
     if options.dir:
@@ -63,6 +81,10 @@ def main() -> int:
             compare(Path(name), None, options)
         return 0
     with tempfile.TemporaryDirectory(prefix="unifs-model-") as name:
+        if options.s3:
+            with Weed(Path(name)) as server:
+                compare(Path(name), None, options, server)
+            return 0
         if options.below_fuse:
             compare(Path(name), None, options)
             return 0

@@ -288,18 +288,38 @@ async def test_a_directory_that_is_renamed_around_it(
         assert await ended(system, mount) == {"e": None, "e/a": b"x", "e/sub": None}
 
 
-async def test_a_removal_below_a_rename_without_an_answer(clock: MockClock, tmp_path: Path) -> None:
+async def test_below_a_rename_without_an_answer(clock: MockClock, tmp_path: Path) -> None:
     async with late_system(tmp_path) as (system, mount):
         await system.mkdir("d")
-        await system.write("d/a", b"x")
+        for name in ("gone", "out", "changed"):
+            await system.write(f"d/{name}", name.encode())
         await system.sync()
         mount.fail("rename", Unreachable("the answer was lost"), after=True)
         await system.rename("d", "e")
         await trio.sleep(2.01)
         assert mount.count("rename") == 1
-        await system.unlink("e/a")
+        await system.unlink("e/gone")
+        await system.rename("e/out", "out")
+        await system.write("e/changed", b"again")
         system.volume.writeback.hurry()
-        assert await ended(system, mount) == {"e": None}
+        wanted = {"e": None, "e/changed": b"again", "out": b"out"}
+        assert await ended(system, mount) == wanted
+
+
+async def test_another_directory_in_its_place(clock: MockClock, tmp_path: Path) -> None:
+    """What became of the first one's attempt is asked for when the second one is there."""
+    async with late_system(tmp_path) as (system, mount):
+        mount.fail("make", Unreachable())
+        await system.mkdir("d")
+        await trio.sleep(2.01)
+        await system.rmdir("d")
+        mount.fail("stat", *[Unreachable()] * 9)
+        await trio.sleep(90)
+        await system.listdir("")
+        await system.mkdir("d")
+        await trio.sleep(2.01)
+        assert everything(mount) == {"d": None}
+        assert await ended(system, mount) == {"d": None}
 
 
 async def test_an_upload_that_was_never_heard_of_is_forgotten_after_a_while(

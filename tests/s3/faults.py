@@ -332,7 +332,7 @@ class Campaign:
             await trio.sleep(pause_s)
             differ("tree and bucket", await self._agreed(run), run.model.paths)
         await run.system.kill()
-        differ("tree after a kill", await shown(run.system), run.model.paths)
+        differ("tree after a kill", await self._agreed(run), run.model.paths)
 
     async def _agreed(self, run: FaultyRun) -> dict[str, bytes | None]:
         """What tree and bucket both hold; fails where they do not come to agree."""

@@ -91,6 +91,25 @@ async def test_somebody_elses_bytes_have_none_until_they_are_hashed(bench: Bench
     assert (await bench.one("cid", path))["cid"] == cid_of(system, b"changed")
 
 
+async def test_another_storage_class_has_the_same_bytes_under_another_version(
+    moto_bench: Bench,
+) -> None:
+    """An object of parts gets another ETag by a copy."""
+    system, data = moto_bench.system, os.urandom(17 * MIB)
+    await moto_bench.write("large", data)
+    await system.sync()
+    path = f"{moto_bench.top}/large"
+    cid = await xattr(system, path)
+    before = (await system.daemon.files._paths.find(path)).version  # type: ignore[attr-defined]
+    await moto_bench.ctl("storage-class", "set", path, "STANDARD_IA")
+    after = (await system.daemon.files._paths.find(path)).version  # type: ignore[attr-defined]
+    assert "-" in before
+    assert before != after
+    assert await xattr(system, path) == cid
+    assert await read_whole(system, path, len(data)) == data
+    assert await moto_bench.names() == ["large"]
+
+
 async def test_a_cid_that_the_service_tells_is_not_believed(bench: Bench) -> None:
     lie = cid_of(bench.system, b"something else")
     bench.put("f", b"bytes", Metadata={"unifs-cid": lie})

@@ -69,6 +69,8 @@ async def test_every_version_of_an_object_is_a_file(both: Bench) -> None:
         < 1
     )
     assert "versions" not in await listed(both, "/")
+    (why,) = await both.shell.json("explain", f"{top}/d/f.txt/{ids[0]}")
+    assert (why["kind"], "in exactly this version" in why["bytes_from"]) == ("view", True)
 
 
 async def test_what_was_deleted_is_read_and_copied_back(both: Bench) -> None:

@@ -93,7 +93,7 @@ def _contents(fs: FileSystem) -> list[str]:
     wrong: list[str] = []
     refs: Counter[int] = Counter()
     for table in ("inode", "inode_past", "remote"):
-        for (blob,) in database.all(f"select content from {table}"):
+        for (blob,) in database.all(f"select content from {table} where content is not null"):
             if large_id(blob):
                 refs[large_id(blob)] += 1
     waiting = Counter(content for _, content in fs.writer.released)

@@ -15,6 +15,7 @@ from unifs.state import schema
 from unifs.types import SetAttributes
 from unifs.vfs import history as history_module
 from unifs.vfs import historyview as view_module
+from unifs.vfs import roots as roots_module
 from unifs.vfs.retention import DAY_S, HOUR_S, Ended, Limits, kept
 from unifs.vfs.volume import INO_SHIFT
 from unifs.waiting import complete
@@ -225,11 +226,21 @@ async def test_a_file_that_is_being_written_is_what_was_sealed_next(fs: HistoryS
     file = await fs.open_file("a", os.O_CREAT | os.O_RDWR)
     await file.write(0, LARGE)
     await file.flush()
+    seal, fs.history.seal = fs.history.seal, history_module._no_sealer
     number = await fs.history.end_epoch()
+    fs.history.seal = seal
     await file.write(0, b"changed")
-    ino = await fs.at(f"/.unifs/history/mfs/{number}/a")
+    top = await fs.at(f"/.unifs/history/mfs/{number}")
+    assert await fs.names(top) == [b"a"]
+    # As the kernel does that knows the name from the listing.
+    ino = fs.view._views["mfs", b"%d" % number].number(file.ino)
+    listed = fs.vfs.inodes.get(ino).attributes
+    assert listed.attr_timeout == 0.0
+    await file.write(len(LARGE), b"more")
     seen = await fs.bytes_of(ino)
-    assert seen in (LARGE, b"changed" + LARGE[7:])
+    assert seen == b"changed" + LARGE[7:] + b"more"
+    assert (await complete(fs.vfs.getattr, ino)).st_size == len(seen)
+    assert await fs.at(f"/.unifs/history/mfs/{number}/a") == ino
     await file.write(0, b"CHANGED")
     await file.close()
     await fs.settle()
@@ -342,3 +353,57 @@ async def test_a_database_of_the_format_before_keeps_its_past(tmp_path: Path) ->
     rows = connection.execute("select ino,name,value,epoch from xattr").fetchall()
     assert rows == [(7, b"b", b"c", 0)]
     connection.close()
+
+
+async def test_what_changes_while_a_root_is_built_is_the_past_of_its_epoch(
+    fs: HistorySystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch is there from its end on, also for a sweep that comes before its root."""
+    await fs.write("a", b"one")
+    number = fs.storage.tree.epoch
+    record = fs.roots._record
+
+    def recording(*args: object) -> None:
+        if is_sweeping:
+            retention = fs.retention(Limits())
+            with monkeypatch.context() as patch:
+                patch.setattr(retention, "is_low", lambda: False)
+                while retention.prune():
+                    pass
+        record(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fs.roots, "_record", recording)
+    is_sweeping = True
+    next_epoch = roots_module.next_epoch
+
+    def changing(*args: object) -> int:
+        ended = next_epoch(*args)  # type: ignore[arg-type]
+        fs.volume.unlink(fs.vfs.inodes.get(fs.volume.root), b"a", fs.caller)
+        return ended
+
+    monkeypatch.setattr(roots_module, "next_epoch", changing)
+    await fs.roots.build()
+    fs.tick()
+    assert await read(fs, f"{number}/a") == b"one"
+
+
+async def test_a_root_that_comes_after_its_epoch_was_thinned_is_not_shown(
+    fs: HistorySystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fs.write("a", b"one")
+    record = fs.roots._record
+
+    def recording(*args: object) -> None:
+        fs.prune(NOTHING)
+        record(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fs.roots, "_record", recording)
+    await fs.roots.build()
+    assert fs.history.shown() == []
+    assert fs.roots.current() is not None
+    await fs.remount()
+    assert fs.roots.current() is not None
+    await fs.write("a", b"two")
+    await fs.roots.build()
+    fs.prune(NOTHING)
+    assert count(fs, "epoch") == count(fs, "thinned") == 1

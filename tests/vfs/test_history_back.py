@@ -148,6 +148,22 @@ async def test_a_rollback_of_random_changes(tmp_path: Path, seed: int) -> None:
         await walk.compare()
 
 
+async def test_a_rollback_survives_a_power_cut(fs: HistorySystem) -> None:
+    """Its bytes are durable already: they are those of the past."""
+    await fill(fs)
+    await fs.settle()
+    was = await fs.seen(await fs.at("/mfs/d"))
+    await fs.history.checkpoint("then")
+    await change(fs, "bytes")
+    await fs.settle()
+    await fs.answer.rollback("/mfs/d", "then")
+    fs.tick()
+    await fs.storage.flusher.flush()
+    await fs.kill(boot="after a power cut")
+    assert await fs.seen(await fs.at("/mfs/d")) == was
+    assert await fs.then("then") != {}
+
+
 async def test_a_rollback_that_ends_in_the_middle_is_finished_by_the_next(
     fs: HistorySystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +408,51 @@ async def test_an_untracked_directory_has_no_past(fs: HistorySystem) -> None:
     assert restored.skipped == ["/cache"]
     assert await fs.read("cache/a2") == b"new"
     assert await fs.read("kept/c") == LARGE
+    for path in ("/mfs/cache", "/mfs/cache/a2"):
+        with pytest.raises(InvalidArgument, match="lies in /mfs/cache, which is not tracked"):
+            await fs.answer.rollback(path, str(number))
+
+
+async def test_what_was_not_tracked_once_is_not_shown_as_it_never_was(fs: HistorySystem) -> None:
+    """Rows are missing in epochs from before: a rollback to one must not take them for removals."""
+    await fs.mkdir("cache")
+    await fs.write("cache/a", b"one")
+    before = await fs.history.end_epoch()
+    await fs.answer.track("/mfs/cache", False)
+    await fs.write("cache/a", b"two")
+    await fs.history.end_epoch()
+    await fs.write("cache/a", b"three")
+    await fs.answer.track("/mfs/cache", True)
+    await fs.answer.track("/mfs/cache", True)
+    await fs.kill()
+    await fs.write("cache/b", b"four")
+    after = await fs.history.end_epoch()
+    await fs.write("cache/b", b"five")
+    await fs.history.end_epoch()
+    with pytest.raises(NotFound):
+        await fs.at(f"/.unifs/history/mfs/{before}/cache")
+    restored = await fs.answer.rollback("/mfs", str(before))
+    assert restored.skipped == ["/cache"]
+    with pytest.raises(NotFound):
+        await fs.answer.rollback("/mfs/cache", str(before))
+    await fs.answer.rollback("/mfs/cache", str(after))
+    assert (await fs.read("cache/a"), await fs.read("cache/b")) == (b"three", b"four")
+
+
+async def test_a_whole_mount_may_keep_no_past(fs: HistorySystem) -> None:
+    await fs.write("a", b"one")
+    number = await fs.history.end_epoch()
+    await fs.answer.track("/mfs", False)
+    assert await fs.names(await fs.at("/.unifs/history/mfs")) == []
+    for step in (
+        lambda: fs.at(f"/.unifs/history/mfs/{number}"),
+        lambda: fs.answer.rollback("/mfs", str(number)),
+        lambda: fs.answer.undelete("/mfs/a", None, "b"),
+    ):
+        with pytest.raises((NotFound, InvalidArgument)):
+            await step()
+    await fs.write("a", b"two")
+    assert fs.storage.database.one("select count(*) from inode_past")[0] == 0
 
 
 async def test_tracking_follows_a_directory_that_moves(fs: HistorySystem) -> None:

@@ -8,10 +8,12 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from tests.vfs.historyworld import HistorySystem, Seen
 from tests.vfs.invariants import check
 from unifs.errors import NotFound, UnifsError
+from unifs.fsck.offline import CLEAN, examine
 from unifs.vfs.retention import Limits
 
 if TYPE_CHECKING:
@@ -169,3 +171,25 @@ async def test_thinning_one_by_one_leaves_the_others(tmp_path: Path, seed: int) 
             assert fs.storage.database.one(f"select count(*) from {table}")[0] == 0
         gone = "select count(*) from inode where gone is not null"
         assert fs.storage.database.one(gone)[0] == 0
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_an_offline_check_finds_nothing_wrong(tmp_path: Path, is_killed: bool) -> None:
+    """Past rows, checkpoints, thinned epochs, rollbacks and what is not tracked are all sound."""
+    async with HistorySystem(tmp_path) as fs:
+        walk = Walk(fs, 900)
+        await fs.mkdir("d/not", 0o755) if await walk.is_directory("d") else await fs.mkdir("not")
+        for _ in range(6):
+            await walk.steps(20)
+            await walk.end_epoch()
+        await fs.answer.rollback("/mfs", str(min(walk.snapshots)))
+        fs.prune(NOTHING)
+        await walk.steps(20)
+        await fs.settle()
+        if is_killed:
+            await fs.kill()
+        await fs.stop()
+        outcome = await trio.to_thread.run_sync(examine, tmp_path)
+        await fs.start()
+    assert [finding.sentence for finding in outcome.found] == []
+    assert outcome.exit_code == CLEAN

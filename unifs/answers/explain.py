@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from unifs.vfs.host import HostVolume
 from unifs.vfs.namespace import Namespace
 from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.treeinode import TreeInode
+from unifs.vfs.viewvolume import ViewInode, ViewVolume
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ class Explainer:
             return _table_itself(path)
         if isinstance(volume, EpochView | HistoryView):
             return _explain_past(path, cid)
+        if isinstance(volume, ViewVolume):
+            return _explain_view(path, inode)
         if isinstance(volume, HostVolume):
             return _explain_host(path, inode)
         status = await self._journal.status(path)
@@ -186,6 +190,24 @@ def _table_itself(path: str) -> Explanation:
         state=None,
         bytes_from="the mount table; nothing can be stored here",
         fsync=FSYNC_NONE,
+    )
+
+
+def _explain_view(path: str, inode: Inode) -> Explanation:
+    assert isinstance(inode, ViewInode)
+    is_file = stat.S_ISREG(inode.attributes.st_mode)
+    return Explanation(
+        path=path,
+        mount=inode.volume.name,
+        kind="view",
+        version=inode.version or None,
+        cid=None,
+        state=None,
+        bytes_from="the cache, else the service in exactly this version"
+        if is_file
+        else "what the service listed in the last seconds",
+        fsync=FSYNC_NONE,
+        notes=["a view: nothing can be changed here (EROFS)"],
     )
 
 

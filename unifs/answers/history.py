@@ -20,7 +20,7 @@ from unifs.control.history_protocol import (
 )
 from unifs.errors import Exists, InvalidArgument, NotADirectory, NotFound, ReadOnly, Unsupported
 from unifs.ipfs.cid import Cid
-from unifs.vfs.history import children_at, form_at, walk_at, xattrs_at
+from unifs.vfs.history import Place, children_at, walk_at, xattrs_at
 from unifs.vfs.historyrows import cid_at, differences
 from unifs.vfs.rollback import Rollback
 from unifs.vfs.tree import ATTRIBUTES
@@ -66,6 +66,9 @@ class HistoryAnswer:
             raise Unsupported(f"{path}: a past is kept of {known} only")
         return volume, names[1:]
 
+    def _past(self, volume: TreeVolume, names: Sequence[bytes]) -> Place:
+        return Place(volume.root, tuple(names), volume.tree.tracking)
+
     async def _resolve(self, text: str) -> int:
         return await self._history.end_epoch() if text == "now" else self._history.resolve(text)
 
@@ -86,7 +89,7 @@ class HistoryAnswer:
         volume, names = self._place(path)
         await self._history.end_epoch()
         times = {shown.number: shown.time_ns for shown in self._history.shown()}
-        job = partial(_versions, volume.root, names, list(times))
+        job = partial(_versions, self._past(volume, names), list(times))
         async with self._history.holding(*times):
             found = await self._history.in_thread(job)
             if not found:
@@ -114,7 +117,7 @@ class HistoryAnswer:
         volume, names = self._place(path)
         a, b = await self._resolve(first), await self._resolve(second)
         async with self._history.holding(a, b):
-            ask_both = partial(_both, volume.root, names, a, b)
+            ask_both = partial(_both, self._past(volume, names), a, b)
             before, after, also = await self._history.in_thread(ask_both)
             if before is None and after is None:
                 raise NotFound(f"{path} was neither in {first} nor in {second}")
@@ -129,8 +132,9 @@ class HistoryAnswer:
                         pairs.append(below)
                 if not pairs:
                     return
-                untracked = frozenset(volume.tree.tracking.untracked)
-                job = partial(_directory_differences, pairs.pop(), a, b, untracked)
+                tracking = volume.tree.tracking
+                hidden = tracking.hidden(a) | tracking.hidden(b)
+                job = partial(_directory_differences, pairs.pop(), a, b, hidden)
                 found = await self._history.in_thread(job)
 
     # --- bringing back ----------------------------------------------------------------------------
@@ -173,7 +177,8 @@ class HistoryAnswer:
         if epoch is not None:
             return self._history.resolve(epoch)
         numbers = [shown.number for shown in self._history.shown()]
-        found = await self._history.in_thread(partial(_last_with, volume.root, names, numbers))
+        place = self._past(volume, names)
+        found = await self._history.in_thread(partial(_last_with, place, numbers))
         if found is None:
             raise NotFound(f"{path} was in no epoch that is kept")
         return found
@@ -205,7 +210,9 @@ class HistoryAnswer:
             raise ReadOnly(f"{volume.name} is read-only by its settings")
 
     async def _form(self, volume: TreeVolume, names: list[bytes], number: int, path: str) -> Form:
-        form = await self._history.in_thread(partial(_form_of, volume.root, names, number))
+        await self._check_tracked(volume, names, path)
+        place = self._past(volume, names)
+        form = await self._history.in_thread(lambda ask: walk_at(ask, place, number))
         if form is None:
             raise NotFound(f"{path} was not there in epoch {number}")
         return form
@@ -253,13 +260,17 @@ class HistoryAnswer:
             raise NotFound(f"{path} does not exist")
         if not stat.S_ISDIR(inode.attributes.st_mode):
             raise NotADirectory(f"{path} is not a directory: what is tracked are directories")
-        for depth in range(len(names)):
+        await self._check_tracked(volume, names[:-1], path)
+        await self._history.set_tracked(inode.ino, is_tracked)
+        return Tracked(path=path, is_tracked=is_tracked)
+
+    async def _check_tracked(self, volume: TreeVolume, names: list[bytes], path: str) -> None:
+        """InvalidArgument where a path lies in a directory that is not tracked now."""
+        for depth in range(len(names) + 1):
             above = await self._live(volume, names[:depth])
             if above is not None and above.ino in volume.tree.tracking.untracked:
                 where = "/".join([volume.name, *map(os.fsdecode, names[:depth])])
                 raise InvalidArgument(f"{path} lies in /{where}, which is not tracked")
-        await self._history.set_tracked(inode.ino, is_tracked)
-        return Tracked(path=path, is_tracked=is_tracked)
 
     async def tracked(self) -> list[Tracked]:
         """Mounts whose past is kept, and the directories in them whose past is not."""
@@ -298,24 +309,19 @@ def _restored(path: str, number: int, before: int, run: Rollback) -> Restored:
 # --- in a thread ---------------------------------------------------------------------------------
 
 
-def _form_of(root: int, names: Sequence[bytes], epoch: int, ask: Ask) -> Form | None:
-    ino = walk_at(ask, root, names, epoch)
-    return form_at(ask, ino, epoch) if ino else None
-
-
-def _last_with(root: int, names: Sequence[bytes], epochs: list[int], ask: Ask) -> int | None:
+def _last_with(place: Place, epochs: list[int], ask: Ask) -> int | None:
     for epoch in reversed(epochs):
-        if _form_of(root, names, epoch, ask) is not None:
+        if walk_at(ask, place, epoch) is not None:
             return epoch
     return None
 
 
-def _versions(root: int, names: Sequence[bytes], epochs: list[int], ask: Ask) -> list[Version]:
+def _versions(place: Place, epochs: list[int], ask: Ask) -> list[Version]:
     found: list[Version] = []
     last: Form | None = None
     attributes: dict[bytes, bytes] = {}
     for epoch in epochs:
-        form = _form_of(root, names, epoch, ask)
+        form = walk_at(ask, place, epoch)
         known = xattrs_at(ask, form.ino, epoch) if form is not None else {}
         changed: list[str] = []
         if form is None:
@@ -332,10 +338,8 @@ def _versions(root: int, names: Sequence[bytes], epochs: list[int], ask: Ask) ->
     return found
 
 
-def _both(
-    root: int, names: Sequence[bytes], a: int, b: int, ask: Ask
-) -> tuple[Form | None, Form | None, list[str]]:
-    before, after = _form_of(root, names, a, ask), _form_of(root, names, b, ask)
+def _both(place: Place, a: int, b: int, ask: Ask) -> tuple[Form | None, Form | None, list[str]]:
+    before, after = walk_at(ask, place, a), walk_at(ask, place, b)
     return before, after, _attributes(before, a, after, b, ask)
 
 
@@ -364,7 +368,7 @@ def _compared(path: bytes, before: Form | None, after: Form | None, also: list[s
 
 
 def _directory_differences(
-    pair: Pair, a: int, b: int, untracked: frozenset[int], ask: Ask
+    pair: Pair, a: int, b: int, hidden: frozenset[int], ask: Ask
 ) -> list[Found]:
     """What differs in one directory, by name; the directories in it, to be compared next."""
     path, first, second = pair
@@ -372,7 +376,7 @@ def _directory_differences(
     found: list[Found] = []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
-        if any(form is not None and form.ino in untracked for form in (old, new)):
+        if any(form is not None and form.ino in hidden for form in (old, new)):
             continue
         also = _attributes(old, a, new, b, ask)
         compared = _compared(path + b"/" + name, old, new, also)

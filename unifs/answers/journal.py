@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from unifs.control.checks_protocol import FileDamage, Verified
 from unifs.control.daemon_protocol import JournalRecord, JournalStatus
-from unifs.errors import DeadlineExceeded, InvalidArgument
+from unifs.errors import Corrupt, DeadlineExceeded, InvalidArgument
 from unifs.journal.content import CLOSED, LargeContent
 from unifs.journal.log import Op
 from unifs.vfs.namespace import ROOT_INO
+from unifs.vfs.readback import read_back
 from unifs.vfs.treeinode import TreeInode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from unifs.answers.remotejournal import RemoteJournal
+    from unifs.answers.verifying import FileVerifier
     from unifs.control.daemon_protocol import ChangeState
     from unifs.journal.log import Marked, Record
     from unifs.vfs.paths import Paths
@@ -59,6 +62,8 @@ class JournalAnswer:
         self._roots = roots
         self._paths = paths
         self._remotes = remotes
+        #: Reads the files of /mfs again; set where there is one.
+        self.verifier: FileVerifier | None = None
 
     @property
     def remotes(self) -> RemoteJournal:
@@ -91,13 +96,13 @@ class JournalAnswer:
         return {each.name: each.unsynced.max_bytes for each in self._volumes.values()}
 
     def warnings(self) -> list[str]:
-        """A sentence for each mount whose writers wait, or soon will."""
+        """A sentence for each mount whose writers wait, or soon will; what of /mfs was missing."""
         return [
             f"{each.name}: {each.unsynced.size_bytes} bytes are not stored yet; at"
             f" {each.unsynced.max_bytes} its writers wait (journal.dirty_bytes_max)"
             for each in self._volumes.values()
             if each.unsynced.is_pressed()
-        ]
+        ] + self._roots.holes
 
     async def status(self, path: str | None) -> JournalStatus:
         """Count changes by how far they are. Others are answered meanwhile."""
@@ -222,17 +227,22 @@ class JournalAnswer:
         if timeout_s is not None and timeout_s <= 0:
             raise InvalidArgument("the time has to be more than 0 seconds")
         top = await self._top(path)
+        verified = 0
         with trio.move_on_after(timeout_s if timeout_s is not None else float("inf")) as scope:
             await self._sync(until, top)
+            if until == "verified":
+                verified = await self._verify(path, top)
         if scope.cancelled_caught:
             raise DeadlineExceeded(f"not everything was {until} after {timeout_s:g} seconds")
-        return await self.status(path)
+        counts = await self.status(path)
+        counts.verified = verified
+        return counts
 
     async def _sync(self, until: str, top: Inode | None) -> None:
         for inode in [*self._writer.unsealed.values(), *self._writer.open.values()]:
             await self._sealer.seal(inode)
         await self._writer.storage.flusher.flush()
-        if until != "synced":
+        if until == "sealed":
             return
         if self._has_mfs(top):
             await self._roots.build()
@@ -241,6 +251,23 @@ class JournalAnswer:
             await self._remotes.sync(top)
         except ExceptionGroup as group:
             raise next(_leaves(group)) from group
+
+    async def _verify(self, path: str | None, top: Inode | None) -> int:
+        """Read everything again, /mfs from the disk and the others from their backends; how many
+        files. Corrupt, naming one, where a file is not what was written.
+        """
+        count = 0
+        if self._has_mfs(top) and self.verifier is not None:
+            is_all = top is None or top.ino == ROOT_INO
+            below = f"/{self._roots.volume.name}" if is_all else path
+            async for event in self.verifier.verify(below, None, 0):
+                if isinstance(event, FileDamage):
+                    raise Corrupt(f"{event.path} at {event.offset}: {event.reason}")
+                if isinstance(event, Verified):
+                    count += event.files
+        for volume, inode in self._remotes.volumes(top):
+            count += await read_back(volume, inode)
+        return count
 
     async def retry(self, path: str | None) -> int:
         """Try what was given up again, at and below a path; how many changes."""

@@ -39,7 +39,7 @@ from unifs.errors import (
 )
 from unifs.mounts.s3.names import names_of
 from unifs.mounts.s3.objectsettings import storage_class_in
-from unifs.vfs.remotecid import hash_remote
+from unifs.vfs.remotecid import hash_remote, known_cid, record
 from unifs.vfs.remoterows import UNLISTED, RemoteInode, join
 from unifs.waiting import complete
 
@@ -304,8 +304,13 @@ class S3Answer:
             )
         place = await self._present(path)
         self._check_writable(place)
-        await place.mount.set_storage_class(place.path, storage_class)
+        inode, volume = place.inode, place.remote.volume
+        version, cid = inode.version, known_cid(volume, inode)
+        copied = await place.mount.set_storage_class(place.path, storage_class)
         await self._look_again(place)
+        if cid is not None and copied == (version, inode.version) and copied[0] != copied[1]:
+            # The same bytes under another ETag.
+            await complete(volume.tree.commit, [record(inode.ino, inode.version, cid)])
         return await self.storage_class(path)
 
     async def cid(self, path: str) -> ObjectCid:

@@ -115,12 +115,10 @@ class Flights:
         """They are not wanted by this holder any more; a run that nobody wants ends."""
         for flight in flights:
             flight.holders -= 1
-            if flight.holders or flight.done.is_set():
-                continue
-            run = flight.run
-            if not any(other.holders for other in run.flights if not other.done.is_set()):
-                run.scope.cancel()
-                self._forget(run)
+            left = [other for other in flight.run.flights if not other.done.is_set()]
+            if left and not any(other.holders for other in left):
+                flight.run.scope.cancel()
+                self._forget(flight.run)
 
     async def bring(self, source: Source, keys: Sequence[ExtentKey]) -> list[Extent]:
         """The extents of ``keys``, in their order; the first error of those that bring one."""

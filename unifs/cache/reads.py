@@ -47,7 +47,7 @@ class ReadLimits:
     memory_bytes_max: int = 64 << 20
     fetches_max: int = 32
     waiting_max: int = 1024
-    #: Fetched ahead of all readers together.
+    #: Fetched ahead of all readers together; never more than half the memory.
     ahead_bytes_max: int = 32 << 20
 
 
@@ -84,7 +84,8 @@ class ReadCache:
         self._flights = Flights(self._memory, limits.fetches_max, limits.waiting_max)
         if disk is not None:
             self._flights.keep = disk.write_all
-        self._readahead = Readahead(self._flights, self._is_here, limits.ahead_bytes_max)
+        ahead_bytes_max = min(limits.ahead_bytes_max, limits.memory_bytes_max // 2)
+        self._readahead = Readahead(self._flights, self._is_here, ahead_bytes_max)
         self._carried: dict[ExtentKey, tuple[int, Extent]] = {}
 
     @asynccontextmanager
@@ -119,11 +120,8 @@ class ReadCache:
         end = min(offset + size, source.size_bytes)
         if offset >= end:
             return b""
-        grain = EXTENT_BYTES
         if window is not None and source.size_bytes > EXTENT_BYTES:
             self._readahead.note(window, source, offset, end)
-            if not window.is_sequential and end - offset < EXTENT_BYTES:
-                grain = PIECE_BYTES
         if offset // EXTENT_BYTES == (end - 1) // EXTENT_BYTES:
             answer = self._part(source, offset, end)
             missing = [] if answer is not None else [(offset, end)]
@@ -131,7 +129,9 @@ class ReadCache:
             answer, missing = self._joined(source, offset, end)
         self._carried = {}
         if missing:
-            wanted = [one for low, high in missing for one in _cut(source, low, high, grain)]
+            is_random = window is not None and not window.is_sequential
+            in_pieces = is_random and source.size_bytes > EXTENT_BYTES > end - offset
+            wanted = [one for span in missing for one in self._wanted(source, span, in_pieces)]
             raise WouldBlock(partial(self._bring, source, wanted), source.mount)
         assert answer is not None
         return answer
@@ -188,8 +188,16 @@ class ReadCache:
             return None
         return self._disk.read_nowait(key, start, size)
 
+    def _wanted(self, source: Source, span: tuple[int, int], in_pieces: bool) -> list[_Missing]:
+        """What to wait for where a range within one extent is not at hand."""
+        whole = _cut(source, *span, EXTENT_BYTES)
+        key = whole[0].key
+        if not in_pieces or key in self._flights or self._is_here(key):
+            return whole
+        return _cut(source, *span, PIECE_BYTES)
+
     def _is_here(self, key: ExtentKey) -> bool:
-        """Whether an extent need not be fetched ahead."""
+        """Whether an extent lies in a tier, as far as is known."""
         if self._memory.has(key):
             return True
         return self._disk is not None and (not self._disk.is_scanned or self._disk.has(key))

@@ -258,14 +258,18 @@ class _Call:
 
         kinds = {each.__struct_config__.tag: each for each in self._operation.result_structs}
         shown: list[dict[str, Any]] = []
-        with bar(self._operation.words[-1]) as told:
-            for event in events:
-                if event.get("event") != "progress":
-                    shown.append(event)
-                elif told is not None:
-                    told(event.get("bytes_done", event.get("blocks", 0)), event.get("bytes_total"))
-        for event in shown:
-            render.answer(kinds[event["event"]], event, sys.stdout)
+        try:
+            with bar(self._operation.words[-1]) as told:
+                for event in events:
+                    if event.get("event") != "progress":
+                        shown.append(event)
+                    elif told is not None:
+                        done = event.get("bytes_done", event.get("blocks", 0))
+                        told(done, event.get("bytes_total"))
+        finally:
+            # What came before a failure says what has failed.
+            for event in shown:
+                render.answer(kinds[event["event"]], event, sys.stdout)
 
     # --- bytes
     # --------------------------------------------------------------------------------------

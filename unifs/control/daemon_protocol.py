@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from unifs.config import Settings
+    from unifs.control.checks_protocol import Checks
+    from unifs.control.conflicts_protocol import Conflicts
     from unifs.control.history_protocol import History
     from unifs.control.s3_protocol import S3
     from unifs.ipfs.node import Node
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 FileKind = Literal["file", "directory", "symlink", "fifo", "socket", "block", "character"]
 #: How far a change has come; see docs/promises.md.
 ChangeState = Literal["open", "closed", "sealed", "synced", "verified", "quarantined"]
+
+
+#: How far a change shall come before somebody goes on.
+Until = Literal["sealed", "synced", "verified"]
 
 
 class Answer(msgspec.Struct, kw_only=True):
@@ -248,9 +254,7 @@ class Journal(Protocol):
         """The newest first, at most ``limit``."""
         ...
 
-    async def sync(
-        self, path: str | None, until: Literal["sealed", "synced"], timeout_s: float | None
-    ) -> JournalStatus:
+    async def sync(self, path: str | None, until: Until, timeout_s: float | None) -> JournalStatus:
         """Bring changes on their way and wait; DeadlineExceeded after ``timeout_s``."""
         ...
 
@@ -324,6 +328,12 @@ class Daemon(Protocol):
 
     @property
     def backends(self) -> Backends: ...
+
+    @property
+    def checks(self) -> Checks: ...
+
+    @property
+    def conflicts(self) -> Conflicts: ...
 
     @property
     def credentials(self) -> Credentials: ...

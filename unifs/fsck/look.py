@@ -87,6 +87,8 @@ class Check:
     is_for_rest: bool = False
     needs_recovery: bool = False
     needs_names: bool = False
+    #: Reads all of a table in one statement: not beside a daemon.
+    is_long: bool = False
 
     def run(self, look: Look) -> Iterator[Finding]:
         """Everything that it finds."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from unifs.fsck.look import content_problem, mode_of, size_of
 from unifs.journal.content import LARGE, REMOTE, SMALL, large_id, small_content, symlink_blob
-from unifs.journal.log import Log, Op
+from unifs.journal.log import Log, Op, pack_pair
 from unifs.vfs.tree import ATTRIBUTES, INSERT_DENTRY, INSERT_INODE
 from unifs.vfs.volume import INO_SHIFT
 
@@ -256,8 +256,12 @@ class Mending:
     def set_content(self, ino: int, blob: bytes, size: int) -> None:
         """An inode's content is this from now on; the report keeps the row."""
         self.keep_rows("inode", "ino=?", (ino,))
-        row = self.database.one("select attributes from inode where ino=?", (ino,))
+        query = "select attributes,content,parent from inode where ino=?"
+        row = self.database.one(query, (ino,))
         attributes = bytearray(row[0])
+        if stat.S_ISREG(mode_of(row[0])):
+            old = row[1] if isinstance(row[1], bytes) else b""
+            self.record(Op.CONTENT, ino, row[2], pack_pair(old, blob))
         attributes[16:24] = size.to_bytes(8, "little")
         if stat.S_ISREG(mode_of(row[0])):
             # Its holes are counted again when it is written next.

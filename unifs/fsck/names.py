@@ -328,7 +328,7 @@ def _delete(table: str, ino: int, mending: Mending) -> None:
 
 
 CHECKS = (
-    Check(duplicates),
+    Check(duplicates, is_long=True),
     Check(indexes),
     Check(illegal, "dentry", "parent"),
     Check(targets, "dentry", "parent"),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from unifs.errors import UnifsError
 from unifs.fsck.look import Check, Finding, mode_of
 from unifs.ipfs.cid import Cid
-from unifs.journal.log import Op, unpack_pair, unpack_rename
+from unifs.journal.log import Op, pack_pair, unpack_pair, unpack_rename
+from unifs.vfs.remoterows import content_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,6 +90,37 @@ def _delete(seq: int, mending: Mending) -> None:
     mending.delete("journal", "seq=?", seq)
 
 
+def newest(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
+    """The last change of a file's bytes that the journal knows, and what the file's row says."""
+    mounts = {number for number, each in look.mounts().items() if each.kind == "mfs"}
+    seen: set[int] = set()
+    before = 1 << 62
+    query = (
+        "select seq,ino,data from journal where seq<? and op=2 and typeof(ino)='integer'"
+        " order by seq desc limit 4096"
+    )
+    while rows := look.all(query, (before,)):
+        before = rows[-1][0]
+        for _, ino, data in rows:
+            if ino in seen or problem_of(Op.CONTENT, data):
+                continue
+            seen.add(ino)
+            row = look.one("select content,mount,gone from inode where ino=?", (ino,))
+            if row is None or row[1] not in mounts or row[2] is not None:
+                continue
+            if content_key(row[0]) != content_key(unpack_pair(data)[1]):
+                sentence = f"the journal's last record of {look.path(ino)} says another content"
+                mend = partial(_record_content, ino, unpack_pair(data)[1])
+                yield Finding("RECORD_CONTENT", sentence, ino, mend)
+
+
+def _record_content(ino: int, recorded: bytes, mending: Mending) -> None:
+    """The row is what readers see: the journal follows it."""
+    query = "select content,parent from inode where ino=?"
+    content, parent = mending.database.one(query, (ino,))
+    mending.record(Op.CONTENT, ino, parent, pack_pair(recorded, content))
+
+
 def sequence(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     """How far the journal says that things have come."""
     known: dict[str, Any] = dict(look.all("select key,value from meta"))
@@ -158,6 +190,7 @@ def _forget_form(ino: int, until: int, mending: Mending) -> None:
 
 CHECKS = (
     Check(records, "journal", "seq"),
+    Check(newest),
     Check(sequence),
     Check(past),
 )

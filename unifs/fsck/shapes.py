@@ -55,6 +55,15 @@ class Column:
             return -(1 << 63), (1 << 63) - 1
         return 0, NUMBERS_MAX
 
+    def is_wrong(self) -> str:
+        """The SQL that is true for a value that cannot be here."""
+        types = ",".join(f"'{each}'" for each in self.types)
+        low, high = self.range()
+        is_out = f"{self.name} not between {low} and {high}"
+        if low == -(1 << 63):
+            return f"typeof({self.name}) not in ({types})"
+        return f"typeof({self.name}) not in ({types}) or typeof({self.name})='integer' and {is_out}"
+
 
 def _columns(
     table: str, key: str, *columns: tuple[str, tuple[str, ...], Any]
@@ -194,20 +203,30 @@ META = ("epoch", "sealed_seq", "pruned_seq", "last_ino", "times_seq", "is_clean"
 
 
 def columns(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
-    """Values of the wrong type."""
+    """Values that nobody writes there: of another type, or numbers out of all reason."""
+    by_table: dict[tuple[str, str], list[Column]] = {}
     for column in COLUMNS:
-        types = ",".join(f"'{each}'" for each in column.types)
-        query = (
-            f"select {column.key},typeof({column.name}),{column.name} from {column.table}"
-            f" where typeof({column.name}) not in ({types}) or (typeof({column.name})='integer'"
-            f" and {column.name} not between ? and ?) limit 10000"
-        )
-        for *key, kind, value in look.all(query, column.range()):
-            shown = "/".join(str(part) for part in key)
-            what = str(value) if kind == "integer" else kind
-            sentence = f"{column.name} of row {shown} of {column.table} is {what}"
-            mend = partial(_set_column, column, tuple(key))
-            yield Finding("ROW_TYPE", sentence, mend=mend)
+        by_table.setdefault((column.table, column.key), []).append(column)
+    for (table, key), known in by_table.items():
+        wrong = " or ".join(f"({column.is_wrong()})" for column in known)
+        marks = ",".join(column.is_wrong() for column in known)
+        count = len(key.split(","))
+        query = f"select {key},{marks} from {table} where {wrong} limit 10000"
+        for row in look.all(query):
+            for column, is_wrong in zip(known, row[count:], strict=True):
+                if is_wrong:
+                    yield _wrong(look, column, row[:count])
+
+
+def _wrong(look: Look, column: Column, key: tuple[Any, ...]) -> Finding:
+    where = " and ".join(f"{name} is ?" for name in column.key.split(","))
+    query = f"select typeof({column.name}),{column.name} from {column.table} where {where}"
+    found = look.one(query, key)
+    kind, value = found if found is not None else ("gone", None)
+    shown = "/".join(repr(part) for part in key)
+    what = str(value) if kind == "integer" else kind
+    sentence = f"{column.name} of row {shown} of {column.table} is {what}"
+    return Finding("ROW_TYPE", sentence, mend=partial(_set_column, column, key))
 
 
 def _set_column(column: Column, key: tuple[Any, ...], mending: Mending) -> None:

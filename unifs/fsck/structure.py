@@ -24,4 +24,4 @@ def _reindex(mending: Mending) -> None:
     mending.execute("reindex")
 
 
-CHECKS = (Check(structure),)
+CHECKS = (Check(structure, is_long=True),)

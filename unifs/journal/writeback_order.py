@@ -152,6 +152,9 @@ class Order:
             return None
         known = self._objects.known(ino) or NOWHERE
         wanted = self._objects.wanted(ino)
+        moving = self._objects.moving(known.path) if known.path is not None else 0
+        if moving not in (0, ino):
+            return Blocked(moving)
         if wanted is None:
             return self._removal(ino, known)
         place = self._place(wanted)
@@ -176,9 +179,6 @@ class Order:
             return self._resolution(ino, known.attempt)
         if known.path is None:
             return None
-        moving = self._objects.moving(known.path)
-        if moving:
-            return Blocked(moving)
         # Children whose paths lie below must leave first, whether they moved or are gone too.
         for child in self._objects.below(known.path, 1):
             return Blocked(child)

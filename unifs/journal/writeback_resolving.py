@@ -62,8 +62,11 @@ class Resolving:
 
     async def _made(self, ino: int, known: Known, there: Node) -> None:
         assert known.attempt is not None
-        if known.path is None and not stat.S_ISREG(there.mode):
-            await complete(self._local.stored, ino, known.attempt.path, there, None)
+        path = known.attempt.path
+        # One that another inode has made since is that one's, and refuses what is late.
+        is_others = self._local.at(path) not in (0, ino)
+        if known.path is None and not is_others and not stat.S_ISREG(there.mode):
+            await complete(self._local.stored, ino, path, there, None)
         else:
             await complete(self._local.end, ino)
 
@@ -121,22 +124,27 @@ class Resolving:
             except (NotFound, NotADirectory):
                 await complete(self._local.end, ino)
                 return
+            if await self._mount.has_begun(new_path, attempt.token):
+                await self._is_finished(path, attempt)
             await complete(self._local.moved, ino, path, new_path)
             return
         if await self._mount.has_begun(new_path, attempt.token):
             # Half of it is done. To finish it leaves nothing behind; what is wanted now comes next.
-            try:
-                await self._mount.rename(path, new_path, attempt.token)
-            except UnifsError as error:
-                if error.is_transient:
-                    self._late.lost(Change("rename", path, attempt.token, new_path))
-                    raise
-            else:
+            if await self._is_finished(path, attempt):
                 await complete(self._local.moved, ino, path, new_path)
                 return
         elif self._late.left_s(ino) > 0:
             raise self._later(ino)
         await complete(self._local.end, ino)
+
+    async def _is_finished(self, path: str, attempt: Attempt) -> bool:
+        """Whether a rename of which something is done could be done to its end."""
+        change = Change("rename", path, attempt.token, attempt.path, base=attempt.base)
+        (outcome,) = await self._mount.commit([(change, None)])
+        if isinstance(outcome, UnifsError) and outcome.is_transient:
+            self._late.lost(change)
+            raise outcome
+        return not isinstance(outcome, UnifsError)
 
     def _later(self, ino: int) -> TryAgain:
         left_s = self._late.left_s(ino)

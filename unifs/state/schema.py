@@ -193,9 +193,10 @@ HISTORY = (
         epoch integer primary key,
         is_swept integer        -- 1: its rows are gone
     )""",
-    # Directories at and below which no past is kept.
+    # Directories at and below which no past is kept, or was not once: what is left is not all.
     """create table untracked(
-        ino integer primary key -- inode.ino
+        ino integer primary key,-- inode.ino
+        until integer           -- epoch from which on one is kept again; null while none is
     )""",
 )
 

@@ -104,6 +104,8 @@ class EpochView(Volume):
         if size is not None and size != attributes.st_size:
             # It was open: the row tells what was closed, the content what was sealed.
             attributes.st_size, attributes.st_blocks = size, blocks_of(size)
+        if self._writer_of(form) is not None:
+            # Whoever wants to open it looks it up first.
             attributes.attr_timeout = attributes.entry_timeout = 0.0
         return attributes
 
@@ -125,6 +127,11 @@ class EpochView(Volume):
     def getattr(self, inode: Inode) -> Attributes:
         if self.is_thinned:
             raise Stale(f"epoch {self.epoch} is not kept any more")
+        if not inode.attributes.attr_timeout:
+            form = self.form(inode.ino)
+            if form is not None:
+                self._settle(form)
+                self._fill(inode.attributes, form)
         return inode.attributes
 
     def root(self) -> Inode:
@@ -132,20 +139,24 @@ class EpochView(Volume):
         return self.inodes.get(self.number(self.volume.root))
 
     def is_there(self) -> bool:
-        """Whether the mount was there in this epoch."""
-        return self.form(self.volume.root) is not None
+        """Whether the mount was there in this epoch, and its past was kept."""
+        root = self.volume.root
+        is_hidden = root in self.storage.tree.tracking.hidden(self.epoch)
+        return not is_hidden and self.form(root) is not None
 
     def lookup(self, parent: Inode, name: bytes) -> Inode:
         self.getattr(parent)
         self._expand(parent)
         ino = self._find(self.local(parent.ino), name)
-        if not ino or ino in self.storage.tree.tracking.untracked:
+        if not ino or ino in self.storage.tree.tracking.hidden(self.epoch):
             raise NotFound
         form = form_at(self.history.ask, ino, self.epoch)
         if form is None:
             raise NotFound
         self._settle(form)
-        return self.inodes.get(self.number(ino))
+        found = self.inodes.get(self.number(ino))
+        self.getattr(found)
+        return found
 
     def _find(self, parent: int, name: bytes) -> int:
         """Where the live rows do not tell, a thread looks, and what it found is remembered."""
@@ -166,14 +177,18 @@ class EpochView(Volume):
 
     def _settle(self, form: Form) -> None:
         """A file that is still being written: what it is in this epoch is sealed first."""
-        content = large_id(form.content)
-        if not content:
-            return
-        live = self.inodes.hot.get(form.ino)
-        if not isinstance(live, TreeInode) or live.overlay is None or live.is_gone:
-            return
-        if live.overlay.content is not None and live.overlay.content.id == content:
+        live = self._writer_of(form)
+        if live is not None:
             raise WouldBlock(partial(self._seal, live), self.name)
+
+    def _writer_of(self, form: Form) -> TreeInode | None:
+        """The live inode whose writer may still change these bytes in place."""
+        content = large_id(form.content)
+        live = self.inodes.hot.get(form.ino) if content else None
+        if not isinstance(live, TreeInode) or live.overlay is None or live.is_gone:
+            return None
+        own = live.overlay.content
+        return live if own is not None and own.id == content else None
 
     async def _seal(self, live: TreeInode) -> object:
         await self.history.seal(live)
@@ -203,6 +218,9 @@ class EpochView(Volume):
             raise IsADirectory
         assert isinstance(inode, PastInode)
         self.getattr(inode)
+        form = self.form(inode.ino)
+        if form is not None:
+            self._settle(form)
         return PastHandle(inode, self)
 
     def opendir(self, inode: Inode) -> DirectoryHandle:

@@ -27,6 +27,7 @@ from unifs.waiting import complete
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from unifs.vfs.tracking import Tracking
     from unifs.vfs.tree import Batch
     from unifs.vfs.treeinode import TreeInode
     from unifs.vfs.treevolume import TreeVolume
@@ -91,6 +92,15 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A path: the names below a volume's root directory."""
+
+    root: int
+    names: tuple[bytes, ...]
+    tracking: Tracking
+
+
+@dataclass(frozen=True, slots=True)
 class Shown:
     """An epoch that is shown: its number, when it ended, and the names that users gave it."""
 
@@ -125,7 +135,11 @@ def names_at(ask: Ask, parent: int, epoch: int, after: int, limit: int) -> list[
     """Rows (id, name, ino) of a directory with a higher id than ``after``, by id."""
     rows = ask(LIVE_NAMES, (parent, after, epoch, limit))
     past = ask(PAST_NAMES, (parent, after, epoch, epoch, limit))
-    return sorted([*rows, *past])[:limit] if past else rows
+    if not past:
+        return rows
+    # A row may have become a past one between the two questions.
+    found = {row[0]: row for row in (*rows, *past)}
+    return [found[row_id] for row_id in sorted(found)][:limit]
 
 
 def children_at(ask: Ask, directory: int, epoch: int) -> list[tuple[bytes, Form]]:
@@ -146,14 +160,15 @@ def xattrs_at(ask: Ask, ino: int, epoch: int) -> dict[bytes, bytes]:
     return dict(ask(XATTRS, (ino, epoch, ino, epoch, epoch)))
 
 
-def walk_at(ask: Ask, root: int, names: Sequence[bytes], epoch: int) -> int:
-    """The inode at the end of a path, 0 where there was none."""
-    ino = root
-    for name in names:
+def walk_at(ask: Ask, place: Place, epoch: int) -> Form | None:
+    """What was at a path; None where nothing was, or not all of it was kept."""
+    hidden = place.tracking.hidden(epoch)
+    ino = place.root
+    for name in place.names:
+        if ino in hidden:
+            return None
         ino = name_at(ask, ino, name, epoch)
-        if not ino:
-            return 0
-    return ino
+    return form_at(ask, ino, epoch) if ino and ino not in hidden else None
 
 
 def time_of(text: str) -> int | None:
@@ -327,17 +342,17 @@ class History:
     # --- tracking ---------------------------------------------------------------------------------
 
     async def set_tracked(self, ino: int, is_tracked: bool) -> None:
-        """Keep a past of a directory and what is below it, or do not."""
-        statement = "delete from untracked where ino=?"
-        if not is_tracked:
-            statement = "insert or ignore into untracked values(?)"
-        await complete(self.writer.tree.commit, [(statement, (ino,))])
-        tracking = self.writer.tree.tracking
+        """Keep a past of a directory and what is below it from the next epoch on, or none."""
+        tree = self.writer.tree
+        if (ino not in tree.tracking.untracked) == is_tracked:
+            return
+        until = None
         if is_tracked:
-            tracking.untracked.discard(ino)
-        else:
-            tracking.untracked.add(ino)
-        tracking.forget()
+            # What changed until now left no row: the first whole epoch is the next one.
+            until = await self.end_epoch() + 1
+        statement = "insert or replace into untracked values(?,?)"
+        await complete(tree.commit, [(statement, (ino, until))])
+        tree.tracking.set_until(ino, until)
 
 
 async def _no_sealer(inode: TreeInode) -> None:

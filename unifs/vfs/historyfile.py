@@ -131,8 +131,8 @@ class PastDirectory(DirectoryHandle):
     async def _fetch(self, after: int, at: int) -> object:
         local, epoch = self.view.local(self.inode.ino), self.view.epoch
         rows, names = await self.view.history.in_thread(partial(_page, local, epoch, after))
-        untracked = self.view.storage.tree.tracking.untracked
-        self._rows = [row for row in rows if row[2].ino not in untracked][::-1]
+        hidden = self.view.storage.tree.tracking.hidden(epoch)
+        self._rows = [row for row in rows if row[2].ino not in hidden][::-1]
         self._after = names[-1] if names else after
         self._is_last = len(names) < PAGE
         self._at = at

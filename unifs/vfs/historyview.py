@@ -119,7 +119,10 @@ class HistoryView(Volume):
             if found is None:
                 raise NotFound
             return found
-        return self._view(parent.shows, name, self.history.resolve(os.fsdecode(name))).root()
+        view = self._view(parent.shows, name, self.history.resolve(os.fsdecode(name)))
+        if not view.is_there():
+            raise NotFound(f"{parent.shows.name} has no past in epoch {view.epoch}")
+        return view.root()
 
     def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:
         raise IsADirectory

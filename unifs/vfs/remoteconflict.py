@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from unifs.journal.log import Op, Renamed, pack_rename
 from unifs.journal.writeback_order import NOWHERE
 from unifs.types import NAME_MAX_BYTES, Version
+from unifs.vfs.conflicts import record
 from unifs.vfs.tree import SET_GONE
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def keep_both(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
         batch.append((NOWHERE_NOW, (ino,)))
     renamed = Renamed(wanted.parent, 0, False, wanted.name, new_name)
     batch.append(volume.log.row(Op.RENAME, ino, wanted.parent, pack_rename(renamed)))
+    batch.append(record(tree, ino, wanted.parent, wanted.name, volume.now_ns()))
     tree.commit(batch)
     if is_theirs_now:
         inode.path, inode.version, inode.held, inode.told = None, Version(""), None, None

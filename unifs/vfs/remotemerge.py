@@ -22,24 +22,20 @@ import trio
 from unifs.errors import NotFound, Stale
 from unifs.journal.content import REMOTE, large_id, remote_blob, symlink_blob
 from unifs.journal.log import Op
-from unifs.types import NAME_MAX_BYTES, Version
+from unifs.types import Version
 from unifs.vfs.remoteahead import Ahead
 from unifs.vfs.remotedrop import drop
-from unifs.vfs.remotepage import PageRows, mode_of, new_names
+from unifs.vfs.remoteending import end_listing
+from unifs.vfs.remotepage import PageRows, mode_of, new_names, shown
 from unifs.vfs.remoterows import COMPLETE, PARTIAL, UNLISTED, RemoteInode, join, pack_told
 from unifs.vfs.remoteunderway import Questions
 from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
 from unifs.waiting import RETRY, complete
 
 if TYPE_CHECKING:
-    from unifs.types import Entry, Node
+    from unifs.types import Node
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.tree import Batch
-
-VANISHED = (
-    "select d.name,d.ino,r.path from dentry d join remote r on r.ino=d.ino"
-    " where d.parent=? and r.path is not null and r.checked_ns<?"
-)
 
 
 class Merge:
@@ -161,13 +157,15 @@ class Merge:
                 self._ahead.begin(self.volume.nursery, self.volume.mount.scan, inode.ino, place)
             entries, late = [], []
             is_quiet = self.attempts.is_quiet and not self._questions.has_departed
-            for entry in _shown(page.entries):
+            for entry in shown(page.entries):
                 below = join(path, entry.name)
                 if not is_quiet and self._is_late(below, moment):
                     late.append(below)
                 else:
                     entries.append((entry.name, below, entry.node))
             await complete(self._take_page, inode, entries, late, page.after)
+            if page.after is None:
+                await end_listing(self, inode, path)
         finally:
             self._questions.end()
 
@@ -182,14 +180,7 @@ class Merge:
         batch: Batch = []
         for path in late:
             self._see(path, inode.listed_ns, batch)
-        if after is None:
-            self.tree.commit(batch)
-            batch = []
-            self.vanish(self._unseen(inode))
-            inode.listing, inode.cursor = COMPLETE, None
-            inode.listed_ns = self.volume.now_ns()
-        else:
-            inode.listing, inode.cursor = PARTIAL, after
+        inode.listing, inode.cursor = PARTIAL, after
         batch.append(self.remotes.store(inode))
         self.tree.commit(batch)
 
@@ -200,17 +191,6 @@ class Merge:
         if known is not None:
             known.checked_ns = max(known.checked_ns, now_ns)
             batch.append(self.remotes.store(known))
-
-    def _unseen(self, inode: RemoteInode) -> list[tuple[int, bytes, int]]:
-        """Names that no page of the listing had, but for those that are on their way there."""
-        attempts = self.attempts
-        rows = self.tree.database.all(VANISHED, (inode.ino, inode.listed_ns))
-        found = [(bytes(name), ino, os.fsdecode(path)) for name, ino, path in rows]
-        return [
-            (inode.ino, name, ino)
-            for name, ino, path in found
-            if not attempts.is_moving(path) and not attempts.is_at(path)
-        ]
 
     # --- taking -----------------------------------------------------------------------------------
 
@@ -385,15 +365,3 @@ class Merge:
 
 def _is_same_kind(inode: RemoteInode, node: Node) -> bool:
     return stat.S_IFMT(inode.attributes.st_mode) == stat.S_IFMT(node.mode)
-
-
-def _shown(entries: tuple[Entry, ...]) -> list[Entry]:
-    """Entries whose names can be names here; the rest cannot be asked for by anybody."""
-    return [
-        entry
-        for entry in entries
-        if 0 < len(entry.name) <= NAME_MAX_BYTES
-        and entry.name not in (b".", b"..")
-        and b"/" not in entry.name
-        and b"\0" not in entry.name
-    ]

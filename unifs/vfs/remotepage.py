@@ -14,14 +14,14 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from unifs.journal.content import remote_blob, symlink_blob
-from unifs.types import Version
+from unifs.types import NAME_MAX_BYTES, Version
 from unifs.vfs.remoterows import INSERT, TOLD, UNLISTED
 from unifs.vfs.tree import ATTRIBUTES, INSERT_INODE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from unifs.types import Node
+    from unifs.types import Entry, Node
     from unifs.vfs.remoterows import RemoteInode
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.tree import Batch
@@ -63,6 +63,18 @@ def new_names(volume: RemoteVolume, parent: RemoteInode, told: Sequence[Told]) -
         names.discard(paths[path])
     names.difference_update(volume.tree.among(parent.ino, list(paths.values())))
     return names
+
+
+def shown(entries: tuple[Entry, ...]) -> list[Entry]:
+    """Entries whose names can be names here; the rest cannot be asked for by anybody."""
+    return [
+        entry
+        for entry in entries
+        if 0 < len(entry.name) <= NAME_MAX_BYTES
+        and entry.name not in (b".", b"..")
+        and b"/" not in entry.name
+        and b"\0" not in entry.name
+    ]
 
 
 class PageRows:

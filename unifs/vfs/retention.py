@@ -108,6 +108,8 @@ class _Found:
     batch: Batch
     contents: list[int]
     seen: set[int]
+    #: Of these, what has to wait; and what upkeep has before it.
+    late: set[int]
     waiting: set[int]
 
 
@@ -240,8 +242,8 @@ class Retention:
         """Remove rows of the next ranges; whether there may be more."""
         if self._unknown is None:
             self._unknown = self._everything()
-        ranges = self._unknown or self._thinned()
-        found = _Found([], [], set(self._late), {held.ino for held in self.writer.forgotten})
+        ranges = [*self._unknown] or self._thinned()
+        found = _Found([], [], set(), set(), {held.ino for held in self.writer.forgotten})
         self._sweep_late(found)
         looks = 0
         while ranges and looks < LOOKS_MAX:
@@ -251,9 +253,12 @@ class Retention:
             self._swept(ranges.pop(), found.batch)
         if found.batch:
             self.writer.tree.commit(found.batch, frees=True)
+        if self._unknown:
+            self._unknown = ranges
+        self._late = found.late
         now = self.storage.log.seq
         self.writer.released.extend((now, content) for content in found.contents if content)
-        return bool(ranges) or bool(self._thinned())
+        return bool(ranges or self._thinned())
 
     def _sweep_range(self, part: Range, found: _Found) -> bool:
         """Statements for up to ``ROWS_MAX`` rows of each kind; whether there may be more."""
@@ -280,7 +285,7 @@ class Retention:
         inode = self.writer.inodes.hot.get(ino)
         # Upkeep removes these itself, once nobody may have to give them their name back.
         if ino in found.waiting or (inode is not None and inode.is_busy()):
-            self._late.add(ino)
+            found.late.add(ino)
             return
         found.batch.append((KEEP_XATTRS, (ino,)))
         found.batch.append(("delete from xattr where ino=?", (ino,)))
@@ -288,8 +293,7 @@ class Retention:
         found.contents.append(large_id(content))
 
     def _sweep_late(self, found: _Found) -> None:
-        late, self._late = self._late, set()
-        for ino in late:
+        for ino in self._late:
             query = "select content from inode where ino=? and gone is not null"
             row = self.storage.database.one(query, (ino,))
             if row is not None:

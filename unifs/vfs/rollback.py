@@ -165,7 +165,7 @@ class Rollback:
     async def _name(self, parent: TreeInode, name: bytes, form: Form, path: bytes) -> None:
         await trio.lowlevel.checkpoint()
         live = await complete(self.volume.find, parent, name)
-        if form.ino in self._untracked or (live is not None and live.ino in self._untracked):
+        if form.ino in self._hidden or (live is not None and live.ino in self._hidden):
             self.outcome.skipped.append(os.fsdecode(path))
             return
         if not stat.S_ISDIR(form.mode):
@@ -203,8 +203,9 @@ class Rollback:
         return row is not None and row[5][:1] == form.content[:1]
 
     @property
-    def _untracked(self) -> set[int]:
-        return self.volume.tree.tracking.untracked
+    def _hidden(self) -> frozenset[int]:
+        """Directories that stay as they are: their past is not whole."""
+        return self.volume.tree.tracking.hidden(self.epoch)
 
     # --- files ------------------------------------------------------------------------------------
 
@@ -302,7 +303,7 @@ class Rollback:
         top = await complete(volume.find, parent, name)
         if top is None:
             return
-        if any(volume.tree.is_below(ino, top.ino) for ino in self._untracked):
+        if any(volume.tree.is_below(ino, top.ino) for ino in self._hidden):
             self.outcome.skipped.append(os.fsdecode(path))
             return
         stack = [(parent, name)]

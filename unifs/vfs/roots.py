@@ -15,9 +15,11 @@ until it is.
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import time
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import trio
@@ -37,6 +39,7 @@ from unifs.journal.content import (
 )
 from unifs.state.database import Reader
 from unifs.vfs.epochs import next_epoch
+from unifs.vfs.rootholes import find, rebuild_files, write_receipt
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -65,6 +68,10 @@ LOOK_S = 0.25
 CHILDREN = (
     "select d.name,i.ino,i.attributes,i.content,d.id from dentry d join inode i on i.ino=d.ino"
     " where d.parent=?"
+)
+INSERT_EPOCH = "insert or ignore into epoch values(?,?,?,null)"
+IS_THINNED = (
+    "insert or ignore into thinned select ?,1 where not exists (select 1 from epoch where epoch=?)"
 )
 #: Rows of a directory that are in memory at once.
 PAGE = 1000
@@ -193,6 +200,8 @@ class MfsRoots:
         self.blocks = blocks
         self.writer = volume.writer
         self.builds = 0
+        #: Sentences: what of the last root was found missing since the start.
+        self.holes: list[str] = []
         self._limiter = trio.CapacityLimiter(1)
         self._running: trio.Event | None = None
         self._seen_seq = 0
@@ -232,8 +241,42 @@ class MfsRoots:
         """What the next build has to look at."""
         return self.writer.changed.setdefault(self.volume.mount_id, {})
 
+    async def restore(self) -> None:
+        """Build again what of the last root is missing, from rows; name it, and what cannot be."""
+        storage = self.writer.storage
+        with self.blocks.importing():
+            again = partial(rebuild_files, storage.state.database, storage.profile, self.blocks)
+            if await trio.to_thread.run_sync(again, limiter=self._limiter):
+                await trio.to_thread.run_sync(self.blocks.sync, limiter=self._limiter)
+        work = partial(find, storage.state.database, self.volume.mount_id, self.blocks)
+        holes = await trio.to_thread.run_sync(work, limiter=self._limiter)
+        if not holes.directories and not holes.linked:
+            return
+        tree = self.writer.tree
+        built = [tree.path(ino) or b"?" for ino in holes.directories]
+        linked = [tree.path(ino) or b"?" for ino in holes.linked]
+        for ino in holes.directories:
+            self.changed()[ino] = None
+        await self.build()
+        if holes.directories:
+            named = ", ".join("/mfs" + os.fsdecode(path).rstrip("/") for path in built[:3])
+            self.holes.append(
+                f"blocks of {len(built)} directories were missing and are built again: {named} …"
+            )
+        if holes.linked:
+            named = ", ".join("/mfs" + os.fsdecode(path) for path in linked[:3])
+            self.holes.append(f"root blocks of {len(linked)} linked files are missing: {named} …")
+        for hole in self.holes:
+            log.warning("%s", hole)
+        receipt = partial(write_receipt, storage.state.lost_found, built, linked)
+        await trio.to_thread.run_sync(receipt, limiter=self._limiter)
+
     async def run(self) -> None:
         """Build when it is time, until cancelled."""
+        try:
+            await self.restore()
+        except (UnifsError, OSError) as error:
+            log.warning("the root could not be restored: error=%s", error)
         while True:
             await trio.sleep(LOOK_S)
             now = time.monotonic()
@@ -281,7 +324,9 @@ class MfsRoots:
                 await self.sealer.seal(inode)
         storage = self.writer.storage
         seq, epoch = storage.log.seq, self.writer.tree.epoch
-        await complete(next_epoch, self.writer, [])
+        # Shown from now on: what is changed meanwhile is its past already.
+        row = (epoch, seq, time.time_ns())
+        await complete(next_epoch, self.writer, [(INSERT_EPOCH, row)])
         with self.blocks.importing(), closing(RowView(storage, self.volume.root, changed)) as view:
             built = await build_root(view, storage.profile, self.blocks, self._limiter)
             await complete(self._record, built, seq, epoch)
@@ -295,8 +340,10 @@ class MfsRoots:
             # The directory is ours now, whatever DAG it came from.
             statement = "update inode set cid=?,content=x'' where ino=?"
             batch.append((statement, (pack_link(link), directory)))
-        row = (epoch, seq, time.time_ns(), built.root.cid.binary)
-        batch.append(("insert or replace into epoch values(?,?,?,?)", row))
+        # Where retention has thinned it meanwhile, it is there for its root only.
+        batch.append((IS_THINNED, (epoch, epoch)))
+        batch.append((INSERT_EPOCH, (epoch, seq, time.time_ns())))
+        batch.append(("update epoch set root=? where epoch=?", (built.root.cid.binary, epoch)))
         self.writer.tree.commit(batch)
         self.builds += 1
 

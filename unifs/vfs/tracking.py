@@ -25,8 +25,10 @@ class Tracking:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        #: Directories that are not tracked, by inode number.
-        self.untracked = {ino for (ino,) in database.all("select ino from untracked")}
+        #: Directories that are not tracked (None) or were not until that epoch.
+        self._until: dict[int, int | None] = dict(database.all("select ino,until from untracked"))
+        #: Those that are not tracked, by inode number.
+        self.untracked = {ino for ino, until in self._until.items() if until is None}
         self._mounts: set[int] = set()
         self._known: dict[int, bool] = {}
 
@@ -34,6 +36,20 @@ class Tracking:
         """Keep no past of a whole mount."""
         self._mounts.add(mount_id)
         self.forget()
+
+    def set_until(self, ino: int, until: int | None) -> None:
+        """A directory is not tracked (None), or is again from that epoch on."""
+        self._until[ino] = until
+        self.untracked.discard(ino)
+        if until is None:
+            self.untracked.add(ino)
+        self.forget()
+
+    def hidden(self, epoch: int) -> frozenset[int]:
+        """Directories of whose past in an epoch not everything was kept."""
+        return frozenset(
+            ino for ino, until in self._until.items() if until is None or epoch < until
+        )
 
     def forget(self) -> None:
         """A directory moved, or what is tracked changed."""

@@ -333,4 +333,6 @@ class Tree:
         return None if row is None else bytes(row[0])
 
     def xattrs(self, ino: int) -> list[bytes]:
-        return [row[0] for row in self.database.all("select name from xattr where ino=?", (ino,))]
+        """Names; not those of the tree's own namespace (``vfs.conflicts``)."""
+        query = "select name from xattr where ino=? and substr(name,1,6)<>x'756e6966732e'"
+        return [row[0] for row in self.database.all(query, (ino,))]

@@ -19,6 +19,7 @@ from unifs.types import Change, Version
 
 if TYPE_CHECKING:
     from tests.mounts.s3.conftest import World
+    from unifs.mounts.s3.service import Request
 
 
 def seeded(world: World, top: str, count: int = 6) -> dict[str, bytes]:
@@ -180,6 +181,34 @@ async def test_nothing_of_a_moved_directory_is_in_the_way_of_a_file(world: World
     await world.mount.make("old", DIRECTORY, "t2")
     await world.mount.put("old/sub", Bytes(b"file"), None, "t3")
     assert world.get("old/sub") == b"file"
+
+
+async def test_directories_without_markers_are_gone_when_they_are_empty(world: World) -> None:
+    for top in ("moved", "removed"):
+        world.put(f"{top}/sub/below/f")
+    world.client.delete_object(Bucket=world.bucket, Key="removed/sub/below/f")
+    await world.mount.rename("moved", "new", "t1")
+    await world.mount.remove("removed", None, "t2")
+    assert [entry.name for entry in await scanned(world.mount, "")] == [b"new"]
+
+
+async def test_the_last_step_of_a_move_is_taken_up_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeded(world, "old")
+    call = world.mount.service.call
+
+    async def cut_off(request: Request) -> object:
+        if request.method == "DELETE" and request.key == "old/":
+            raise Unreachable("cut off")
+        return await call(request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.mount.service, "call", cut_off)
+        with pytest.raises(Unreachable):
+            await world.mount.rename("old", "new", "t1")
+    await world.mount.rename("old", "new", "t1")
+    assert [entry.name for entry in await scanned(world.mount, "")] == [b"new"]
 
 
 async def test_a_directory_that_lost_its_last_file_is_in_no_file_s_way(world: World) -> None:

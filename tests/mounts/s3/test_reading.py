@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.contract.test_reading import scanned
-from unifs.errors import InvalidArgument, NotADirectory, NotFound, Stale
+from unifs.errors import Corrupt, InvalidArgument, IsADirectory, NotADirectory, NotFound, Stale
 from unifs.mounts.s3 import reading
 from unifs.types import Version
 
@@ -191,6 +191,26 @@ async def test_without_attributes_a_listing_needs_one_request(world: World) -> N
     assert world.mount.service.requests == before + 1
     assert all(stat.S_ISREG(entry.node.mode) for entry in entries)
     assert not world.mount.supports("set_attributes")
+
+
+async def test_one_request_fills_many_buffers(world: World) -> None:
+    data = bytes(range(256)) * 4096
+    version = Version(world.put("f", data))
+    buffers = [bytearray(300_000), bytearray(5), bytearray(500_000)]
+    filled: list[int] = []
+    before = world.mount.service.requests
+    await world.mount.read_into("f", version, 77, buffers, lambda: filled.append(len(filled)))
+    assert world.mount.service.requests == before + 1
+    assert b"".join(buffers) == data[77 : 77 + 800_005]
+    assert filled == [0, 1, 2]
+    with pytest.raises(Corrupt):
+        await world.mount.read_into("f", version, len(data) - 10, [bytearray(11)], filled.clear)
+    world.put("f", data[::-1])
+    with pytest.raises(Stale):
+        await world.mount.read_into("f", version, 77, buffers, filled.clear)
+    assert filled == [0, 1, 2], "no byte of another version was handed on"
+    with pytest.raises(IsADirectory):
+        await world.mount.read_into("", version, 0, buffers, filled.clear)
 
 
 async def test_a_bucket_with_versions_still_serves_the_pinned_one(world: World) -> None:

@@ -1,16 +1,34 @@
-"""Changes on their way: what is closed, sealed, synced."""
+"""Changes: how far they are on their way, and what of the past is kept."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
-from unifs.control.daemon_protocol import Answer, ChangeState, Daemon, JournalRecord, JournalStatus
+from unifs.control.checks_protocol import Checked, Receipt, Wrong
+from unifs.control.daemon_protocol import (
+    Answer,
+    ChangeState,
+    Daemon,
+    JournalRecord,
+    JournalStatus,
+    Until,
+)
 from unifs.control.history_protocol import EpochInfo, Tracked
 from unifs.control.registry import Emit, Param, operation
+from unifs.errors import Corrupt
 
 MaybePath = Annotated[
     str | None, Param("only at and below this path of the tree", place="tree", argument=True)
 ]
+
+UntilParam = Annotated[
+    Until,
+    Param(
+        "sealed: safe from power loss here; synced: confirmed by the backend; verified: read back"
+        " from there"
+    ),
+]
+TimeoutParam = Annotated[float | None, Param("give up after so many seconds", short="--timeout")]
 
 
 @operation("journal.status")
@@ -63,11 +81,8 @@ async def drop(
 async def sync(
     daemon: Daemon,
     path: MaybePath = None,
-    until: Annotated[
-        Literal["sealed", "synced"],
-        Param("sealed: safe from power loss here; synced: confirmed by the backend"),
-    ] = "synced",
-    timeout_s: Annotated[float | None, Param("give up after so many seconds")] = None,
+    until: UntilParam = "synced",
+    timeout_s: TimeoutParam = None,
 ) -> JournalStatus:
     """Bring changes to their backend and wait until they are there."""
     return await daemon.journal.sync(path, until, timeout_s)
@@ -112,7 +127,34 @@ async def tracked(daemon: Daemon, emit: Emit[Tracked]) -> None:
 async def sync_now(
     daemon: Daemon,
     path: MaybePath = None,
-    timeout_s: Annotated[float | None, Param("give up after so many seconds")] = None,
+    until: UntilParam = "synced",
+    timeout_s: TimeoutParam = None,
 ) -> JournalStatus:
-    """Wait until the backends have everything, or everything at and below a path."""
-    return await daemon.journal.sync(path, "synced", timeout_s)
+    """Wait until the backends have everything, or everything at and below a path.
+
+    Ends with 0 where they have, with 3 where the time is over, with what the backend said where it
+    refuses, and with 6 where what is read back is not what was written.
+    """
+    return await daemon.journal.sync(path, until, timeout_s)
+
+
+@operation("journal.verify")
+async def verify(daemon: Daemon, emit: Emit[Wrong | Checked]) -> None:
+    """Prove that journal, tree, contents and CIDs agree.
+
+    Rows and records are compared with each other, contents with their hashes, and the blocks of
+    every directory of /mfs with its rows. Ends with CORRUPT where they do not agree.
+    """
+    found = await daemon.checks.agree()
+    for wrong in found:
+        await emit(wrong)
+    await emit(await daemon.checks.counted(len(found), has_directories=True))
+    if found:
+        raise Corrupt(f"{len(found)} things do not agree")
+
+
+@operation("journal.receipts")
+async def receipts(daemon: Daemon, emit: Emit[Receipt]) -> None:
+    """Show what recoveries after crashes, and repairs, did; the newest first."""
+    for receipt in await daemon.checks.receipts():
+        await emit(receipt)

@@ -3,8 +3,9 @@
 Paths are paths of the tree below a mount of S3; a bucket is its directory.
 """
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Final, Literal
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Final, Literal, cast
 
 from unifs.control.daemon_protocol import Daemon
 from unifs.control.ops.source import host_path, pieces_of
@@ -264,8 +265,10 @@ async def _read(upload: Upload, document: str | None, identity: str | None) -> b
     if document is not None:
         pieces = pieces_of((await host_path(document, identity)).path)
     data = bytearray()
-    async for piece in pieces:
-        data += piece
-        if len(data) > DOCUMENT_BYTES_MAX:
-            raise TooLarge(f"the document is larger than {DOCUMENT_BYTES_MAX} bytes")
+    # Both are generators with something open.
+    async with aclosing(cast("AsyncGenerator[bytes, None]", pieces)):
+        async for piece in pieces:
+            data += piece
+            if len(data) > DOCUMENT_BYTES_MAX:
+                raise TooLarge(f"the document is larger than {DOCUMENT_BYTES_MAX} bytes")
     return bytes(data)

@@ -132,18 +132,33 @@ class Directories:
         self.seen(above, is_marked=True)
 
     async def clear(self, bucket: str, key: str) -> bool:
-        """Whether a directory of nothing stood where an object is to go, and is gone now.
+        """Whether a directory of nothing stood at a key, and is gone now.
 
-        SeaweedFS keeps a directory whose last object somebody removed: no listing shows it, and
-        ``If-None-Match`` refuses a file of its name. To remove it spares what may be in it.
+        SeaweedFS keeps a directory whose last object somebody removed: it lists no key for it, but
+        shows it among the prefixes, and ``If-None-Match`` refuses a file of its name. To remove it
+        spares what may be in it.
         """
         prefix = f"{key}/"
-        if await self._objects.head(bucket, prefix) is None:
+        if self._objects.service.is_amazon or await self._objects.head(bucket, prefix) is None:
             return False
         if await self._objects.first_keys(bucket, prefix, 1):
             return False
-        await self._objects.service.call(Request("DELETE", bucket, prefix))
+        await self._clear(bucket, prefix)
         return True
+
+    async def _clear(self, bucket: str, prefix: str) -> None:
+        """Remove directories of nothing, those within others first."""
+        before: list[str] = []
+        while True:
+            page = await self._objects.page(bucket, {"prefix": prefix, "delimiter": "/"})
+            below = [found for found in page.prefixes if found != prefix]
+            if below == before:
+                # Nothing more, or somebody puts things there.
+                break
+            for found in below:
+                await self._clear(bucket, found)
+            before = below
+        await self._objects.service.call(Request("DELETE", bucket, prefix))
 
     async def mark(
         self, bucket: str, prefix: str, headers: dict[str, str], is_new: bool = True

@@ -40,7 +40,9 @@ class KeyPage:
         moments: dict[str, int] = {}
         try:
             self.objects = [
-                _listed({field.tag: field.text or "" for field in found}, space, moments)
+                _listed(
+                    {field.tag: field.text or "" for field in found}, space, moments, is_encoded
+                )
                 for found in root.iter(f"{space}Contents")
             ]
         except (KeyError, ValueError) as error:
@@ -48,20 +50,19 @@ class KeyPage:
         prefixes = [
             found.findtext(f"{space}Prefix") for found in root.iter(f"{space}CommonPrefixes")
         ]
-        self.prefixes = [prefix for prefix in prefixes if prefix]
-        if is_encoded:
-            self.objects = [held._replace(key=key_in(held.key, True)) for held in self.objects]
-            self.prefixes = [key_in(prefix, True) for prefix in self.prefixes]
+        self.prefixes = [key_in(prefix, is_encoded) for prefix in prefixes if prefix]
         self.token = root.findtext(f"{space}NextContinuationToken")
         self.is_truncated = (root.findtext(f"{space}IsTruncated") or "").strip() == "true"
 
 
-def _listed(fields: dict[str, str], space: str, moments: dict[str, int]) -> Listed:
+def _listed(
+    fields: dict[str, str], space: str, moments: dict[str, int], is_encoded: bool
+) -> Listed:
     said = fields[f"{space}LastModified"]
     moment = moments.get(said)
     if moment is None:
         moment = moments[said] = moment_ns(said)
-    key = fields[f"{space}Key"]
+    key = key_in(fields[f"{space}Key"], is_encoded)
     if len(key) > TEXT_MAX:
         raise Corrupt("a key in the service's listing is too long")
     return Listed(key, int(fields[f"{space}Size"]), plain_etag(fields[f"{space}ETag"]), moment)

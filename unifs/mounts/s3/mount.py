@@ -21,7 +21,7 @@ import trio
 from unifs.errors import Exists, InvalidArgument, NotFound, UnifsError, Unsupported
 from unifs.mounts.base import Mount
 from unifs.mounts.blocking import Blocking
-from unifs.mounts.s3.attributes import DIRECTORY
+from unifs.mounts.s3.attributes import DIRECTORY, version_in
 from unifs.mounts.s3.bucketsettings import BucketSettings
 from unifs.mounts.s3.conditions import Conditions
 from unifs.mounts.s3.control import Control
@@ -258,14 +258,22 @@ class S3Mount(Mount):
         if not one.is_latest:
             await restore(self.service, place, one)
 
-    async def set_storage_class(self, path: str, storage_class: str) -> None:
-        """Copy an object onto itself in another storage class; TryAgain if it changes meanwhile."""
+    async def set_storage_class(
+        self, path: str, storage_class: str
+    ) -> tuple[Version, Version] | None:
+        """Copy an object onto itself in another storage class; TryAgain if it changes meanwhile.
+
+        The version that was copied and the one that has its bytes now; None where nothing was
+        to be done.
+        """
         place = self.places.object_at(path)
         headers = await self.objects.stat(place)
-        if storage_class_in(headers) != storage_class:
-            said = Copying({STORAGE_CLASS: storage_class})
-            await self._moving.copies.copy(place, headers, place, said)
-            await self.objects.check_class(place, storage_class)
+        if storage_class_in(headers) == storage_class:
+            return None
+        said = Copying({STORAGE_CLASS: storage_class})
+        made = await self._moving.copies.copy(place, headers, place, said)
+        await self.objects.check_class(place, storage_class)
+        return version_in(headers), made
 
     def statistics(self) -> dict[str, int]:
         """Requests, connections and threads, now and at most."""

@@ -141,6 +141,9 @@ class Moving:
             await self._rename_directory(path, new_path, token)
         elif not await self.has_begun(new_path, token):
             raise NotFound(f"there is no {path!r}")
+        else:
+            bucket, prefix = places.prefix_at(path)
+            await self._directories.clear(bucket, prefix.removesuffix("/"))
 
     async def has_begun(self, new_path: str, token: str) -> bool:
         """Whether what stands at ``new_path`` carries the token of this change."""
@@ -214,6 +217,7 @@ class Moving:
             raise TryAgain(f"{path!r} is large, or somebody keeps changing it")
         await self._directories.keep_above(path)
         await self._service.call(Request("DELETE", *source))
+        await self._directories.clear(source[0], source[1].removesuffix("/"))
         self._directories.gone(path)
         self._directories.seen(new_path, is_marked=True)
 

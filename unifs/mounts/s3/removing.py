@@ -116,10 +116,10 @@ class Removing:
         keys = await self.objects.first_keys(bucket, prefix, 2)
         if any(key != prefix for key in keys):
             raise NotEmpty(f"{path!r} is not empty")
-        if not keys:
-            return
-        await self.directories.keep_above(path)
-        await self._delete((bucket, prefix), None)
+        if keys:
+            await self.directories.keep_above(path)
+            await self._delete((bucket, prefix), None)
+        await self.directories.clear(bucket, prefix.removesuffix("/"))
         self.directories.gone(path)
 
     # --- many at once -----------------------------------------------------------------------------

@@ -1,0 +1,85 @@
+"""What the tests of operations are told about consistency and conflicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from unifs.control.checks_protocol import (
+    Checked,
+    FileDamage,
+    Receipt,
+    Verified,
+    Verifying,
+    Wrong,
+)
+from unifs.control.conflicts_protocol import Conflict, Resolved
+from unifs.errors import NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from unifs.control.conflicts_protocol import Side
+
+
+class MemoryChecks:
+    """Finds what it was given."""
+
+    def __init__(self) -> None:
+        self.wrong: list[Wrong] = []
+        self.damages: list[FileDamage] = []
+        self.found_receipts: list[Receipt] = []
+        self.asked: list[tuple[str | None, float | None, int]] = []
+
+    async def fsck(self, is_thorough: bool) -> list[Wrong]:
+        await trio.lowlevel.checkpoint()
+        return self.wrong
+
+    async def agree(self) -> list[Wrong]:
+        return self.wrong
+
+    async def counted(self, found: int, has_directories: bool = False) -> Checked:
+        return Checked(
+            inodes=5,
+            names=4,
+            records=3,
+            contents=2,
+            directories=int(has_directories),
+            found=found,
+        )
+
+    async def verify(
+        self,
+        path: str | None,
+        rate_bytes: float | None,
+        after: int,
+        tell: Callable[[Verifying], None],
+    ) -> AsyncIterator[FileDamage | Verified | None]:
+        self.asked.append((path, rate_bytes, after))
+        for number, damage in enumerate(self.damages):
+            yield damage
+            tell(Verifying(files=number + 1, bytes_done=10, after=number + 2))
+            yield None
+        count = len(self.damages)
+        yield Verified(files=count, size_bytes=10 * count, damaged=count, unhashed=0, absent=0)
+
+    async def receipts(self) -> list[Receipt]:
+        return self.found_receipts
+
+
+class MemoryConflicts:
+    """Conflicts by the path of ours."""
+
+    def __init__(self) -> None:
+        self.conflicts: dict[str, Conflict] = {}
+        self.resolved: list[tuple[str, str]] = []
+
+    async def list(self, path: str | None) -> list[Conflict]:
+        return [*self.conflicts.values()]
+
+    async def resolve(self, path: str, keep: Side) -> Resolved:
+        if path not in self.conflicts:
+            raise NotFound(f"{path} is in no conflict")
+        self.resolved.append((path, keep))
+        return Resolved(path=self.conflicts.pop(path).path, kept=keep)

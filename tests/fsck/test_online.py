@@ -1,0 +1,82 @@
+"""Fsck beside a running file system."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import apsw
+import trio
+
+from tests.vfs.nodeworld import NodeSystem
+from unifs.fsck.online import examine_beside
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from unifs.fsck.look import Finding
+
+LARGE = bytes(range(256)) * 800
+
+
+async def look(path: Path, is_thorough: bool = True) -> list[Finding]:
+    def work() -> list[Finding]:
+        return [*examine_beside(path, is_thorough, lambda: False)]
+
+    return await trio.to_thread.run_sync(work)
+
+
+async def _churn(fs: NodeSystem, rng: random.Random) -> None:
+    """Names come, move and go."""
+    for number in range(400):
+        name = f"d{rng.randrange(4)}/f{rng.randrange(20)}"
+        if not await fs.exists(name):
+            await fs.write(name, rng.choice([b"x" * 50, LARGE]))
+        elif rng.random() < 0.5:
+            await fs.rename(name, f"d{rng.randrange(4)}/f{rng.randrange(20)}")
+        else:
+            await fs.unlink(name)
+        if number % 8 == 0:
+            fs.tick()
+            await trio.lowlevel.checkpoint()
+
+
+async def test_a_tree_that_changes_is_not_called_wrong(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        for number in range(4):
+            await fs.mkdir(f"d{number}")
+        found: list[Finding] = []
+        looks = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_churn, fs, random.Random(3))
+            while len(nursery.child_tasks):
+                found += await look(tmp_path)
+                looks += 1
+        assert looks > 1
+        assert [(each.code, each.sentence) for each in found] == []
+
+
+async def test_what_is_wrong_is_named_while_it_is_mounted(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        await fs.write("a", b"a")
+        await fs.mkdir("d")
+        await fs.settle()
+        assert await look(tmp_path) == []
+        ino = (await fs.stat("a")).ino
+        (packed,) = fs.storage.database.one("select attributes from inode where ino=?", (ino,))
+        wrong = packed[:12] + b"\x09" + packed[13:]
+        fs.storage.database.execute("update inode set attributes=? where ino=?", (wrong, ino))
+        (finding,) = await look(tmp_path)
+        assert finding.code == "LINK_COUNT"
+        assert finding.sentence == "/mfs/a has 1 names and says 9"
+        fs.storage.database.execute("update inode set attributes=? where ino=?", (packed, ino))
+
+
+async def test_it_only_reads(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        await fs.write("a", LARGE)
+        await fs.settle()
+        changes = fs.storage.database.one("pragma data_version")
+        await look(tmp_path)
+        assert fs.storage.database.one("pragma data_version") == changes
+        assert isinstance(fs.storage.database._connection, apsw.Connection)
