@@ -192,6 +192,23 @@ async def test_directories_without_markers_are_gone_when_they_are_empty(world: W
     assert [entry.name for entry in await scanned(world.mount, "")] == [b"new"]
 
 
+async def test_a_marker_that_is_delivered_twice_is_no_conflict(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeded(world, "old")
+    call = world.mount.service.call
+
+    async def twice(request: Request) -> object:
+        answer = await call(request)
+        if request.method == "PUT" and request.key == "new/":
+            answer = await call(request)
+        return answer
+
+    monkeypatch.setattr(world.mount.service, "call", twice)
+    await world.mount.rename("old", "new", "t1")
+    assert [entry.name for entry in await scanned(world.mount, "")] == [b"new"]
+
+
 async def test_the_last_step_of_a_move_is_taken_up_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,7 +236,13 @@ class Moving:
             raise NotEmpty(f"{new_path!r} is not empty")
         headers = await self._objects.head(*source)
         said = {**({} if headers is None else copied(headers)), **marker_headers(token)}
-        await self._directories.mark(*target, said, is_new=there is None)
+        try:
+            await self._directories.mark(*target, said, is_new=there is None)
+        except Conflict:
+            # Perhaps it was delivered twice, and this is the second one's answer.
+            made = await self._objects.head(*target)
+            if made is None or token_in(made) != token:
+                raise
 
     async def _move_below(self, way: _Way) -> bool:
         """Copy everything below and delete it, but for markers; whether there was anything."""
