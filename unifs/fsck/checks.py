@@ -6,10 +6,11 @@ take rows as the earlier ones leave them.
 
 from __future__ import annotations
 
-from unifs.fsck import contents, mounts, names, records, shapes, stores, structure
+from unifs.fsck import columns, contents, mounts, names, records, shapes, stores, structure
 
 STAGES = (
-    *shapes.FIRST,
+    columns.CHECKS,
+    shapes.META_CHECKS,
     (*shapes.CHECKS, *mounts.CHECKS),
     (
         *names.CHECKS,

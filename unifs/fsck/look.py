@@ -227,6 +227,10 @@ class Look:
         return self._segments[key]
 
 
+#: What a CID may stand for.
+LINKABLE = (stat.S_IFREG, stat.S_IFDIR)
+
+
 def mode_of(attributes: object) -> int:
     """The mode in an attributes column, 0 where it is none."""
     if not isinstance(attributes, bytes) or len(attributes) != ATTRIBUTES.size:
@@ -250,7 +254,7 @@ def content_problem(blob: object, mode: int) -> str:
         SMALL: len(blob) == _SMALL_BYTES and file_type == stat.S_IFREG,
         LARGE: len(blob) == _LARGE_BYTES and file_type == stat.S_IFREG,
         SYMLINK: len(blob) <= SYMLINK_MAX_BYTES + 1 and file_type == stat.S_IFLNK,
-        LINKED: _is_link(blob) and file_type in (stat.S_IFREG, stat.S_IFDIR),
+        LINKED: kind == LINKED and _is_link(blob) and file_type in LINKABLE,
         EXPANDED: len(blob) == 1 and file_type == stat.S_IFDIR,
         REMOTE: len(blob) >= _LARGE_BYTES and file_type == stat.S_IFREG,
     }

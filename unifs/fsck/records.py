@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from unifs.fsck.look import Look
     from unifs.fsck.mending import Mending
 
+OPS = frozenset(each.value for each in Op)
+#: Records whose data is a name.
+NAMED = frozenset((Op.CREATE.value, Op.UNLINK.value, Op.RMDIR.value, Op.LINK.value))
 #: Transactions that are rolled back use numbers too, but never so many without one that is not.
 UNUSED_MAX = 1_000_000
 
@@ -42,7 +45,7 @@ def records(look: Look, after: int, upto: int) -> Iterator[Finding]:
 
 def problem_of(op: Any, data: bytes) -> str:
     """Why a record cannot be read; "" where it can."""
-    if op not in {each.value for each in Op}:
+    if op not in OPS:
         return "says what nothing does"
     try:
         if op == Op.CONTENT:
@@ -51,7 +54,7 @@ def problem_of(op: Any, data: bytes) -> str:
         elif op == Op.RENAME:
             renamed = unpack_rename(data)
             is_sound = bool(renamed.name and renamed.new_name)
-        elif op in (Op.CREATE, Op.UNLINK, Op.RMDIR, Op.LINK):
+        elif op in NAMED:
             is_sound = len(data) < 256
         elif op == Op.SETATTR:
             is_sound = not data or bool(mode_of(data))
