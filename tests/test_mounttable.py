@@ -9,8 +9,9 @@ import pytest
 
 from tests.vfs.harness import ROOT, FileSystem
 from unifs.driver.notify import Notifications
-from unifs.errors import NotFound, Stale
+from unifs.errors import Exists, NotFound, Stale
 from unifs.mounttable import MountTable
+from unifs.vfs.reserved import Reserved
 from unifs.vfs.vfs import DOT_DOT
 from unifs.waiting import complete
 
@@ -105,3 +106,9 @@ async def test_a_name_can_be_shown_again(world: World) -> None:
     await world.table.remove("local/here")
     world.vfs.forget([(again, 1)])
     assert world.descriptors() == 0
+
+
+async def test_the_reserved_name_is_no_mount(world: World) -> None:
+    Reserved(world.vfs.namespace, world.vfs.inodes)
+    with pytest.raises(Exists, match="reserved"):
+        world.table.check_free(".unifs")

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from unifs.control.daemon_protocol import Explanation, StatusReport
     from unifs.remotes import Make
     from unifs.vfs.remotevolume import RemoteVolume
+    from unifs.vfs.treevolume import TreeVolume
 
 #: Worker processes that nobody needs end after this; they count as our memory.
 WORKER_IDLE_S = 10.0
@@ -172,17 +173,11 @@ class Daemon:
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)
         self.retention = Retention(self.writer, self._limits(), self.roots.built_seq)
-        self.past = History(self.writer)
-        self.past.seal = self.sealer.seal
-        self.past_view = HistoryView(
-            self.past, self.reserved, {"mfs": mfs}, self.notifications.for_mount("history")
-        )
-        self.retention.in_use = self.past.in_use
-        self.retention.on_thinned = self.past_view.thinned
         mfs_settings = self.settings.mounts["mfs"]
         assert isinstance(mfs_settings, MfsSettings)
         mfs.timeout_s = mfs_settings.attribute_timeout_s
         mfs.refuses_changes = self.settings.read_only or mfs_settings.read_only
+        self._add_past({"mfs": mfs} if mfs_settings.enabled else {})
         if mfs_settings.enabled:
             entry = TableEntry("mfs", "mfs", "", not mfs.refuses_changes, False)
             self.table.add_fixed(entry, mfs.root)
@@ -207,6 +202,16 @@ class Daemon:
     def _limits(self) -> Limits:
         history = self.settings.history
         return Limits(history.everything_s, history.hours, history.days)
+
+    def _add_past(self, shown: dict[str, TreeVolume]) -> None:
+        """What the volumes that are shown were."""
+        self.past = History(self.writer)
+        self.past.seal = self.sealer.seal
+        self.past_view = HistoryView(
+            self.past, self.reserved, shown, self.notifications.for_mount("history")
+        )
+        self.retention.in_use = self.past.in_use
+        self.retention.on_thinned = self.past_view.thinned
 
     def _add_remotes(self, make: Make | None) -> None:
         settings = self.settings

@@ -147,7 +147,8 @@ async def play(path: Path, seed: int) -> Counter[str]:
             await life.step()
         await life.check()
         await life.end()
-        assert not life.leftovers()
+        left = life.leftovers()
+        assert not left, left
     assert set(NAMES).isdisjoint(LINKS)
     return life.counts
 

@@ -30,7 +30,8 @@ class Disk:
         self._synced: dict[int, bytes] = {}
         #: What each directory named when it was synced last.
         self._names: dict[Path, set[str]] = {}
-        self._fdatasync = os.fdatasync
+        #: Kinds besides, for tests that want worse: "zeros", "flipped".
+        self.more: tuple[str, ...] = ()
         self._patches = [
             mock.patch("os.fdatasync", self._sync(os.fdatasync)),
             mock.patch("os.fsync", self._sync(os.fsync)),
@@ -100,7 +101,9 @@ class Disk:
             if isinstance(how, str):
                 kind = "current" if how == "wal" and path.name.endswith("-wal") else "synced"
             else:
-                kind = how.choice(("current", "current", "synced", "synced", "pages", "prefix"))
+                kind = how.choice(
+                    ("current", "current", "synced", "synced", "pages", "prefix", *self.more)
+                )
             chosen[path.name] = kind
             left = _left(kind, now, synced, how)
             if isinstance(how, str) and not self._has_name(path):
@@ -119,6 +122,14 @@ def _left(kind: str, now: bytes, synced: bytes | None, how: random.Random | str)
     if kind == "synced" or isinstance(how, str):
         return synced
     before = synced or b""
+    if kind in ("zeros", "flipped"):
+        if now[: len(before)] != before or len(now) == len(before):
+            return before
+        # The new size is there: a tail of zeros, or a wrong bit in what nobody synced.
+        if kind == "zeros":
+            return before.ljust(len(now), b"\0")
+        at = how.randrange(len(before), len(now))
+        return now[:at] + bytes((now[at] ^ 1 << how.randrange(8),)) + now[at + 1 :]
     if kind == "prefix":
         low, high = sorted((len(before), len(now)))
         return now[: how.randint(low, high)] if now[: len(before)] == before else before

@@ -297,3 +297,24 @@ async def test_what_was_on_the_way_to_a_shorter_file_does_not_come_back(
             allowed.append(way)
         assert await fs.read("a") in allowed, chosen
         check(fs)
+
+
+async def test_what_a_row_names_is_not_cut_from_under_it(tmp_path: Path) -> None:
+    """A file is cut while it is open, and the cut never becomes durable: its bytes are there."""
+    old = bytes(range(256)) * 600
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        with Disk(tmp_path) as disk:
+            file = await fs.open_file("a", os.O_CREAT | os.O_RDWR)
+            await file.write(0, old)
+            await file.fsync()
+            await file.truncate(1000)
+            await file.write(90_000, b"new")
+            await fs.kill(start=False)
+            data = {path: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+            disk.cut("synced")
+            # The kernel had written out all of the data, and nothing of the WAL.
+            for path, written in data.items():
+                path.write_bytes(written)
+        await fs.start(boot="another")
+        assert await fs.read("a") == old
+        check(fs)

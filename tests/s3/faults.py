@@ -188,6 +188,14 @@ class FaultyRun(Run):
         self.unseen = {held: where for held, where in self.unseen.items() if where != path}
         self.unseen[data] = path
 
+    def forgive(self) -> None:
+        """The faults are over: nobody waits out a pause that grew while they lasted."""
+        writeback = self.system.volume.writeback
+        for due in writeback.dues.values():
+            due.attempts, due.retry_at = 0, 0.0
+            writeback._push(due)
+        writeback.wake()
+
     async def settle(self) -> None:
         await self.system.sync()
         assert not self.system.volume.status.quarantined()
@@ -322,6 +330,7 @@ class Campaign:
                 with trio.move_on_after(STORM_S):
                     await run.settle()
             proxy.calm()
+            run.forgive()
             await run.settle()
             history.append("settled")
             await (self._judge_alone(run) if is_alone else self._judge_together(run))

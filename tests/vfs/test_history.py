@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import time
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 
 from tests.vfs.historyworld import HistorySystem
 from tests.vfs.invariants import check
-from unifs.errors import Corrupt, Exists, InvalidArgument, NotFound, ReadOnly, Stale, TooLarge
+from unifs.errors import (
+    Corrupt,
+    Exists,
+    InvalidArgument,
+    NoSpace,
+    NotFound,
+    ReadOnly,
+    Stale,
+    TooLarge,
+)
 from unifs.state import schema
 from unifs.types import SetAttributes
 from unifs.vfs import history as history_module
@@ -407,3 +417,19 @@ async def test_a_root_that_comes_after_its_epoch_was_thinned_is_not_shown(
     await fs.roots.build()
     fs.prune(NOTHING)
     assert count(fs, "epoch") == count(fs, "thinned") == 1
+
+
+async def test_a_build_that_fails_again_and_again_ends_one_epoch(
+    fs: HistorySystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fs.write("a", b"one")
+    with monkeypatch.context() as patch:
+        patch.setattr(fs.roots, "_record", Mock(side_effect=NoSpace))
+        for _ in range(5):
+            with pytest.raises(NoSpace):
+                await fs.roots.build()
+    assert len(fs.history.shown()) == 1
+    number = await fs.history.checkpoint("point")
+    await fs.roots.build()
+    assert [(each.number, each.names) for each in fs.history.shown()] == [(number, ("point",))]
+    assert fs.history.shown()[0].root is not None

@@ -92,3 +92,26 @@ async def test_holes_of_a_sealed_file_take_no_blocks_after_a_patch(tmp_path: Pat
             await fs.seal()
         await fs.remount()
         assert await blocks(fs) < 3 * len(DATA) // 512
+
+
+async def test_sealing_after_a_kill_leaves_no_file_behind(tmp_path: Path) -> None:
+    """What an earlier daemon wrote is copied into leaves of a new container; the old one goes."""
+    large = bytes(range(256)) * 400
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        await fs.write("a", large, fsync=True)
+        await fs.seal()
+        async with fs.open("a", os.O_RDWR) as file:
+            await file.write(50_000, b"patch")
+        await fs.kill()
+        (ino,) = [row[0] for row in fs.storage.database.all("select ino from dentry")]
+        inode = fs.vfs.inodes.get(ino)
+        fs.writer.content_of(inode)  # type: ignore[arg-type]
+        fs.writer.unsealed[ino] = inode  # type: ignore[assignment]
+        await fs.seal()
+        fs.tick()
+        await fs.storage.flusher.flush()
+        fs.tick()
+        named = {row[0] for row in fs.storage.database.all("select container from holding")}
+        there = {int(path.name, 16) for path in fs.storage.state.data.iterdir()}
+        assert there - named <= fs.writer.dead_containers
+        assert await fs.read("a") == large[:50_000] + b"patch" + large[50_005:]

@@ -63,7 +63,7 @@ class HistoryAnswer:
         volume = self._view.volumes.get(os.fsdecode(names[0])) if names else None
         if volume is None:
             known = ", ".join(f"/{name}" for name in self._view.volumes)
-            raise Unsupported(f"{path}: a past is kept of {known} only")
+            raise Unsupported(f"{path}: a past is kept of {known or 'nothing'} only")
         return volume, names[1:]
 
     def _past(self, volume: TreeVolume, names: Sequence[bytes]) -> Place:

@@ -81,8 +81,7 @@ class HistoryView(Volume):
         self.inodes: Inodes = history.writer.inodes
         self.invalidator = invalidator
         self.volumes = volumes
-        first = next(iter(volumes.values()))
-        self.factory = first.factory
+        self.factory = reserved.factory
         self._views: OrderedDict[tuple[str, bytes], EpochView] = OrderedDict()
         self._prefix = reserved.take_prefix(self)
         self.top = self._directory(0, None)

@@ -66,13 +66,13 @@ class Namespace(Volume):
     def __init__(self, inodes: Inodes, factory: Callable[[], Attributes]) -> None:
         super().__init__("")
         self._inodes = inodes
-        self._factory = factory
+        self.factory = factory
         self._next = 0
         inodes.volumes[NAMESPACE_PREFIX] = self
         self.root = self._directory(ROOT_INO)
 
     def _directory(self, ino: int) -> NamespaceDirectory:
-        attributes = self._factory()
+        attributes = self.factory()
         now = time.time_ns()
         attributes.st_ino = ino
         attributes.st_mode = stat.S_IFDIR | 0o755

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 from unifs.errors import TooManyHandles
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unifs.types import Attributes
     from unifs.vfs.inodes import Inodes
     from unifs.vfs.namespace import Namespace
     from unifs.vfs.volume import Volume
@@ -31,6 +34,11 @@ class Reserved:
         self._inodes = inodes
         self._directory = namespace.add_unlisted(RESERVED_NAME)
         self._next = RESERVED_FIRST
+
+    @property
+    def factory(self) -> Callable[[], Attributes]:
+        """Makes attributes in the front end's form."""
+        return self._namespace.factory
 
     @property
     def ino(self) -> int:

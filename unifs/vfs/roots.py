@@ -323,16 +323,27 @@ class MfsRoots:
             if inode.writers == 0:
                 await self.sealer.seal(inode)
         storage = self.writer.storage
-        seq, epoch = storage.log.seq, self.writer.tree.epoch
-        # Shown from now on: what is changed meanwhile is its past already.
-        row = (epoch, seq, time.time_ns())
-        await complete(next_epoch, self.writer, [(INSERT_EPOCH, row)])
+        seq = storage.log.seq
+        epoch = await complete(self._end_epoch, seq)
         with self.blocks.importing(), closing(RowView(storage, self.volume.root, changed)) as view:
             built = await build_root(view, storage.profile, self.blocks, self._limiter)
             await complete(self._record, built, seq, epoch)
         for ino in built.unfinished:
             for parent, name in self.writer.tree.names_of(ino):
                 self._mark_again(parent, {name})
+
+    def _end_epoch(self, seq: int) -> int:
+        """The epoch that the root is of: shown from now on, what changes meanwhile is its past.
+
+        Where nothing changed since one ended, it is that one: after a build that failed, or a
+        checkpoint.
+        """
+        tree = self.writer.tree
+        last = self.writer.storage.database.one("select max(epoch),max(seq) from epoch")
+        if last == (tree.epoch - 1, seq) and not self.writer.touched:
+            return tree.epoch - 1
+        row = (tree.epoch, seq, time.time_ns())
+        return next_epoch(self.writer, [(INSERT_EPOCH, row)])
 
     def _record(self, built: MfsRoot, seq: int, epoch: int) -> None:
         batch: Batch = []

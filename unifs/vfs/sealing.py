@@ -369,13 +369,12 @@ class Sealer:
         marks = carried.marks(names)
         self.writer.tree.commit(batch + carried.drop(marks))
         carried.dropped(marks)
+        self.writer.dropped({job.own, *content.extents.containers} - names)
         content.extents, content.cid, content.leaves = job.extents, job.cid, bytes(job.leaves)
         content.verified = bytearray(b"\1" * (len(job.leaves) // 32))
         content.state, content.base = SEALED, None
         if inode.content is content:
             inode.acknowledged = None
-        if job.own not in names:
-            self.writer.dead_containers.add(job.own)
         self.sealed += 1
         if inode.content is content:
             self._done(inode)

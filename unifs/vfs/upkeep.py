@@ -176,7 +176,8 @@ class Upkeep:
             writer.replaced = waiting
         durable = self.storage.flusher.durable_seq
         ready = [content for seq, content in writer.released if seq <= durable]
-        if ready:
+        if ready or self._released:
+            # Also where a container has only lost its last writer since.
             self._release_contents(ready)
             writer.released = [item for item in writer.released if item[0] > durable]
 

@@ -346,6 +346,15 @@ class Writer:
                 # Recovery may give the name back to this one, then from it to the one before.
                 self.unsealed_since[guard.ino] = min(since, self.unsealed_since[guard.ino])
 
+    def dropped(self, containers: set[int]) -> None:
+        """A content names these no more: their files go where nothing else does, open or past."""
+        for held in self.open.values():
+            if held.overlay is not None:
+                containers -= {*held.overlay.extents.containers, held.overlay.container}
+        query = "select 1 from holding where container=? limit 1"
+        one = self.storage.database.one
+        self.dead_containers.update(name for name in containers if one(query, (name,)) is None)
+
     def needed_since(self) -> int:
         """Recovery after a power cut may need every record with a higher seq."""
         return min([self.storage.flusher.sealed_seq, *self.unsealed_since.values()])

@@ -1,0 +1,32 @@
+"""Short histories of the simulation, and that a seed is a history."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.campaigns.mutations import ROOT
+from tests.campaigns.simulate import play
+
+
+@pytest.mark.parametrize("first", range(0, 40, 10))
+def test_what_was_synced_is_there_and_the_backend_agrees(first: int) -> None:
+    cuts = sum(play(seed)[0] for seed in range(first, first + 10))
+    assert cuts >= 5
+
+
+def test_the_same_seed_gives_the_same_trace() -> None:
+    """In processes of their own: numbers of descriptors and hashes begin anew."""
+    command = [sys.executable, "-m", "tests.campaigns.simulate", "--trace", "--rounds", "3"]
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    one, other = (
+        subprocess.run([*command, "--seed", "5"], cwd=ROOT, env=environment, capture_output=True)
+        for _ in range(2)
+    )
+    assert one.returncode == other.returncode == 0
+    assert one.stdout == other.stdout
+    assert one.stdout.count(b"backend put") >= 3
+    assert one.stdout.count(b"\ncut ") >= 2
