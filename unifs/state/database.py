@@ -128,6 +128,8 @@ class Database:
             self._connection.close(True)
             if isinstance(error, apsw.Error):
                 raise _opening_failed(path, error) from error
+            if isinstance(error.__cause__, apsw.Error):
+                raise _opening_failed(path, error.__cause__) from error
             raise
         self._connection.set_wal_hook(self._committed)
         # The file exists from the first write on, and keeps its inode while a connection is open.
