@@ -100,3 +100,16 @@ def test_weight_is_the_sum_of_what_is_there(steps: list[tuple[str, str, int]]) -
         victim, value = lru.pop_coldest()
         assert model.pop(victim) == value
     assert (lru.weight, len(lru)) == (0, 0)
+
+
+def test_the_first_use_of_what_nobody_asked_for_is_no_second_use() -> None:
+    lru: SegmentedLru[int, int] = SegmentedLru(lambda weight: weight)
+    for number in range(RECENT_MAX + 2):
+        lru.put(number, 1, is_used=False)
+    assert lru.get(0) == 1
+    assert lru.pop_coldest()[0] == 0, "used once: still on probation, and the oldest there"
+    lru.put(0, 1)
+    for number in range(1, RECENT_MAX + 2):
+        lru.get(number)
+    lru.get(0)
+    assert lru.pop_coldest()[0] == 1, "used twice: protected"

@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.cache.bulk import MIB, Bulk, cache_of, read, source_of
-from unifs.cache.flights import Flights
+from unifs.cache.flights import KEEPING_S, Flights
 from unifs.cache.memory import PIECE_BYTES, ExtentKey, MemoryTier
 from unifs.cache.readahead import Window
 from unifs.cache.reads import ReadLimits
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from trio.testing import MockClock
+
+    from unifs.cache.flights import Landed
     from unifs.cache.source import Source
     from unifs.types import Version
 
@@ -137,3 +140,34 @@ async def test_pieces_survive_a_restart_and_extents_serve_random_reads(tmp_path:
         await read(cache, source, window, 12 * MIB + 300 * 1024, 4096)
         await read(cache, source, window, 9 * MIB + 100 * 1024, 64 << 10)
         assert remote.asked[2:] == []
+
+
+async def test_a_large_run_waits_for_a_disk_that_is_behind_but_not_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    remote = Bulk()
+    source = await source_of(remote, 40 * MIB)
+    flights = Flights(MemoryTier(64 * MIB), 32, 1024)
+    disk, kept = trio.Event(), []
+
+    async def keep(landed: Landed) -> None:
+        await disk.wait()
+        kept.append(len(landed))
+
+    flights.keep = keep
+    async with trio.open_nursery() as nursery:
+        flights.nursery = nursery
+        await flights.bring(source, keys_of(source, *range(10)))
+        assert flights.keeping_bytes == 10 * MIB
+        began = trio.current_time()
+        await flights.bring(source, keys_of(source, 12))
+        assert trio.current_time() == began, "one extent does not wait"
+        await flights.bring(source, keys_of(source, 14, 15))
+        assert trio.current_time() == began + KEEPING_S
+        nursery.start_soon(flights.bring, source, keys_of(source, 20, 21))
+        await wait_all_tasks_blocked()
+        assert len(remote.asked) == 4
+        disk.set()
+    assert len(remote.asked) == 5
+    assert (sum(kept), flights.keeping_bytes) == (15, 0)
+    assert trio.current_time() == began + KEEPING_S

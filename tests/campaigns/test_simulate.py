@@ -30,3 +30,8 @@ def test_the_same_seed_gives_the_same_trace() -> None:
     assert one.stdout == other.stdout
     assert one.stdout.count(b"backend put") >= 3
     assert one.stdout.count(b"\ncut ") >= 2
+
+
+@pytest.mark.parametrize("seed", [5638, 5954])
+def test_what_was_removed_stays_away_though_a_cut_took_the_note_that_it_was_sent(seed: int) -> None:
+    assert play(seed)[0] >= 1

@@ -26,12 +26,13 @@ from unifs.types import SetAttributes
 from unifs.vfs import history as history_module
 from unifs.vfs import historyview as view_module
 from unifs.vfs import roots as roots_module
+from unifs.vfs.history import names_at
 from unifs.vfs.retention import DAY_S, HOUR_S, Ended, Limits, kept
 from unifs.vfs.volume import INO_SHIFT
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
 NOTHING = Limits(0, 0, 0)
@@ -174,6 +175,13 @@ async def test_a_large_directory_is_read_in_pages(fs: HistorySystem) -> None:
     ino = await fs.at(f"/.unifs/history/mfs/{number}/d")
     assert await fs.names(ino, page=7) == [name.encode() for name in names]
     assert await fs.names(await fs.at("/mfs/d")) != await fs.names(ino)
+
+
+def test_a_name_that_becomes_past_between_two_questions_is_listed_once() -> None:
+    def ask(sql: str, bindings: Sequence[object]) -> list[object]:
+        return [(3, b"c", 9)] if "dentry_past" not in sql else [(3, b"c", 9), (2, b"b", 8)]
+
+    assert names_at(ask, 1, 5, 0, 10) == [(2, b"b", 8), (3, b"c", 9)]
 
 
 async def test_an_open_file_keeps_its_epoch(fs: HistorySystem) -> None:

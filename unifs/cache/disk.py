@@ -49,8 +49,8 @@ VERIFY_INLINE_BYTES_MAX: Final = 256 << 10
 #: Descriptors kept open for extents in use.
 OPEN_FILES_MAX: Final = 64
 #: Extents waiting for the disk; beyond it a fetched extent stays in memory only. Readahead alone
-#: stays below (``readahead``).
-WRITES_PENDING_MAX: Final = 32
+#: stays below: four runs of 8 MiB, begun while 8 MiB were waiting.
+WRITES_PENDING_MAX: Final = 48
 #: Extents evicted for one write; a shrunken disk is given back over several writes.
 VICTIMS_MAX: Final = 64
 _LENGTH_BITS: Final = 32

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from unifs.cache.source import Source
 
     Landed = Sequence[tuple[ExtentKey, Extent]]
+
+
+#: With more waiting for the disk, large runs wait for it: what is not kept is fetched again later.
+KEEPING_BYTES_MAX: Final = 8 << 20
+KEEPING_S: Final = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +71,7 @@ class Flights:
         self.runs = self.fetched_bytes = self.failures = self.joined = 0
         #: Bytes that have landed and are not kept yet.
         self.keeping_bytes = 0
+        self._some_kept = trio.Event()
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -151,8 +157,16 @@ class Flights:
         if run.landed and self.keep is not None:
             await self._kept(self.keep, run.landed)
 
+    async def _until_kept(self) -> None:
+        """Wait for a disk that is behind, but not for one that stands still."""
+        with trio.move_on_after(KEEPING_S):
+            while self.keeping_bytes > KEEPING_BYTES_MAX:
+                await self._some_kept.wait()
+
     async def _request(self, run: Run) -> None:
         source = run.source
+        if len(run.flights) > 1:
+            await self._until_kept()
         slots = self._slots.get(source.mount)
         if slots is None:
             slots = self._slots[source.mount] = trio.Semaphore(self._fetches_max)
@@ -203,6 +217,8 @@ class Flights:
             await keep(landed)
         finally:
             self.keeping_bytes -= size
+            self._some_kept.set()
+            self._some_kept = trio.Event()
 
     def _forget(self, run: Run) -> None:
         for flight in run.flights:

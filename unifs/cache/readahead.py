@@ -7,7 +7,7 @@ late: the kernel sends its own readahead in any order. Any other read is a rando
 collapses, what is still on its way for it is cancelled, and reads fetch pieces instead of extents.
 So does closing, and a fetch that failed: its error is not told to a reader who does not come there.
 
-All windows together have at most ``bytes_max`` unread or not yet kept, each an equal share. Where
+All windows together have at most ``bytes_max`` unread, each an equal share. Where
 nothing is left for a reader, a window whose reader has paused for ``PAUSE_S`` gives its share up.
 
 ``ReadCache`` owns the one ``Readahead``, each handle one ``Window``. Nothing here waits; it belongs
@@ -146,7 +146,7 @@ class Readahead:
     def _room(self, window: Window, now: float) -> int:
         """What may be fetched ahead now by all windows, after idle ones have made room."""
         while True:
-            used = sum(active.unread_bytes for active in self._active) + self._flights.keeping_bytes
+            used = sum(active.unread_bytes for active in self._active)
             oldest = next(iter(self._active), window)
             if used < self.bytes_max or oldest is window or now - oldest.read_at < PAUSE_S:
                 return self.bytes_max - used

@@ -10,6 +10,7 @@ goes to the caller, who tries again. What became of an attempt that is not to be
 from __future__ import annotations
 
 import stat
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -187,7 +188,16 @@ class Calls:
             watched.is_pointless = True
 
     async def send(self, calls: list[Call]) -> list[Outcome]:
-        """One outcome for each; DeadlineExceeded where nothing moved for ``STALL_S``."""
+        """One outcome for each; DeadlineExceeded where nothing moved for ``STALL_S``.
+
+        Attempts survive a power cut before anything is sent: else the backend would have what
+        nobody knows of, and a file that is removed now would come back.
+        """
+        if any(call.is_attempt for call in calls):
+            try:
+                await self.local.flush(sys.maxsize)
+            except UnifsError as error:
+                return [TryAgain(f"the attempt is not durable here: {error}") for _ in calls]
         before = {call.ino: self._late.sent(call.ino) for call in calls if call.is_attempt}
         outcomes: list[Outcome] = []
         watched: dict[int, Watched] = {}

@@ -35,6 +35,10 @@ class LocalTree(Objects, Protocol):
         """The inode's bytes, durable here; None where they are changing."""
         ...
 
+    async def flush(self, seq: int) -> None:
+        """Return when records up to ``seq``, and all committed before them, survive a power cut."""
+        ...
+
     async def attempted(self, ino: int) -> Upload | None:
         """The bytes of the open attempt, None where there is none."""
         ...

@@ -126,8 +126,10 @@ class Database:
             self._prepare()
         except BaseException as error:
             self._connection.close(True)
-            if isinstance(error, apsw.Error):
-                raise _opening_failed(path, error) from error
+            # Which database it is, the sentence has to say here.
+            cause = error.__cause__ if isinstance(error, Corrupt | DiskFailed) else error
+            if isinstance(cause, apsw.Error):
+                raise _opening_failed(path, cause) from cause
             raise
         self._connection.set_wal_hook(self._committed)
         # The file exists from the first write on, and keeps its inode while a connection is open.
@@ -363,7 +365,7 @@ class Database:
         """Corrupt unless SQLite finds its own structures sound (0.2 s per 100 MiB)."""
         try:
             answer = self.one("pragma quick_check(1)")[0]
-        except apsw.Error as error:
+        except (apsw.Error, Corrupt) as error:
             raise Corrupt(f"{self.path} is damaged: {error}") from error
         if answer != "ok":
             raise Corrupt(f"{self.path} is damaged: {answer}")

@@ -85,7 +85,7 @@ class RemoteSync(Places, Journal):
     # --- what goes out ----------------------------------------------------------------------------
 
     async def flush(self, seq: int) -> None:
-        """Return when the records up to ``seq`` survive a power cut."""
+        """Return when the records up to ``seq``, and what came before, survive a power cut."""
         flusher = self.volume.storage.flusher
         if flusher.durable_seq < seq:
             await flusher.flush()
