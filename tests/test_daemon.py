@@ -87,6 +87,8 @@ def test_settings_of_the_store_reach_the_node(tmp_path: Path) -> None:
         daemon.close(is_clean=False)
 
 
+# The worker processes of another test that ran in this process.
+@pytest.mark.filterwarnings("ignore:Previous default context leaving zombie workers")
 def test_a_failure_has_its_name_however_deep_it_happens(tmp_path: Path) -> None:
     settings = config.load(state=tmp_path / "state", environment={})
     (tmp_path / "file").touch()

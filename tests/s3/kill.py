@@ -229,6 +229,11 @@ def upload_in_parts(server: S3Server, base: Path, after: int) -> str:
         return f"{stage.tap.count} requests for {LARGE_BYTES // PART_BYTES} parts"
 
 
+def probes_in(held: dict[str, bytes]) -> dict[str, bytes]:
+    """What a daemon leaves that dies while it tries what a service heeds; a later one sweeps it."""
+    return {key: data for key, data in held.items() if PROBE in key and not data}
+
+
 def is_change(request: Head) -> bool:
     """Whatever changes the bucket."""
     return request.method in ("PUT", "DELETE", "POST")
@@ -245,9 +250,11 @@ def rename_of_a_directory(server: S3Server, base: Path, after: int) -> str:
         stage.tap.reach(after)
         stage.crash()
         wanted = {f"new/{key.rpartition('/')[2]}": data for key, data in seeded.items()}
-        same("held", stage.held(), wanted)
+        held = stage.held()
+        probes = probes_in(held)
+        same("held", held, wanted | probes)
         same("shown", stage.shown(), wanted)
-        return f"{stage.tap.count} changes for {KEYS} keys"
+        return f"{stage.tap.count} changes for {KEYS} keys, {len(probes)} probes left"
 
 
 def removal_of_many(server: S3Server, base: Path, after: int) -> str:
@@ -265,8 +272,7 @@ def removal_of_many(server: S3Server, base: Path, after: int) -> str:
         stage.tap.reach(after)
         stage.crash()
         held = stage.held()
-        # A daemon that dies while it tries what the service heeds leaves the objects it tried on.
-        probes = {key: data for key, data in held.items() if PROBE in key}
+        probes = probes_in(held)
         same("held", held, {theirs: b"theirs"} | probes)
         told = f"{stage.tap.count} changes for {KEYS} removals, {len(probes)} probes left"
         return told
