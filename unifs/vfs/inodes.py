@@ -9,6 +9,7 @@ volume.
 from __future__ import annotations
 
 from array import array
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from unifs.errors import Stale
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from unifs.vfs.volume import Inode, Volume
 
 HOT_MAX = 50_000
+EVICTED_TOGETHER = 64
 _GROW = 1 << 16
 
 
@@ -55,15 +57,14 @@ class Inodes:
 
     def _evict(self) -> None:
         hot = self.hot
-        for _ in range(64):
-            oldest = next(iter(hot))
+        # Who looks for the oldest passes all that have left before it: 10 µs, so many go together.
+        count = min(EVICTED_TOGETHER, len(hot) - self.hot_max * 7 // 8)
+        for oldest in list(islice(hot, count)):
             inode = hot.pop(oldest)
             if inode.is_busy():
                 hot[oldest] = inode
             else:
                 self.evictions += 1
-                if len(hot) <= self.hot_max:
-                    return
 
     def remember(self, ino: int) -> None:
         """One look-up more that the kernel will forget."""
