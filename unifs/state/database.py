@@ -60,17 +60,10 @@ PRAGMAS = (
 )
 
 
-class Reader:
-    """A connection of its own for a thread that only reads; whoever opens it closes it.
+class Queries:
+    """What can be asked of a connection. DiskFailed and Corrupt where it cannot be read."""
 
-    DiskFailed and Corrupt where the database cannot be read.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=VFS)
-        except apsw.Error as error:
-            raise reading_failed(error) from error
+    _connection: apsw.Connection
 
     def one(self, sql: str, bindings: Sequence[Any] = ()) -> Any:
         """The first row, or None."""
@@ -83,6 +76,16 @@ class Reader:
         """All rows."""
         try:
             return self._connection.execute(sql, bindings).fetchall()
+        except apsw.Error as error:
+            raise reading_failed(error) from error
+
+
+class Reader(Queries):
+    """A connection of its own for a thread that only reads; whoever opens it closes it."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=VFS)
         except apsw.Error as error:
             raise reading_failed(error) from error
 
@@ -99,7 +102,7 @@ def reading_failed(error: apsw.Error) -> Exception:
     return error
 
 
-class Database:
+class Database(Queries):
     """The loop's connection. Every method but ``close`` belongs to the loop's thread."""
 
     def __init__(self, path: Path) -> None:
@@ -152,20 +155,6 @@ class Database:
             self.execute("commit")
 
     # --- queries ----------------------------------------------------------------------------------
-
-    def one(self, sql: str, bindings: Sequence[Any] = ()) -> Any:
-        """The first row, or None. DiskFailed and Corrupt where the database cannot be read."""
-        try:
-            return self._connection.execute(sql, bindings).fetchone()
-        except apsw.Error as error:
-            raise reading_failed(error) from error
-
-    def all(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
-        """All rows; else as ``one``."""
-        try:
-            return self._connection.execute(sql, bindings).fetchall()
-        except apsw.Error as error:
-            raise reading_failed(error) from error
 
     def fetch(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
         """As ``all``, with the one cursor that is always there: for what is asked all the time."""
