@@ -129,10 +129,11 @@ async def test_closing_cancels_what_nobody_else_waits_for() -> None:
         assert mine.unread_bytes == 0
         remote.stops_at = 0
         third = Window()
-        with trio.move_on_after(0):
-            await read(cache, source, third, 24 * MIB)
-        with trio.move_on_after(0):
-            await read(cache, source, third, 25 * MIB)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, cache, source, third, 24 * MIB)
+            # It has asked, and would wait for ever.
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
         cache.close(third)
         await wait_all_tasks_blocked()
         statistics = cache.statistics()
