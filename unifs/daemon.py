@@ -148,7 +148,6 @@ class Daemon:
         """Called when the kernel has no request for us."""
         self.storage.flusher.loop_is_idle()
         self.storage.overlays.hash_ahead()
-        self._mfs.prepare()
 
     def _ask_loop(self, is_idle: Callable[[], bool]) -> None:
         self.storage.flusher.is_loop_idle = is_idle
@@ -169,7 +168,7 @@ class Daemon:
         )
 
     def _add_volumes(self) -> None:
-        self._mfs = mfs = self.trees.add("mfs", "mfs", MfsVolume)
+        mfs = self.trees.add("mfs", "mfs", MfsVolume)
         assert isinstance(mfs, MfsVolume)
         self.roots = MfsRoots(mfs, self.sealer, self.storage.blocks)
         mfs.connect(self.sealer, self.roots, self.node)

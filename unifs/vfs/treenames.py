@@ -68,8 +68,6 @@ class TreeNames(Volume):
         self.factory = factory
         #: How long the kernel keeps names and attributes: all changes go through us.
         self.timeout_s = 3600.0
-        #: An inode that has no number yet: 2 µs less for the next create.
-        self._spare: TreeInode | None = None
 
     # --- finding ----------------------------------------------------------------------------------
 
@@ -112,23 +110,11 @@ class TreeNames(Volume):
 
     # --- making -----------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Make what the next new inode needs; called while the loop has nothing else to do."""
-        if self._spare is None:
-            self._spare = self._blank()
-
-    def _blank(self) -> TreeInode:
-        attributes = self.factory()
-        attributes.st_blksize = 1 << 20
-        attributes.entry_timeout = attributes.attr_timeout = self.timeout_s
-        return self.inode_type(0, self, attributes)
-
     def new_inode(self, parent: Inode, mode: int, caller: Caller, rdev: int = 0) -> TreeInode:
         """An inode in memory, with the owner and mode that POSIX gives it."""
-        inode, self._spare = self._spare or self._blank(), None
-        attributes = inode.attributes
+        attributes = self.factory()
         now = time.time_ns()
-        inode.ino = ino = self.tree.new_ino()
+        ino = self.tree.new_ino()
         above = parent.attributes
         attributes.st_gid = caller.gid
         if above.st_mode & stat.S_ISGID:
@@ -140,7 +126,10 @@ class TreeNames(Volume):
         attributes.st_uid = caller.uid
         attributes.st_nlink = 2 if stat.S_ISDIR(mode) else 1
         attributes.st_rdev = rdev
+        attributes.st_blksize = 1 << 20
         attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = now
+        attributes.entry_timeout = attributes.attr_timeout = self.timeout_s
+        inode = self.inode_type(ino, self, attributes)
         inode.epoch = self.tree.epoch
         return inode
 
