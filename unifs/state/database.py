@@ -219,12 +219,9 @@ class Database(Queries):
 
     def execute_batch(self, batch: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
         """Execute the statements as one transaction, all or none; ``begin`` and ``commit``."""
-        if self.failed is not None or self.wal_bytes > WAL_LIMIT_BYTES:
-            self.admit(room=0)
+        self.begin()
         execute = self.execute
         try:
-            execute("begin immediate")
-            self.is_in_transaction = True
             for sql, bindings in batch:
                 execute(sql, bindings)
             execute("commit")
