@@ -69,14 +69,12 @@ class Round:
     """One flush on its way, and what came of it."""
 
     __slots__ = (
-        "begun",
         "descriptors",
         "done",
         "ended",
         "errors",
         "failure",
         "is_due",
-        "is_over",
         "is_paused_for",
         "over",
         "seq",
@@ -85,7 +83,6 @@ class Round:
 
     def __init__(self) -> None:
         self.descriptors: set[int] = set()
-        self.begun = trio.Event()
         #: It has waited for others long enough.
         self.is_due = False
         self.done = trio.Event()
@@ -96,7 +93,6 @@ class Round:
         self.target: SyncTarget | None = None
         #: The loop pauses until ``over`` is released; otherwise it is told by a callback.
         self.is_paused_for = False
-        self.is_over = False
         self.over = threading.Lock()
 
 
@@ -168,7 +164,7 @@ class Flusher:
         """Begin a round once everybody had the time to join, whatever happens to who began it."""
         try:
             with trio.move_on_after(GATHER_S):
-                await turn.begun.wait()
+                await turn.done.wait()
         finally:
             turn.is_due = True
             if self._next is turn:
@@ -215,8 +211,8 @@ class Flusher:
         if not is_over:
             self._no_pause_for = NO_PAUSE_ROUNDS
             with self._handover:
+                is_over = turn.over.acquire(blocking=False)
                 turn.is_paused_for = False
-                is_over = turn.is_over
         elif not is_idle():
             self._no_pause_for = NO_PAUSE_ROUNDS
         if is_over:
@@ -233,7 +229,6 @@ class Flusher:
         assert turn is not None
         self._next = None
         self._running = turn
-        turn.begun.set()
         turn.seq = self._log.seq
         before_ns, self._started_ns = self._started_ns, time.perf_counter_ns()
         self._grow_wal(self._started_ns - before_ns < AHEAD_NS)
@@ -268,11 +263,9 @@ class Flusher:
         while (turn := self._work.get()) is not None:
             self._sync(turn)
             with self._handover:
-                turn.is_over = True
-                is_paused_for = turn.is_paused_for
-            if is_paused_for:
-                turn.over.release()
-                continue
+                if turn.is_paused_for:
+                    turn.over.release()
+                    continue
             token = self._token
             assert token is not None
             try:
