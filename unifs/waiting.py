@@ -3,7 +3,8 @@
 The vfs's operations are plain functions. One that cannot answer from memory, the database or the
 page cache raises ``WouldBlock``, *before it has changed anything*, and hands over the one thing
 that has to happen first. ``complete`` waits for that and calls the function again (or takes the
-answer that the waiting brought along). So there is one implementation of each operation, the hot
+answer that the waiting brought along; so does an fsync that has committed and lacks its flush
+round). So there is one implementation of each operation, the hot
 path contains no await, no lock and no cancel scope, and a mutation has no checkpoint between its
 commit and its reply.
 
