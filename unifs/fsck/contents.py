@@ -8,11 +8,9 @@ import stat
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unifs.errors import UnifsError
-from unifs.fsck.look import Check, Finding, mode_of, size_of
+from unifs.fsck.look import Check, Finding, is_cid, mode_of, size_of
 from unifs.fsck.saving import give_up, put_together, read
 from unifs.fsck.stores import indexed_containers
-from unifs.ipfs.cid import Cid
 from unifs.ipfs.unixfs.builder import hash_leaf
 from unifs.ipfs.unixfs.profiles import DEFAULT_PROFILE, PROFILES
 from unifs.journal.containers import is_container_name
@@ -76,20 +74,9 @@ def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
         if state not in (CLOSED, SEALED):
             sentence = f"content {number} is neither closed nor sealed"
             yield Finding("CONTENT_STATE", sentence, number, partial(_reopen, number))
-        elif state == SEALED and not (_is_cid(cid) and (leaves or not size)):
+        elif state == SEALED and not (cid and is_cid(cid[8:]) and (leaves or not size)):
             sentence = f"content {number} is sealed and its hashes are not complete"
             yield Finding("CONTENT_STATE", sentence, number, partial(_reopen, number))
-
-
-def _is_cid(column: bytes | None) -> bool:
-    """Whether this is Tsize and a CID."""
-    if column is None or len(column) < 9:
-        return False
-    try:
-        Cid.decode(column[8:])
-    except (UnifsError, ValueError, IndexError):
-        return False
-    return True
 
 
 def _chunk_bytes(look: Look) -> int:

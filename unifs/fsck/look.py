@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from unifs.errors import UnifsError
+from unifs.errors import InvalidCid
 from unifs.ipfs.cid import Cid
 from unifs.journal.content import (
     EXPANDED,
@@ -254,7 +254,7 @@ def content_problem(blob: object, mode: int) -> str:
         SMALL: len(blob) == _SMALL_BYTES and file_type == stat.S_IFREG,
         LARGE: len(blob) == _LARGE_BYTES and file_type == stat.S_IFREG,
         SYMLINK: len(blob) <= SYMLINK_MAX_BYTES + 1 and file_type == stat.S_IFLNK,
-        LINKED: kind == LINKED and _is_link(blob) and file_type in LINKABLE,
+        LINKED: kind == LINKED and is_cid(blob[9:]) and file_type in LINKABLE,
         EXPANDED: len(blob) == 1 and file_type == stat.S_IFDIR,
         REMOTE: len(blob) >= _LARGE_BYTES and file_type == stat.S_IFREG,
     }
@@ -267,10 +267,11 @@ def content_problem(blob: object, mode: int) -> str:
     return ""
 
 
-def _is_link(blob: bytes) -> bool:
+def is_cid(binary: bytes) -> bool:
+    """Whether these bytes are a CID."""
     try:
-        Cid.decode(blob[9:])
-    except (UnifsError, ValueError, IndexError):
+        Cid.decode(binary)
+    except InvalidCid:
         return False
     return True
 
