@@ -8,7 +8,6 @@ here.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from contextlib import closing
 from functools import partial
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from unifs.ipfs.node import Node
     from unifs.vfs.roots import MfsRoots
     from unifs.vfs.storage import Storage
-
-log = logging.getLogger(__name__)
 
 #: Receipts that are told; the newest.
 RECEIPTS_MAX = 1_000

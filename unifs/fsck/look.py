@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from unifs.errors import InvalidCid
 from unifs.ipfs.cid import Cid
@@ -29,10 +29,11 @@ from unifs.types import SYMLINK_MAX_BYTES
 from unifs.vfs.tree import ATTRIBUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from unifs.fsck.mending import Mending
+    from unifs.state.database import Queries
 
 #: Names above one that are looked at before a path counts as a loop; PATH_MAX allows fewer.
 DEPTH_MAX = 4096
@@ -49,14 +50,6 @@ KINDS = (
 )
 #: Bytes of a small content's column; of a large one's.
 _SMALL_BYTES, _LARGE_BYTES = len(SmallContent(0, 0, 0, bytes(32)).blob), 9
-
-
-class Rows(Protocol):
-    """A connection to tree.db."""
-
-    def all(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]: ...
-
-    def one(self, sql: str, bindings: Sequence[Any] = ()) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +106,7 @@ class Shown:
 class Look:
     """Reads for the checks. Belongs to one thread at a time."""
 
-    def __init__(self, rows: Rows, path: Path) -> None:
-        self._rows = rows
+    def __init__(self, rows: Queries, path: Path) -> None:
         self.all = rows.all
         self.one = rows.one
         #: The state directory.
