@@ -59,7 +59,7 @@ class ChecksAnswer:
         def work() -> list[Wrong]:
             return [
                 Wrong(code=finding.code, message=finding.sentence)
-                for finding in examine_beside(path, is_thorough, _is_cancelled)
+                for finding in examine_beside(path, is_thorough, trio.from_thread.check_cancelled)
             ]
 
         async with self._lock:
@@ -154,12 +154,6 @@ class ChecksAnswer:
     async def receipts(self) -> Sequence[Receipt]:
         """The receipts in lost+found, the newest first."""
         return await trio.to_thread.run_sync(read_receipts, self._storage.state.lost_found)
-
-
-def _is_cancelled() -> bool:
-    """In a thread: raises Cancelled where nobody waits for it any more."""
-    trio.from_thread.check_cancelled()
-    return False
 
 
 def _count(database: Path) -> list[int]:

@@ -206,6 +206,7 @@ def small_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
     """Small contents whose bytes are not those that their digest names; where that is asked for."""
     query = "select ino,content from inode where ino>? and ino<=? and substr(content,1,1)=x'01'"
     for ino, content in look.all(query, (after, upto)) if look.is_thorough else ():
+        look.check_cancelled()
         small = small_content(content)
         descriptor = look.segment("segments", small.segment)
         if descriptor is None:
@@ -224,6 +225,7 @@ def large_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
     for number, size, extents, leaves in look.all(query, (after, upto)) if look.is_thorough else ():
         known = ExtentMap.unpack(extents)
         for leaf in range(len(leaves) // 32):
+            look.check_cancelled()
             start = leaf * profile.chunk_bytes
             data = read(look, known, start, min(start + profile.chunk_bytes, size))
             if data is None or hash_leaf(profile, data) != leaves[leaf * 32 : leaf * 32 + 32]:

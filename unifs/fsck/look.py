@@ -85,6 +85,7 @@ class Check:
 
     def run(self, look: Look) -> Iterator[Finding]:
         """Everything that it finds."""
+        look.check_cancelled()
         if self.needs_names:
             look.gather()
         if not self.table:
@@ -106,7 +107,11 @@ class Shown:
 class Look:
     """Reads for the checks. Belongs to one thread at a time."""
 
-    def __init__(self, rows: Queries, path: Path) -> None:
+    def __init__(
+        self, rows: Queries, path: Path, check_cancelled: Callable[[], None] = lambda: None
+    ) -> None:
+        """``check_cancelled`` is called before each long step; it raises where it should end."""
+        self.check_cancelled = check_cancelled
         self.all = rows.all
         self.one = rows.one
         #: The state directory.
@@ -180,6 +185,7 @@ class Look:
         after = -(1 << 63)
         is_first = True
         while True:
+            self.check_cancelled()
             least = self.one(query.replace(">", ">=") if is_first else query, (after,))[0]
             if least is None:
                 return

@@ -101,6 +101,7 @@ def newest(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         " order by seq desc limit 4096"
     )
     while rows := look.all(query, (before,)):
+        look.check_cancelled()
         before = rows[-1][0]
         for _, ino, data in rows:
             if ino in seen or problem_of(Op.CONTENT, data):
