@@ -43,7 +43,8 @@ class Tree:
     async def verify(
         self, path: str | None = None, rate: float | None = None, after: int = 0
     ) -> tuple[list[FileDamage], Verified]:
-        events = [event async for event in self.checks.verify(path, rate, after, self.told.append)]
+        events = [event async for event in self.checks.verify(path, rate, after)]
+        self.told += [event for event in events if isinstance(event, Verifying)]
         (result,) = [event for event in events if isinstance(event, Verified)]
         return [event for event in events if isinstance(event, FileDamage)], result
 

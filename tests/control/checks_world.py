@@ -18,7 +18,7 @@ from unifs.control.conflicts_protocol import Conflict, Resolved
 from unifs.errors import NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from unifs.control.conflicts_protocol import Side
 
@@ -50,17 +50,12 @@ class MemoryChecks:
         )
 
     async def verify(
-        self,
-        path: str | None,
-        rate_bytes: float | None,
-        after: int,
-        tell: Callable[[Verifying], None],
-    ) -> AsyncIterator[FileDamage | Verified | None]:
+        self, path: str | None, rate_bytes: float | None, after: int
+    ) -> AsyncIterator[FileDamage | Verifying | Verified]:
         self.asked.append((path, rate_bytes, after))
         for number, damage in enumerate(self.damages):
             yield damage
-            tell(Verifying(files=number + 1, bytes_done=10, after=number + 2))
-            yield None
+            yield Verifying(files=number + 1, bytes_done=10, after=number + 2)
         count = len(self.damages)
         yield Verified(files=count, size_bytes=10 * count, damaged=count, unhashed=0, absent=0)
 

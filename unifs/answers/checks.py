@@ -22,7 +22,7 @@ from unifs.state.database import Reader
 from unifs.vfs.roots import RowView, unpack_link
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from unifs.answers.verifying import FileVerifier
@@ -129,14 +129,10 @@ class ChecksAnswer:
         return found
 
     def verify(
-        self,
-        path: str | None,
-        rate_bytes: float | None,
-        after: int,
-        tell: Callable[[Verifying], None],
-    ) -> AsyncIterator[FileDamage | Verified | None]:
+        self, path: str | None, rate_bytes: float | None, after: int
+    ) -> AsyncIterator[FileDamage | Verifying | Verified]:
         """Read every file from the disk and hash it."""
-        return self._verifier.verify(path, rate_bytes, after, tell)
+        return self._verifier.verify(path, rate_bytes, after)
 
     async def counted(self, found: int, has_directories: bool = False) -> Checked:
         """How much there is."""

@@ -24,7 +24,7 @@ from unifs.vfs.namespace import ROOT_INO
 from unifs.vfs.roots import unpack_link
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from unifs.ipfs.cid import Cid
     from unifs.journal.content import LargeContent
@@ -70,9 +70,8 @@ class FileVerifier:
         path: str | None,
         rate_bytes: float | None,
         after: int,
-        tell: Callable[[Verifying], None] | None = None,
-    ) -> AsyncIterator[FileDamage | Verified | None]:
-        """Damages as they are found, None after each file, then what was read."""
+    ) -> AsyncIterator[FileDamage | Verifying | Verified]:
+        """Damages as they are found, how far it is after each file, then what was read."""
         top = None if path is None else await self._paths.find(path)
         below = None if top is None or top.ino == ROOT_INO else top.ino
         pace, result = (
@@ -95,9 +94,7 @@ class FileVerifier:
                 name = f"/{volume.name}{os.fsdecode(storage.tree.path(ino) or b'?')}"
                 for offset, size, reason in damages:
                     yield FileDamage(path=name, offset=offset, size_bytes=size, reason=reason)
-                if tell is not None:
-                    tell(Verifying(files=result.files, bytes_done=result.size_bytes, after=ino))
-                yield None
+                yield Verifying(files=result.files, bytes_done=result.size_bytes, after=ino)
         yield result
 
     async def _file(self, ino: int, content: bytes, pace: Pace, result: Verified) -> Damages:

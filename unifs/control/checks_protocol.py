@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from unifs.control.daemon_protocol import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 
 class Wrong(Answer, tag="found", tag_field="event"):
@@ -84,15 +84,11 @@ class Checks(Protocol):
     async def counted(self, found: int, has_directories: bool = False) -> Checked: ...
 
     def verify(
-        self,
-        path: str | None,
-        rate_bytes: float | None,
-        after: int,
-        tell: Callable[[Verifying], None],
-    ) -> AsyncIterator[FileDamage | Verified | None]:
+        self, path: str | None, rate_bytes: float | None, after: int
+    ) -> AsyncIterator[FileDamage | Verifying | Verified]:
         """Read every file from the disk and hash it; at most ``rate_bytes`` a second.
 
-        None between two files.
+        ``Verifying`` comes after each file.
         """
         ...
 

@@ -52,18 +52,15 @@ async def verify(
     and go on with `--after`. Ends with CORRUPT where a file is damaged. `repo verify` does the same
     for the blocks of the node.
     """
-    newest: list[Verifying] = []
     told_at = trio.current_time()
     damaged = 0
     rate_bytes = rate * (1 << 20) if rate else None
-    async for event in daemon.checks.verify(path, rate_bytes, after, newest.append):
-        if isinstance(event, FileDamage):
-            damaged += 1
-        if progress and newest and trio.current_time() - told_at > INTERVAL_S:
+    async for event in daemon.checks.verify(path, rate_bytes, after):
+        if isinstance(event, Verifying):
+            if not progress or trio.current_time() - told_at <= INTERVAL_S:
+                continue
             told_at = trio.current_time()
-            await emit(newest[-1])
-        newest.clear()
-        if event is not None:
-            await emit(event)
+        damaged += isinstance(event, FileDamage)
+        await emit(event)
     if damaged:
         raise Corrupt(f"{damaged} ranges of files are damaged")
