@@ -32,21 +32,17 @@ class MemoryChecks:
         self.found_receipts: list[Receipt] = []
         self.asked: list[tuple[str | None, float | None, int]] = []
 
-    async def fsck(self, is_thorough: bool) -> list[Wrong]:
+    async def fsck(self, is_thorough: bool) -> tuple[list[Wrong], Checked]:
         await trio.lowlevel.checkpoint()
-        return self.wrong
+        return self.wrong, self._checked(0)
 
-    async def agree(self) -> list[Wrong]:
-        return self.wrong
+    async def agree(self) -> tuple[list[Wrong], Checked]:
+        return self.wrong, self._checked(1)
 
-    async def counted(self, found: int, has_directories: bool = False) -> Checked:
+    def _checked(self, directories: int) -> Checked:
+        found = len(self.wrong)
         return Checked(
-            inodes=5,
-            names=4,
-            records=3,
-            contents=2,
-            directories=int(has_directories),
-            found=found,
+            inodes=5, names=4, records=3, contents=2, directories=directories, found=found
         )
 
     async def verify(

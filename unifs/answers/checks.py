@@ -49,10 +49,20 @@ class ChecksAnswer:
         self._node = node
         #: One at a time: each reads everything.
         self._lock = trio.Lock()
-        self._directories = 0
 
-    async def fsck(self, is_thorough: bool) -> list[Wrong]:
+    async def fsck(self, is_thorough: bool) -> tuple[list[Wrong], Checked]:
         """Every inconsistency that holds between two commits."""
+        found = await self._examine(is_thorough)
+        return found, await self._checked(len(found), 0)
+
+    async def agree(self) -> tuple[list[Wrong], Checked]:
+        """Journal, tree and contents by fsck with hashes; CIDs of directories by their blocks."""
+        found = await self._examine(True)
+        wrong, directories = await self._directories_agree()
+        found += wrong
+        return found, await self._checked(len(found), directories)
+
+    async def _examine(self, is_thorough: bool) -> list[Wrong]:
         await self._storage.flusher.flush()
         path = self._storage.state.path
 
@@ -65,15 +75,11 @@ class ChecksAnswer:
         async with self._lock:
             return await trio.to_thread.run_sync(work)
 
-    async def agree(self) -> list[Wrong]:
-        """Journal, tree and contents by fsck with hashes; CIDs of directories by their blocks."""
-        return [*await self.fsck(True), *[wrong async for wrong in self._directories_agree()]]
-
-    async def _directories_agree(self) -> AsyncIterator[Wrong]:
-        """Each directory's blocks, as the last root has them, against its rows."""
+    async def _directories_agree(self) -> tuple[list[Wrong], int]:
+        """Each directory's blocks, as the last root has them, against its rows; how many."""
         await self._roots.build()
-        self._directories = 0
-        after = 0
+        found: list[Wrong] = []
+        after = count = 0
         query = (
             "select ino,cid from inode where ino>? and mount=? and gone is null and cid is not null"
             " and content=x'' order by ino limit ?"
@@ -84,13 +90,15 @@ class ChecksAnswer:
             for ino, column in rows:
                 if ino in self._roots.changed():
                     continue
-                self._directories += 1
+                count += 1
                 problem = await self._compare(ino, column)
-                if problem and await self._is_still(ino, column):
+                if problem and self._is_still(ino, column):
                     path = os.fsdecode(self._roots.volume.tree.path(ino) or b"?")
-                    yield Wrong(code="DIRECTORY_CID", message=f"/mfs{path.rstrip('/')}: {problem}")
+                    message = f"/mfs{path.rstrip('/')}: {problem}"
+                    found.append(Wrong(code="DIRECTORY_CID", message=message))
+        return found, count
 
-    async def _is_still(self, ino: int, column: bytes) -> bool:
+    def _is_still(self, ino: int, column: bytes) -> bool:
         row = self._storage.database.one("select cid from inode where ino=?", (ino,))
         return row is not None and row[0] == column and ino not in self._roots.changed()
 
@@ -134,8 +142,7 @@ class ChecksAnswer:
         """Read every file from the disk and hash it."""
         return self._verifier.verify(path, rate_bytes, after)
 
-    async def counted(self, found: int, has_directories: bool = False) -> Checked:
-        """How much there is."""
+    async def _checked(self, found: int, directories: int) -> Checked:
         work = partial(_count, self._storage.state.database)
         inodes, names, records, contents = await trio.to_thread.run_sync(work)
         return Checked(
@@ -143,7 +150,7 @@ class ChecksAnswer:
             names=names,
             records=records,
             contents=contents,
-            directories=self._directories if has_directories else 0,
+            directories=directories,
             found=found,
         )
 

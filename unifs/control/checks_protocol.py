@@ -73,15 +73,13 @@ class Receipt(Answer):
 class Checks(Protocol):
     """Is what is stored what was stored."""
 
-    async def fsck(self, is_thorough: bool) -> Sequence[Wrong]:
+    async def fsck(self, is_thorough: bool) -> tuple[Sequence[Wrong], Checked]:
         """Every inconsistency of rows, records and contents; ``is_thorough``: hash them too."""
         ...
 
-    async def agree(self) -> Sequence[Wrong]:
+    async def agree(self) -> tuple[Sequence[Wrong], Checked]:
         """Where journal, tree, contents and CIDs do not agree."""
         ...
-
-    async def counted(self, found: int, has_directories: bool = False) -> Checked: ...
 
     def verify(
         self, path: str | None, rate_bytes: float | None, after: int

@@ -27,10 +27,10 @@ async def fsck(
     Ends with CORRUPT where anything is wrong: unmount, then `unifs fsck --repair`, which also
     checks what can only be known of a tree at rest.
     """
-    found = await daemon.checks.fsck(verify)
+    found, checked = await daemon.checks.fsck(verify)
     for wrong in found:
         await emit(wrong)
-    await emit(await daemon.checks.counted(len(found)))
+    await emit(checked)
     if found:
         raise Corrupt(f"{len(found)} things are wrong; `unifs fsck --repair` mends them offline")
 
