@@ -18,7 +18,7 @@ from unifs.control.conflicts_protocol import Conflict, Resolved
 from unifs.errors import NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from unifs.control.conflicts_protocol import Side
 
@@ -32,35 +32,26 @@ class MemoryChecks:
         self.found_receipts: list[Receipt] = []
         self.asked: list[tuple[str | None, float | None, int]] = []
 
-    async def fsck(self, is_thorough: bool) -> list[Wrong]:
+    async def fsck(self, is_thorough: bool) -> tuple[list[Wrong], Checked]:
         await trio.lowlevel.checkpoint()
-        return self.wrong
+        return self.wrong, self._checked(0)
 
-    async def agree(self) -> list[Wrong]:
-        return self.wrong
+    async def agree(self) -> tuple[list[Wrong], Checked]:
+        return self.wrong, self._checked(1)
 
-    async def counted(self, found: int, has_directories: bool = False) -> Checked:
+    def _checked(self, directories: int) -> Checked:
+        found = len(self.wrong)
         return Checked(
-            inodes=5,
-            names=4,
-            records=3,
-            contents=2,
-            directories=int(has_directories),
-            found=found,
+            inodes=5, names=4, records=3, contents=2, directories=directories, found=found
         )
 
     async def verify(
-        self,
-        path: str | None,
-        rate_bytes: float | None,
-        after: int,
-        tell: Callable[[Verifying], None],
-    ) -> AsyncIterator[FileDamage | Verified | None]:
+        self, path: str | None, rate_bytes: float | None, after: int
+    ) -> AsyncIterator[FileDamage | Verifying | Verified]:
         self.asked.append((path, rate_bytes, after))
         for number, damage in enumerate(self.damages):
             yield damage
-            tell(Verifying(files=number + 1, bytes_done=10, after=number + 2))
-            yield None
+            yield Verifying(files=number + 1, bytes_done=10, after=number + 2)
         count = len(self.damages)
         yield Verified(files=count, size_bytes=10 * count, damaged=count, unhashed=0, absent=0)
 

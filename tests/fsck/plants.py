@@ -227,6 +227,11 @@ def extents_that_are_text(state: State) -> None:
     state.run("update content set proof='x' where id=?", state.content_id("d/e/open"))
 
 
+@plant("ROW_TYPE")
+def an_end_of_no_history_that_is_text(state: State) -> None:
+    state.run("insert into untracked values(?,'x')", state.ino("d"))
+
+
 @plant("META_VALUE")
 def an_epoch_that_is_text(state: State) -> None:
     state.run("update meta set value='x' where key='epoch'")

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 import apsw
+import pytest
 import trio
 
 from tests.vfs.nodeworld import NodeSystem
@@ -21,7 +22,7 @@ LARGE = bytes(range(256)) * 800
 
 async def look(path: Path, is_thorough: bool = True) -> list[Finding]:
     def work() -> list[Finding]:
-        return [*examine_beside(path, is_thorough, lambda: False)]
+        return [*examine_beside(path, is_thorough, lambda: None)]
 
     return await trio.to_thread.run_sync(work)
 
@@ -80,3 +81,22 @@ async def test_it_only_reads(tmp_path: Path) -> None:
         await look(tmp_path)
         assert fs.storage.database.one("pragma data_version") == changes
         assert isinstance(fs.storage.database._connection, apsw.Connection)
+
+
+async def test_it_can_be_ended_where_nothing_is_wrong(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        for number in range(3):
+            await fs.write(f"f{number}", LARGE + bytes((number,)))
+        await fs.settle()
+        asks: list[str] = []
+        assert [*examine_beside(tmp_path, False, lambda: asks.append("rows"))] == []
+        assert [*examine_beside(tmp_path, True, lambda: asks.append("all"))] == []
+        # Before each range of rows, and before each leaf that is hashed.
+        assert asks.count("rows") > 10
+        assert asks.count("all") == asks.count("rows") + 3
+
+        def end() -> None:
+            raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            next(examine_beside(tmp_path, False, end))

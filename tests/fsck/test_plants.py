@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ import pytest
 import unifs.fsck
 from tests.fsck.plants import PLANTS, Plant
 from tests.fsck.world import FILES
+from unifs.fsck.columns import COLUMNS
 from unifs.fsck.offline import CLEAN
 
 if TYPE_CHECKING:
@@ -64,3 +67,14 @@ def test_every_code_has_its_test() -> None:
     text = "".join(path.read_text() for path in package.glob("*.py"))
     codes = set(re.findall(r"\"([A-Z]+_[A-Z_]+|DATABASE)\"", text))
     assert codes == {plant.code for plant in PLANTS}
+
+
+def test_every_column_has_its_types(state: State) -> None:
+    """But those whose values have a check of their own, and keys that SQLite keeps."""
+    with closing(sqlite3.connect(state.path / "tree.db")) as connection:
+        query = "select m.name,c.name from sqlite_master m join pragma_table_info(m.name) c"
+        there = set(connection.execute(f"{query} where m.type='table'"))
+    elsewhere = {(table, name) for table, name in there if table in ("meta", "mount")}
+    elsewhere |= {("inode", "attributes"), ("inode", "content")}
+    elsewhere |= {("remote", "ino"), ("checkpoint", "name")}
+    assert {(each.table, each.name) for each in COLUMNS} == there - elsewhere

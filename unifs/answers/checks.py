@@ -8,7 +8,6 @@ here.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from contextlib import closing
 from functools import partial
@@ -23,7 +22,7 @@ from unifs.state.database import Reader
 from unifs.vfs.roots import RowView, unpack_link
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from unifs.answers.verifying import FileVerifier
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from unifs.ipfs.node import Node
     from unifs.vfs.roots import MfsRoots
     from unifs.vfs.storage import Storage
-
-log = logging.getLogger(__name__)
 
 #: Receipts that are told; the newest.
 RECEIPTS_MAX = 1_000
@@ -52,31 +49,37 @@ class ChecksAnswer:
         self._node = node
         #: One at a time: each reads everything.
         self._lock = trio.Lock()
-        self._directories = 0
 
-    async def fsck(self, is_thorough: bool) -> list[Wrong]:
+    async def fsck(self, is_thorough: bool) -> tuple[list[Wrong], Checked]:
         """Every inconsistency that holds between two commits."""
+        found = await self._examine(is_thorough)
+        return found, await self._checked(len(found), 0)
+
+    async def agree(self) -> tuple[list[Wrong], Checked]:
+        """Journal, tree and contents by fsck with hashes; CIDs of directories by their blocks."""
+        found = await self._examine(True)
+        wrong, directories = await self._directories_agree()
+        found += wrong
+        return found, await self._checked(len(found), directories)
+
+    async def _examine(self, is_thorough: bool) -> list[Wrong]:
         await self._storage.flusher.flush()
         path = self._storage.state.path
 
         def work() -> list[Wrong]:
             return [
                 Wrong(code=finding.code, message=finding.sentence)
-                for finding in examine_beside(path, is_thorough, _is_cancelled)
+                for finding in examine_beside(path, is_thorough, trio.from_thread.check_cancelled)
             ]
 
         async with self._lock:
             return await trio.to_thread.run_sync(work)
 
-    async def agree(self) -> list[Wrong]:
-        """Journal, tree and contents by fsck with hashes; CIDs of directories by their blocks."""
-        return [*await self.fsck(True), *[wrong async for wrong in self._directories_agree()]]
-
-    async def _directories_agree(self) -> AsyncIterator[Wrong]:
-        """Each directory's blocks, as the last root has them, against its rows."""
+    async def _directories_agree(self) -> tuple[list[Wrong], int]:
+        """Each directory's blocks, as the last root has them, against its rows; how many."""
         await self._roots.build()
-        self._directories = 0
-        after = 0
+        found: list[Wrong] = []
+        after = count = 0
         query = (
             "select ino,cid from inode where ino>? and mount=? and gone is null and cid is not null"
             " and content=x'' order by ino limit ?"
@@ -87,13 +90,15 @@ class ChecksAnswer:
             for ino, column in rows:
                 if ino in self._roots.changed():
                     continue
-                self._directories += 1
+                count += 1
                 problem = await self._compare(ino, column)
-                if problem and await self._is_still(ino, column):
+                if problem and self._is_still(ino, column):
                     path = os.fsdecode(self._roots.volume.tree.path(ino) or b"?")
-                    yield Wrong(code="DIRECTORY_CID", message=f"/mfs{path.rstrip('/')}: {problem}")
+                    message = f"/mfs{path.rstrip('/')}: {problem}"
+                    found.append(Wrong(code="DIRECTORY_CID", message=message))
+        return found, count
 
-    async def _is_still(self, ino: int, column: bytes) -> bool:
+    def _is_still(self, ino: int, column: bytes) -> bool:
         row = self._storage.database.one("select cid from inode where ino=?", (ino,))
         return row is not None and row[0] == column and ino not in self._roots.changed()
 
@@ -132,17 +137,12 @@ class ChecksAnswer:
         return found
 
     def verify(
-        self,
-        path: str | None,
-        rate_bytes: float | None,
-        after: int,
-        tell: Callable[[Verifying], None],
-    ) -> AsyncIterator[FileDamage | Verified | None]:
+        self, path: str | None, rate_bytes: float | None, after: int
+    ) -> AsyncIterator[FileDamage | Verifying | Verified]:
         """Read every file from the disk and hash it."""
-        return self._verifier.verify(path, rate_bytes, after, tell)
+        return self._verifier.verify(path, rate_bytes, after)
 
-    async def counted(self, found: int, has_directories: bool = False) -> Checked:
-        """How much there is."""
+    async def _checked(self, found: int, directories: int) -> Checked:
         work = partial(_count, self._storage.state.database)
         inodes, names, records, contents = await trio.to_thread.run_sync(work)
         return Checked(
@@ -150,19 +150,13 @@ class ChecksAnswer:
             names=names,
             records=records,
             contents=contents,
-            directories=self._directories if has_directories else 0,
+            directories=directories,
             found=found,
         )
 
     async def receipts(self) -> Sequence[Receipt]:
         """The receipts in lost+found, the newest first."""
         return await trio.to_thread.run_sync(read_receipts, self._storage.state.lost_found)
-
-
-def _is_cancelled() -> bool:
-    """In a thread: raises Cancelled where nobody waits for it any more."""
-    trio.from_thread.check_cancelled()
-    return False
 
 
 def _count(database: Path) -> list[int]:

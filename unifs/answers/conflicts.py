@@ -73,7 +73,7 @@ class ConflictsAnswer:
         shown = self._shown(conflict)
         if keep == "ours":
             # Replaces what has the name; where that is gone, it is a rename to a free name.
-            if self._theirs(conflict) or self._is_elsewhere(conflict):
+            if self._storage.tree.find(conflict.parent, conflict.name) != conflict.ino:
                 await self._take_place(shown.ours, conflict)
             await complete(self._settle, conflict.ino)
         elif keep == "theirs":
@@ -86,9 +86,6 @@ class ConflictsAnswer:
 
     def _settle(self, ino: int) -> None:
         self._storage.tree.commit([settle(ino)])
-
-    def _is_elsewhere(self, conflict: Kept) -> bool:
-        return self._storage.tree.find(conflict.parent, conflict.name) != conflict.ino
 
     async def _take_place(self, ours: str, conflict: Kept) -> None:
         above, name = await self._paths.parent_of(ours)

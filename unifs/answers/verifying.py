@@ -2,7 +2,7 @@
 
 Files come in the order of their inode numbers, which never change: so a run that was ended goes on
 where it was. Reading asks the kernel to drop the pages first and believes no bitmap; it goes on in
-threads, a few MiB at a time, and pauses between them to keep to its rate.
+threads, a leaf at a time, and pauses between them to keep to its rate.
 """
 
 from __future__ import annotations
@@ -18,13 +18,22 @@ from unifs.control.checks_protocol import FileDamage, Verified, Verifying
 from unifs.errors import Corrupt, NotAvailableOffline, UnifsError
 from unifs.ipfs.unixfs.builder import leaf_block_parts
 from unifs.ipfs.unixfs.reader import FileReader
-from unifs.journal.content import LARGE, LINKED, REMOTE, SEALED, SMALL, large_id, small_content
+from unifs.journal.content import (
+    LARGE,
+    LINKED,
+    REMOTE,
+    SEALED,
+    SMALL,
+    large_id,
+    read_pieces,
+    small_content,
+)
 from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.namespace import ROOT_INO
 from unifs.vfs.roots import unpack_link
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator
 
     from unifs.ipfs.cid import Cid
     from unifs.journal.content import LargeContent
@@ -38,8 +47,6 @@ ROWS = (
     "select ino,mount,content from inode where ino>? and gone is null"
     " and substr(content,1,1) in (x'01',x'02',x'04',x'06') order by ino limit 256"
 )
-#: What a rate is kept to over: a pause comes after at most so much.
-PIECE_BYTES = 4 << 20
 
 
 class Pace:
@@ -70,9 +77,8 @@ class FileVerifier:
         path: str | None,
         rate_bytes: float | None,
         after: int,
-        tell: Callable[[Verifying], None] | None = None,
-    ) -> AsyncIterator[FileDamage | Verified | None]:
-        """Damages as they are found, None after each file, then what was read."""
+    ) -> AsyncIterator[FileDamage | Verifying | Verified]:
+        """Damages as they are found, how far it is after each file, then what was read."""
         top = None if path is None else await self._paths.find(path)
         below = None if top is None or top.ino == ROOT_INO else top.ino
         pace, result = (
@@ -95,9 +101,7 @@ class FileVerifier:
                 name = f"/{volume.name}{os.fsdecode(storage.tree.path(ino) or b'?')}"
                 for offset, size, reason in damages:
                     yield FileDamage(path=name, offset=offset, size_bytes=size, reason=reason)
-                if tell is not None:
-                    tell(Verifying(files=result.files, bytes_done=result.size_bytes, after=ino))
-                yield None
+                yield Verifying(files=result.files, bytes_done=result.size_bytes, after=ino)
         yield result
 
     async def _file(self, ino: int, content: bytes, pace: Pace, result: Verified) -> Damages:
@@ -218,28 +222,9 @@ def _hash(pieces: list[tuple[int, int, int]], prefix: bytes, suffix: bytes) -> t
     """The digest of a leaf block from the disk, and why there is none; closes the descriptors."""
     digest = hashlib.sha256(prefix)
     try:
-        for part in _from_disk(pieces):
+        for part in read_pieces(pieces, is_fresh=True):
             digest.update(part)
     except (OSError, Corrupt) as error:
         return b"", str(error)
-    finally:
-        for descriptor, _, _ in pieces:
-            if descriptor >= 0:
-                os.close(descriptor)
     digest.update(suffix)
     return digest.digest(), ""
-
-
-def _from_disk(pieces: list[tuple[int, int, int]]) -> Iterator[bytes]:
-    """The bytes of the pieces; the kernel is asked to forget those that it has written out."""
-    for descriptor, start, end in pieces:
-        if descriptor < 0:
-            yield bytes(end - start)
-            continue
-        os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
-        while start < end:
-            part = os.pread(descriptor, min(PIECE_BYTES, end - start), start)
-            if not part:
-                raise Corrupt(f"its container ends at {start}")
-            start += len(part)
-            yield part

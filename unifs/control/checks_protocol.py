@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from unifs.control.daemon_protocol import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 
 class Wrong(Answer, tag="found", tag_field="event"):
@@ -73,26 +73,20 @@ class Receipt(Answer):
 class Checks(Protocol):
     """Is what is stored what was stored."""
 
-    async def fsck(self, is_thorough: bool) -> Sequence[Wrong]:
+    async def fsck(self, is_thorough: bool) -> tuple[Sequence[Wrong], Checked]:
         """Every inconsistency of rows, records and contents; ``is_thorough``: hash them too."""
         ...
 
-    async def agree(self) -> Sequence[Wrong]:
+    async def agree(self) -> tuple[Sequence[Wrong], Checked]:
         """Where journal, tree, contents and CIDs do not agree."""
         ...
 
-    async def counted(self, found: int, has_directories: bool = False) -> Checked: ...
-
     def verify(
-        self,
-        path: str | None,
-        rate_bytes: float | None,
-        after: int,
-        tell: Callable[[Verifying], None],
-    ) -> AsyncIterator[FileDamage | Verified | None]:
+        self, path: str | None, rate_bytes: float | None, after: int
+    ) -> AsyncIterator[FileDamage | Verifying | Verified]:
         """Read every file from the disk and hash it; at most ``rate_bytes`` a second.
 
-        None between two files.
+        ``Verifying`` comes after each file.
         """
         ...
 

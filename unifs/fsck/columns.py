@@ -180,6 +180,7 @@ COLUMNS = (
     ),
     *_columns("checkpoint", "name", ("epoch", WHOLE, REMOVED), ("time_ns", WHOLE, 0)),
     *_columns("thinned", "epoch", ("epoch", WHOLE, REMOVED), ("is_swept", WHOLE, 0)),
+    *_columns("untracked", "ino", ("ino", WHOLE, REMOVED), ("until", WHOLE + NULL, None)),
     *_columns(
         "epoch",
         "epoch",

@@ -8,11 +8,9 @@ import stat
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unifs.errors import UnifsError
-from unifs.fsck.look import Check, Finding, mode_of, size_of
-from unifs.fsck.saving import give_up, put_together, read
+from unifs.fsck.look import Check, Finding, is_cid, mode_of, size_of
+from unifs.fsck.saving import give_up, put_together, read, whole_extents
 from unifs.fsck.stores import indexed_containers
-from unifs.ipfs.cid import Cid
 from unifs.ipfs.unixfs.builder import hash_leaf
 from unifs.ipfs.unixfs.profiles import DEFAULT_PROFILE, PROFILES
 from unifs.journal.containers import is_container_name
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 
     from unifs.fsck.look import Look
     from unifs.fsck.mending import Mending
+    from unifs.ipfs.unixfs.profiles import Profile
 
 _RANGE_BYTES = 16
 #: What a file may have here; offsets are signed.
@@ -53,7 +52,7 @@ def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
         "select id,state,size,extents,proof,durable_size,durable_extents,cid,leaves from content"
         " where id>? and id<=?"
     )
-    chunk = _chunk_bytes(look)
+    chunk = _profile(look).chunk_bytes
     for number, state, size, extents, proof, durable_size, durable, cid, leaves in look.all(
         query, (after, upto)
     ):
@@ -67,7 +66,7 @@ def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
             yield Finding("CONTENT_EXTENTS", sentence, number, partial(_set_extents, number))
         elif proof is not None and not _is_proof(proof, size):
             sentence = f"the proof of content {number} covers bytes that it does not have"
-            yield Finding("CONTENT_PROOF", sentence, number, partial(_forget_proof, number))
+            yield Finding("CONTENT_PROOF", sentence, number, partial(_reopen, number))
         elif (durable_size is None) != (durable is None) or (
             durable is not None and extents_problem(durable, durable_size)
         ):
@@ -76,25 +75,14 @@ def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
         if state not in (CLOSED, SEALED):
             sentence = f"content {number} is neither closed nor sealed"
             yield Finding("CONTENT_STATE", sentence, number, partial(_reopen, number))
-        elif state == SEALED and not (_is_cid(cid) and (leaves or not size)):
+        elif state == SEALED and not (cid and is_cid(cid[8:]) and (leaves or not size)):
             sentence = f"content {number} is sealed and its hashes are not complete"
             yield Finding("CONTENT_STATE", sentence, number, partial(_reopen, number))
 
 
-def _is_cid(column: bytes | None) -> bool:
-    """Whether this is Tsize and a CID."""
-    if column is None or len(column) < 9:
-        return False
-    try:
-        Cid.decode(column[8:])
-    except (UnifsError, ValueError, IndexError):
-        return False
-    return True
-
-
-def _chunk_bytes(look: Look) -> int:
+def _profile(look: Look) -> Profile:
     row = look.one("select value from meta where key='profile'")
-    return PROFILES.get(row[0] if row else "", DEFAULT_PROFILE).chunk_bytes
+    return PROFILES.get(row[0] if row else "", DEFAULT_PROFILE)
 
 
 def _is_proof(proof: bytes, size: int) -> bool:
@@ -118,9 +106,9 @@ def _set_length(number: int, mending: Mending) -> None:
 
 def likely_size(mending: Mending, number: int, packed: bytes, leaves: bytes | None) -> int:
     """The size that a content had: one that fits its extents, and its hashes where it has some."""
-    ends = ExtentMap.unpack(packed[: len(packed) // 24 * 24]).ends
+    ends = whole_extents(packed).ends
     end = min(max([0, *ends]), SIZE_MAX)
-    chunk = _chunk_bytes(mending.look)
+    chunk = _profile(mending.look).chunk_bytes
     query = "select attributes from inode where content=?"
     blob = large_blob(number)
     said = [size_of(row[0]) for row in mending.database.all(query, (blob,)) if mode_of(row[0])]
@@ -135,7 +123,7 @@ def _set_extents(number: int, mending: Mending) -> None:
     """What of them can be read, laid anew one over the other, up to the end."""
     query = "select size,extents from content where id=?"
     size, extents = mending.database.one(query, (number,))
-    known = ExtentMap.unpack(extents[: len(extents) // 24 * 24])
+    known = whole_extents(extents)
     made = ExtentMap()
     for start, end, container in zip(known.starts, known.ends, known.containers, strict=True):
         if start < end and 0 < container < 1 << 63:
@@ -162,11 +150,7 @@ def _reopen(number: int, mending: Mending) -> None:
     query = "select size,extents from content where id=?"
     size, extents = mending.database.one(query, (number,))
     mending.keep_rows("content", "id=?", (number,))
-    _set_form(number, size, ExtentMap.unpack(extents[: len(extents) // 24 * 24]), mending)
-
-
-def _forget_proof(number: int, mending: Mending) -> None:
-    _reopen(number, mending)
+    _set_form(number, size, whole_extents(extents), mending)
 
 
 def _set_durable(number: int, mending: Mending) -> None:
@@ -219,6 +203,7 @@ def small_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
     """Small contents whose bytes are not those that their digest names; where that is asked for."""
     query = "select ino,content from inode where ino>? and ino<=? and substr(content,1,1)=x'01'"
     for ino, content in look.all(query, (after, upto)) if look.is_thorough else ():
+        look.check_cancelled()
         small = small_content(content)
         descriptor = look.segment("segments", small.segment)
         if descriptor is None:
@@ -231,12 +216,12 @@ def small_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
 
 def large_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
     """Sealed contents with a leaf that does not match its hash; where that is asked for."""
-    row = look.one("select value from meta where key='profile'")
-    profile = PROFILES.get(row[0] if row else "", DEFAULT_PROFILE)
+    profile = _profile(look)
     query = "select id,size,extents,leaves from content where id>? and id<=? and state=2"
     for number, size, extents, leaves in look.all(query, (after, upto)) if look.is_thorough else ():
         known = ExtentMap.unpack(extents)
         for leaf in range(len(leaves) // 32):
+            look.check_cancelled()
             start = leaf * profile.chunk_bytes
             data = read(look, known, start, min(start + profile.chunk_bytes, size))
             if data is None or hash_leaf(profile, data) != leaves[leaf * 32 : leaf * 32 + 32]:

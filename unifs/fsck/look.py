@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from unifs.errors import UnifsError
+from unifs.errors import InvalidCid
 from unifs.ipfs.cid import Cid
 from unifs.journal.content import (
     EXPANDED,
@@ -29,10 +29,11 @@ from unifs.types import SYMLINK_MAX_BYTES
 from unifs.vfs.tree import ATTRIBUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from unifs.fsck.mending import Mending
+    from unifs.state.database import Queries
 
 #: Names above one that are looked at before a path counts as a loop; PATH_MAX allows fewer.
 DEPTH_MAX = 4096
@@ -49,14 +50,6 @@ KINDS = (
 )
 #: Bytes of a small content's column; of a large one's.
 _SMALL_BYTES, _LARGE_BYTES = len(SmallContent(0, 0, 0, bytes(32)).blob), 9
-
-
-class Rows(Protocol):
-    """A connection to tree.db."""
-
-    def all(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]: ...
-
-    def one(self, sql: str, bindings: Sequence[Any] = ()) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +85,7 @@ class Check:
 
     def run(self, look: Look) -> Iterator[Finding]:
         """Everything that it finds."""
+        look.check_cancelled()
         if self.needs_names:
             look.gather()
         if not self.table:
@@ -113,8 +107,11 @@ class Shown:
 class Look:
     """Reads for the checks. Belongs to one thread at a time."""
 
-    def __init__(self, rows: Rows, path: Path) -> None:
-        self._rows = rows
+    def __init__(
+        self, rows: Queries, path: Path, check_cancelled: Callable[[], None] = lambda: None
+    ) -> None:
+        """``check_cancelled`` is called before each long step; it raises where it should end."""
+        self.check_cancelled = check_cancelled
         self.all = rows.all
         self.one = rows.one
         #: The state directory.
@@ -188,6 +185,7 @@ class Look:
         after = -(1 << 63)
         is_first = True
         while True:
+            self.check_cancelled()
             least = self.one(query.replace(">", ">=") if is_first else query, (after,))[0]
             if least is None:
                 return
@@ -254,7 +252,7 @@ def content_problem(blob: object, mode: int) -> str:
         SMALL: len(blob) == _SMALL_BYTES and file_type == stat.S_IFREG,
         LARGE: len(blob) == _LARGE_BYTES and file_type == stat.S_IFREG,
         SYMLINK: len(blob) <= SYMLINK_MAX_BYTES + 1 and file_type == stat.S_IFLNK,
-        LINKED: kind == LINKED and _is_link(blob) and file_type in LINKABLE,
+        LINKED: kind == LINKED and is_cid(blob[9:]) and file_type in LINKABLE,
         EXPANDED: len(blob) == 1 and file_type == stat.S_IFDIR,
         REMOTE: len(blob) >= _LARGE_BYTES and file_type == stat.S_IFREG,
     }
@@ -267,10 +265,11 @@ def content_problem(blob: object, mode: int) -> str:
     return ""
 
 
-def _is_link(blob: bytes) -> bool:
+def is_cid(binary: bytes) -> bool:
+    """Whether these bytes are a CID."""
     try:
-        Cid.decode(blob[9:])
-    except (UnifsError, ValueError, IndexError):
+        Cid.decode(binary)
+    except InvalidCid:
         return False
     return True
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 LOST_FOUND = b"lost+found"
 #: Rows that a report holds; more are counted.
 ROWS_MAX = 10_000
-S_IFREG_0644 = stat.S_IFREG | 0o644
 
 
 class Mending:
@@ -118,7 +117,8 @@ class Mending:
 
     def new_object(self, ino: int, mount: int, row: Any, content: bytes | None) -> None:
         """A row made of what is known: (attributes, content) of the past, and a content."""
-        packed = row[0] if row is not None and mode_of(row[0]) else attributes_of(S_IFREG_0644)
+        is_known = row is not None and mode_of(row[0])
+        packed = row[0] if is_known else attributes_of(stat.S_IFREG | 0o644)
         blob = content if content is not None else row[1] if row is not None else b""
         if content_problem(blob, mode_of(packed)):
             blob = symlink_blob(b"lost") if stat.S_ISLNK(mode_of(packed)) else b""
@@ -315,11 +315,11 @@ def journal_contents(look: Look, ino: int) -> list[bytes]:
     return found
 
 
-def attributes_of(mode: int, size: int = 0) -> bytes:
+def attributes_of(mode: int) -> bytes:
     """The attributes column of an object of which nothing else is known: ours, changed now."""
     now = time.time_ns()
     links = 2 if stat.S_ISDIR(mode) else 1
-    return ATTRIBUTES.pack(mode, os.getuid(), os.getgid(), links, size, now, now, now, 0)
+    return ATTRIBUTES.pack(mode, os.getuid(), os.getgid(), links, 0, now, now, now, 0)
 
 
 def _literal(value: object) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unifs.fsck.look import Check, Finding, mode_of
 from unifs.journal.content import REMOTE
 from unifs.journal.log import Op
+from unifs.state import schema
 from unifs.types import NAME_MAX_BYTES
 from unifs.vfs.namespace import ROOT_INO
 
@@ -18,16 +19,12 @@ if TYPE_CHECKING:
     from unifs.fsck.look import Look
     from unifs.fsck.mending import Mending
 
+#: What makes each index, by its name.
 INDEXES = {
-    "inode_gone": "create index inode_gone on inode(gone) where gone is not null",
-    "dentry_name": "create unique index dentry_name on dentry(parent, name)",
-    "remote_path": "create index remote_path on remote(mount, path)",
-    "remote_attempt": "create index remote_attempt on remote(mount) where attempt is not null",
-    "holding_container": "create index holding_container on holding(container)",
-    "journal_waiting": "create index journal_waiting on journal(ino, seq) where state is not null",
-    "inode_past_until": "create index inode_past_until on inode_past(until)",
-    "xattr_past_until": "create index xattr_past_until on xattr_past(until)",
-    "dentry_past_until": "create index dentry_past_until on dentry_past(until)",
+    statement.partition(" index ")[2].split()[0]: statement
+    for statements in schema.MIGRATIONS.values()
+    for statement in statements
+    if statement.startswith(("create index ", "create unique index "))
 }
 
 

@@ -9,12 +9,11 @@ the receipt that names what it changes is durable, and again until nothing more 
 from __future__ import annotations
 
 import json
-import logging
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import apsw
 
@@ -24,15 +23,13 @@ from unifs.fsck.look import Check, Finding, Look
 from unifs.fsck.mending import Mending
 from unifs.journal.recovery import write_durably
 from unifs.state import schema
-from unifs.state.database import VFS, Database
+from unifs.state.database import VFS, Database, Queries
 from unifs.state.directory import StateDirectory
 from unifs.vfs.storage import DEFAULT_PROFILE, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-log = logging.getLogger(__name__)
 
 #: Exit codes, after the habit of e2fsck.
 CLEAN, REPAIRED, LEFT, FAILED = 0, 1, 4, 8
@@ -65,7 +62,7 @@ class Outcome:
         return REPAIRED if self.found else CLEAN
 
 
-class Reader:
+class Reader(Queries):
     """A connection to tree.db that leaves the write-ahead log as it is."""
 
     def __init__(self, path: Path) -> None:
@@ -82,14 +79,6 @@ class Reader:
             raise StateNewer(
                 f"{path.parent} has format {version}, this unifs checks {schema.VERSION}"
             )
-
-    def all(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
-        """All rows."""
-        return self._connection.execute(sql, bindings).fetchall()
-
-    def one(self, sql: str, bindings: Sequence[Any] = ()) -> Any:
-        """The first row, or None."""
-        return self._connection.execute(sql, bindings).fetchone()
 
     def close(self) -> None:
         """Without a checkpoint of what was there."""

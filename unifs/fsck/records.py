@@ -6,9 +6,7 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from unifs.errors import UnifsError
-from unifs.fsck.look import Check, Finding, mode_of
-from unifs.ipfs.cid import Cid
+from unifs.fsck.look import Check, Finding, is_cid, mode_of
 from unifs.journal.log import Op, pack_pair, unpack_pair, unpack_rename
 from unifs.vfs.remoterows import content_key
 
@@ -103,6 +101,7 @@ def newest(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         " order by seq desc limit 4096"
     )
     while rows := look.all(query, (before,)):
+        look.check_cancelled()
         before = rows[-1][0]
         for _, ino, data in rows:
             if ino in seen or problem_of(Op.CONTENT, data):
@@ -138,17 +137,9 @@ def sequence(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         if seq > last or seq < 0:
             sentence = f"epoch {epoch} contains records up to {seq}, the last one is {last}"
             yield Finding("EPOCH_AHEAD", sentence, epoch, partial(_forget_root, epoch))
-        elif root is not None and not _is_cid(root):
+        elif root is not None and not is_cid(root):
             sentence = f"the root of epoch {epoch} is no CID"
             yield Finding("EPOCH_ROOT", sentence, epoch, partial(_forget_root, epoch))
-
-
-def _is_cid(binary: bytes) -> bool:
-    try:
-        Cid.decode(binary)
-    except (UnifsError, ValueError, IndexError):
-        return False
-    return True
 
 
 def _set_sealed(last: int, mending: Mending) -> None:

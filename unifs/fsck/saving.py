@@ -120,7 +120,7 @@ def _link(blob: bytes, storage: Storage, mending: Mending) -> bytes | None:
     if row is None or row[0] != SEALED or row[1] is None:
         return None
     _, cid, leaves, size, extents = row
-    known = ExtentMap.unpack(extents[: len(extents) // 24 * 24])
+    known = whole_extents(extents)
     chunk = profile.chunk_bytes
     for number in range(len(leaves) // 32):
         start, end = number * chunk, min(number * chunk + chunk, size)
@@ -133,6 +133,11 @@ def _link(blob: bytes, storage: Storage, mending: Mending) -> bytes | None:
         )
     storage.blocks.sync()
     return bytes(cid)
+
+
+def whole_extents(packed: bytes) -> ExtentMap:
+    """The extents in a column, but for one at its end that is cut."""
+    return ExtentMap.unpack(packed[: len(packed) // 24 * 24])
 
 
 def read(look: Look, extents: ExtentMap, start: int, end: int) -> bytes | None:

@@ -9,11 +9,9 @@ import stat
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from unifs.errors import UnifsError
 from unifs.fsck.columns import EPOCHS_MAX, NUMBERS_MAX
-from unifs.fsck.look import Check, Finding, content_problem, mode_of
+from unifs.fsck.look import Check, Finding, content_problem, is_cid, mode_of
 from unifs.fsck.mending import attributes_of
-from unifs.ipfs.cid import Cid
 from unifs.ipfs.unixfs.profiles import DEFAULT_PROFILE, PROFILES
 from unifs.journal.content import EXPANDED, LINKED, REMOTE, SYMLINK, linked_blob, symlink_blob
 from unifs.journal.writeback_order import Attempt
@@ -97,17 +95,9 @@ def inodes(look: Look, after: int, upto: int) -> Iterator[Finding]:
         elif problem := content_problem(content, mode):
             sentence = f"what {look.path(ino)} should contain {problem}"
             yield Finding("ROW_CONTENT", sentence, ino, partial(_set_content, ino))
-        if stat.S_ISDIR(mode) and isinstance(cid, bytes) and not _is_cid(cid[8:]):
+        if stat.S_ISDIR(mode) and isinstance(cid, bytes) and not is_cid(cid[8:]):
             sentence = f"the CID of {look.path(ino)} is none"
             yield Finding("ROW_CID", sentence, ino, partial(_forget_cid, ino))
-
-
-def _is_cid(binary: bytes) -> bool:
-    try:
-        Cid.decode(binary)
-    except (UnifsError, ValueError, IndexError):
-        return False
-    return True
 
 
 def _forget_cid(ino: int, mending: Mending) -> None:

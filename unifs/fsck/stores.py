@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from unifs.errors import UnifsError
-from unifs.fsck.look import Check, Finding
+from unifs.fsck.look import Check, Finding, is_cid
 from unifs.ipfs.cid import Cid
 from unifs.ipfs.embedded.block_index import PlaceKind, section_holder, split_holder
 from unifs.ipfs.embedded.sections import (
@@ -252,12 +251,11 @@ def pins(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
             yield Finding("PINS_DAMAGED", sentence, mend=_put_pins_away)
             return
         for binary, recursive, name in rows:
-            try:
-                cid = Cid.decode(binary)
-            except (UnifsError, ValueError, IndexError, TypeError):
+            if not (isinstance(binary, bytes) and is_cid(binary)):
                 sentence = f"the pin {name!r} is of no CID"
                 yield Finding("PIN_SHAPE", sentence, mend=partial(_unpin, binary, name))
                 continue
+            cid = Cid.decode(binary)
             if not (cid.is_identity or blocks is None or _has(look, blocks, cid.multihash)):
                 kind = "recursive" if recursive else "direct"
                 sentence = f"{cid} ({kind} pin {name!r}) is pinned and not here"
@@ -299,10 +297,7 @@ def _unpin(binary: Any, name: Any, mending: Mending) -> None:
             connection.execute("delete from pins where cid is ?", (binary,))
     text = str(binary)
     if isinstance(binary, bytes):
-        try:
-            text = str(Cid.decode(binary))
-        except (UnifsError, ValueError, IndexError):
-            text = binary.hex()
+        text = str(Cid.decode(binary)) if is_cid(binary) else binary.hex()
     mending.kept.append(f"the pin {name!r} of {text} is gone; pin it again once its root is here")
 
 

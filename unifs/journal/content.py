@@ -298,13 +298,18 @@ def _read_ahead(descriptor: int, offset: int, size: int) -> None:
         os.close(descriptor)
 
 
-def read_pieces(pieces: list[tuple[int, int, int]]) -> Iterator[bytes]:
-    """The bytes of ``Contents.duplicate``'s pieces, in a thread; closes their descriptors."""
+def read_pieces(pieces: list[tuple[int, int, int]], is_fresh: bool = False) -> Iterator[bytes]:
+    """The bytes of ``Contents.duplicate``'s pieces, in a thread; closes their descriptors.
+
+    ``is_fresh``: from the disk; the kernel is asked to forget those that it has written out.
+    """
     try:
         for descriptor, start, end in pieces:
             if descriptor < 0:
                 yield bytes(end - start)
                 continue
+            if is_fresh:
+                os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
             while start < end:
                 part = os.pread(descriptor, end - start, start)
                 if not part:

@@ -27,10 +27,10 @@ async def fsck(
     Ends with CORRUPT where anything is wrong: unmount, then `unifs fsck --repair`, which also
     checks what can only be known of a tree at rest.
     """
-    found = await daemon.checks.fsck(verify)
+    found, checked = await daemon.checks.fsck(verify)
     for wrong in found:
         await emit(wrong)
-    await emit(await daemon.checks.counted(len(found)))
+    await emit(checked)
     if found:
         raise Corrupt(f"{len(found)} things are wrong; `unifs fsck --repair` mends them offline")
 
@@ -52,18 +52,15 @@ async def verify(
     and go on with `--after`. Ends with CORRUPT where a file is damaged. `repo verify` does the same
     for the blocks of the node.
     """
-    newest: list[Verifying] = []
     told_at = trio.current_time()
     damaged = 0
     rate_bytes = rate * (1 << 20) if rate else None
-    async for event in daemon.checks.verify(path, rate_bytes, after, newest.append):
-        if isinstance(event, FileDamage):
-            damaged += 1
-        if progress and newest and trio.current_time() - told_at > INTERVAL_S:
+    async for event in daemon.checks.verify(path, rate_bytes, after):
+        if isinstance(event, Verifying):
+            if not progress or trio.current_time() - told_at <= INTERVAL_S:
+                continue
             told_at = trio.current_time()
-            await emit(newest[-1])
-        newest.clear()
-        if event is not None:
-            await emit(event)
+        damaged += isinstance(event, FileDamage)
+        await emit(event)
     if damaged:
         raise Corrupt(f"{damaged} ranges of files are damaged")

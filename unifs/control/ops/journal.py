@@ -145,10 +145,10 @@ async def verify(daemon: Daemon, emit: Emit[Wrong | Checked]) -> None:
     Rows and records are compared with each other, contents with their hashes, and the blocks of
     every directory of /mfs with its rows. Ends with CORRUPT where they do not agree.
     """
-    found = await daemon.checks.agree()
+    found, checked = await daemon.checks.agree()
     for wrong in found:
         await emit(wrong)
-    await emit(await daemon.checks.counted(len(found), has_directories=True))
+    await emit(checked)
     if found:
         raise Corrupt(f"{len(found)} things do not agree")
 
