@@ -46,25 +46,18 @@ FOUND_MAX = 4_096
 _LOCAL = (1 << INO_SHIFT) - 1
 
 
-class PastInode(Inode):
-    """An inode of an epoch."""
-
-    __slots__ = ()
-
-
 class EpochView(Volume):
     """One epoch of one mount."""
 
     refuses_changes = True
 
-    def __init__(self, parent: HistoryView, volume: TreeVolume, name: bytes, epoch: int) -> None:
+    def __init__(self, parent: HistoryView, volume: TreeVolume, epoch: int) -> None:
         super().__init__("history")
         self.parent = parent
         self.history = parent.history
         self.inodes = parent.inodes
         self.storage = parent.history.writer.storage
         self.volume = volume
-        self.shown_as = name
         self.epoch = epoch
         self.is_thinned = False
         #: Open files and directories.
@@ -113,11 +106,11 @@ class EpochView(Volume):
         """Attributes for a listing, valid until the next call."""
         return self._fill(self._scratch, form)
 
-    def load(self, ino: int) -> PastInode:
+    def load(self, ino: int) -> Inode:
         form = None if self.is_thinned else self.form(ino)
         if form is None:
             raise Stale(f"epoch {self.epoch} is not kept any more")
-        return PastInode(ino, self, self._fill(self.parent.factory(), form))
+        return Inode(ino, self, self._fill(self.parent.factory(), form))
 
     def forgotten(self, ino: int) -> None:
         self.inodes.drop(ino)
@@ -216,7 +209,6 @@ class EpochView(Volume):
     def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:
         if stat.S_ISDIR(inode.attributes.st_mode):
             raise IsADirectory
-        assert isinstance(inode, PastInode)
         self.getattr(inode)
         form = self.form(inode.ino)
         if form is not None:
@@ -226,7 +218,6 @@ class EpochView(Volume):
     def opendir(self, inode: Inode) -> DirectoryHandle:
         if not stat.S_ISDIR(inode.attributes.st_mode):
             raise NotADirectory
-        assert isinstance(inode, PastInode)
         self.getattr(inode)
         self._expand(inode)
         return PastDirectory(inode, self)

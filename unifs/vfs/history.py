@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from unifs.vfs.tracking import Tracking
     from unifs.vfs.tree import Batch
     from unifs.vfs.treeinode import TreeInode
-    from unifs.vfs.treevolume import TreeVolume
     from unifs.vfs.writer import Writer
 
     #: Runs a query: SQL and bindings to rows.
@@ -367,8 +366,3 @@ def check_checkpoint_name(name: str) -> None:
         )
     if name.isdigit() or time_of(name) is not None or name == "now":
         raise InvalidArgument(f"{name!r} names an epoch already: it is a number or a time")
-
-
-def history_volumes(volumes: Sequence[TreeVolume]) -> dict[str, TreeVolume]:
-    """The mounts whose past is kept, by name."""
-    return {volume.name: volume for volume in volumes if volume.keeps_history}

@@ -161,7 +161,7 @@ class HistoryView(Volume):
             view = None
         if view is None:
             self._make_room()
-            view = self._views[key] = EpochView(self, volume, name, epoch)
+            view = self._views[key] = EpochView(self, volume, epoch)
         self._views.move_to_end(key)
         return view
 
