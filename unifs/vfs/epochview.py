@@ -24,7 +24,7 @@ from unifs.errors import (
     Unsupported,
 )
 from unifs.journal.content import LINKED, SYMLINK, large_id
-from unifs.vfs.history import form_at, name_at, xattrs_at
+from unifs.vfs.history import form_at, live_name_at, name_at, xattrs_at
 from unifs.vfs.historyfile import PastDirectory, PastHandle, large_size
 from unifs.vfs.historyrows import cid_at
 from unifs.vfs.tree import blocks_of, fill_attributes
@@ -35,7 +35,7 @@ from unifs.waiting import RETRY, WouldBlock
 
 if TYPE_CHECKING:
     from unifs.types import Attributes, Caller
-    from unifs.vfs.history import Ask, Form
+    from unifs.vfs.history import Form
     from unifs.vfs.historyview import HistoryView
     from unifs.vfs.treevolume import TreeVolume
 
@@ -156,9 +156,9 @@ class EpochView(Volume):
         key = (parent, name)
         known = self._found.get(key)
         if known is None:
-            known = name_at(_live_only(self.history.ask), parent, name, self.epoch) or None
-        if known is None:
-            raise WouldBlock(partial(self._look, key), self.name)
+            known = live_name_at(self.history.ask, parent, name, self.epoch)
+            if not known:
+                raise WouldBlock(partial(self._look, key), self.name)
         return known
 
     async def _look(self, key: tuple[int, bytes]) -> object:
@@ -238,7 +238,3 @@ class EpochView(Volume):
 
     def listxattr(self, inode: Inode) -> list[bytes]:
         return list(xattrs_at(self.history.ask, self.local(inode.ino), self.epoch))
-
-
-def _live_only(ask: Ask) -> Ask:
-    return lambda sql, bindings: [] if "dentry_past" in sql else ask(sql, bindings)

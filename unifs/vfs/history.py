@@ -120,13 +120,21 @@ def form_at(ask: Ask, ino: int, epoch: int) -> Form | None:
     return None
 
 
+def live_name_at(ask: Ask, parent: int, name: bytes, epoch: int) -> int:
+    """What a name in a directory named, where its live row tells; else 0."""
+    rows = ask(LIVE_NAME, (parent, name, epoch))
+    return int(rows[0][0]) if rows else 0
+
+
 def name_at(ask: Ask, parent: int, name: bytes, epoch: int) -> int:
     """What a name in a directory named, 0: nothing.
 
     Where a live row does not tell, all that the directory lost since is looked through.
     """
-    rows = ask(LIVE_NAME, (parent, name, epoch))
-    rows = rows or ask(PAST_NAME, (parent, name, epoch, epoch))
+    live = live_name_at(ask, parent, name, epoch)
+    if live:
+        return live
+    rows = ask(PAST_NAME, (parent, name, epoch, epoch))
     return int(rows[0][0]) if rows else 0
 
 
