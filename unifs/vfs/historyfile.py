@@ -84,7 +84,7 @@ class PastHandle(Handle):
         if content is not None:
             return contents.read_large(content, offset, size)
         if blob and blob[0] == LINKED:
-            return self.view.volume.read_link(blob, offset, size)
+            return self.view.volume.read_linked(blob, offset, size)
         return b""
 
     def release(self) -> None:

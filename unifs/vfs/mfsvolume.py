@@ -221,12 +221,7 @@ class MfsVolume(TreeVolume):
         inode.is_touched = True
         self.writer.touched[inode.ino] = inode
 
-    def read_linked(
-        self, inode: TreeInode, offset: int, size: int
-    ) -> bytes | bytearray | memoryview:
-        return self.read_link(inode.stored, offset, size)
-
-    def read_link(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
+    def read_linked(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
         return self.node.read_nowait(unpack_link(stored[1:]).cid, offset, size)
 
     def materialize(self, inode: TreeInode) -> None:

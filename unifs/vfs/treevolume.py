@@ -264,14 +264,10 @@ class TreeVolume(TreeRename):
             raise NotADirectory
         return self.directory_type(inode, self)  # type: ignore[arg-type]
 
-    def read_linked(
-        self, inode: TreeInode, offset: int, size: int
-    ) -> bytes | bytearray | memoryview:
-        """Bytes of a file that is linked by its CID; a volume with a node knows them."""
-        raise NotAvailableOffline
-
-    def read_link(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
-        """As ``read_linked``, of a file with that content column."""
+    def read_linked(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
+        """Bytes of a file that is linked by its CID, by its content column; a volume with a node
+        knows them.
+        """
         raise NotAvailableOffline
 
     def expand(self, inode: Inode) -> None:
