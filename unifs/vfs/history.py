@@ -310,18 +310,15 @@ class History:
         for inode in [*writer.pending.values(), *writer.open.values()]:
             if inode.is_dirty() and not inode.is_gone:
                 writer.commit(inode)
-        seq, now = writer.log.seq, time.time_ns()
+        seq = writer.log.seq
         last = self.database.one(f"select max(epoch),max(seq) {SHOWN}")
         is_new = last[0] is None or last[1] < seq or bool(writer.touched)
         number = writer.tree.epoch if is_new else int(last[0])
         batch: Batch = []
-        if is_new:
-            row = (number, seq, now)
-            batch.append(("insert or replace into epoch values(?,?,?,null)", row))
         if name:
-            batch.append(("insert into checkpoint values(?,?,?)", (name, number, now)))
+            batch.append(("insert into checkpoint values(?,?,?)", (name, number, time.time_ns())))
         if is_new:
-            next_epoch(writer, batch)
+            next_epoch(writer, seq, batch)
         elif batch:
             writer.tree.commit(batch)
         return number
