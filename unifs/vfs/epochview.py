@@ -23,10 +23,10 @@ from unifs.errors import (
     Stale,
     Unsupported,
 )
-from unifs.journal.content import LINKED, SYMLINK, large_id
+from unifs.journal.content import SYMLINK, large_id
 from unifs.vfs.history import form_at, live_name_at, name_at, xattrs_at
 from unifs.vfs.historyfile import PastDirectory, PastHandle, large_size
-from unifs.vfs.historyrows import cid_at
+from unifs.vfs.historyrows import cid_at, linked_row
 from unifs.vfs.tree import blocks_of, fill_attributes
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treevolume import CID_XATTR
@@ -190,10 +190,8 @@ class EpochView(Volume):
     def _expand(self, directory: Inode) -> None:
         """A directory that was linked by its CID has no rows for its names until it is opened."""
         form = self.form(directory.ino)
-        if form is None or not form.content or form.content[0] != LINKED:
-            return
-        row = self.storage.tree.inode_row(form.ino)
-        if row is None or not row[5] or row[5][0] != LINKED:
+        row = None if form is None else linked_row(self.storage.tree, form)
+        if form is None or row is None:
             return
         if row[3] is not None:
             cid = cid_at(self.storage, form)

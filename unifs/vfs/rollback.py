@@ -22,10 +22,11 @@ import trio
 import trio.lowlevel
 
 from unifs.errors import Busy, NotADirectory
-from unifs.journal.content import CLOSED, LINKED, LargeContent
+from unifs.journal.content import CLOSED, LargeContent
 from unifs.types import PlainCaller
 from unifs.vfs.history import children_at, form_at, name_at, xattrs_at
 from unifs.vfs.historyrestore import is_same, make_from, put_back
+from unifs.vfs.historyrows import linked_row
 from unifs.vfs.treeinode import TreeInode
 from unifs.waiting import complete
 
@@ -171,7 +172,8 @@ class Rollback:
         if not stat.S_ISDIR(form.mode):
             await self._file(parent, name, form, path)
             return
-        if self._is_linked(form) and (live is None or live.ino != form.ino):
+        is_linked = linked_row(self.volume.tree, form) is not None
+        if is_linked and (live is None or live.ino != form.ino):
             xattrs = xattrs_at(self.history.ask, form.ino, self.epoch)
             await self._remove(parent, name, path)
             await complete(self._make, form, xattrs, parent, name)
@@ -194,13 +196,6 @@ class Rollback:
             return
         await complete(put_back, self.volume, inode, form, xattrs)
         self._invalidator.inode(inode.ino, attributes_only=True)
-
-    def _is_linked(self, form: Form) -> bool:
-        """Whether a directory is linked by its CID and has no rows for its names yet."""
-        if not form.content or form.content[0] != LINKED:
-            return False
-        row = self.volume.tree.inode_row(form.ino)
-        return row is not None and row[5][:1] == form.content[:1]
 
     @property
     def _hidden(self) -> frozenset[int]:
