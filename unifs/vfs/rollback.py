@@ -170,7 +170,7 @@ class Rollback:
             self.outcome.skipped.append(os.fsdecode(path))
             return
         if not stat.S_ISDIR(form.mode):
-            await self._file(parent, name, form, path)
+            await self._file(parent, name, live, form, path)
             return
         is_linked = linked_row(self.volume.tree, form) is not None
         if is_linked and (live is None or live.ino != form.ino):
@@ -204,8 +204,9 @@ class Rollback:
 
     # --- files ------------------------------------------------------------------------------------
 
-    async def _file(self, parent: TreeInode, name: bytes, form: Form, path: bytes) -> None:
-        live = await complete(self.volume.find, parent, name)
+    async def _file(
+        self, parent: TreeInode, name: bytes, live: TreeInode | None, form: Form, path: bytes
+    ) -> None:
         xattrs = xattrs_at(self.history.ask, form.ino, self.epoch)
         known = self._files.get(form.ino) or self._alive(form, live, xattrs)
         if known is None and live is not None and self._fits(live, form):
