@@ -19,6 +19,7 @@ import trio
 from unifs.cache.source import Source
 from unifs.errors import IsADirectory, NotADirectory, Stale
 from unifs.types import NAME_MAX_BYTES, Node, Version
+from unifs.vfs.tree import blocks_of
 from unifs.vfs.volume import INO_SHIFT, DirectoryHandle, Handle, Inode, Volume
 from unifs.waiting import RETRY, WouldBlock
 
@@ -186,7 +187,7 @@ class ViewVolume(Volume):
         attributes.st_nlink = 2 if is_directory else 1
         attributes.st_uid, attributes.st_gid = os.getuid(), os.getgid()
         attributes.st_size = node.size_bytes
-        attributes.st_blocks = (node.size_bytes + 511) >> 9
+        attributes.st_blocks = blocks_of(node.size_bytes)
         attributes.st_blksize = 1 << 20
         moment = node.mtime_ns or 0
         attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = moment
