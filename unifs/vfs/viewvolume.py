@@ -24,12 +24,9 @@ from unifs.vfs.volume import INO_SHIFT, DirectoryHandle, Handle, Inode, Volume
 from unifs.waiting import RETRY, WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from unifs.cache.reads import ReadCache
     from unifs.mounts.base import Mount
     from unifs.types import Attributes, Caller, Entry
-    from unifs.vfs.inodes import Inodes
     from unifs.vfs.reserved import Reserved
     from unifs.vfs.volume import Emit
 
@@ -122,24 +119,17 @@ class ViewVolume(Volume):
 
     refuses_changes = True
 
-    def __init__(self, name: str, mount: Mount, cache: ReadCache) -> None:
+    def __init__(self, name: str, mount: Mount, cache: ReadCache, reserved: Reserved) -> None:
         super().__init__(name)
         self.mount = mount
         self.cache = cache
-        self.inodes: Inodes
-        self._factory: Callable[[], Attributes]
+        self.inodes = reserved.inodes
+        self._factory = reserved.factory
         self._by_path: dict[str, ViewInode] = {}
         self._by_ino: dict[int, ViewInode] = {}
-        self._last = 0
-        self.root = 0
-
-    def connect(
-        self, reserved: Reserved, inodes: Inodes, factory: Callable[[], Attributes]
-    ) -> None:
-        """Take inode numbers and make the top directory; before the first request."""
-        self.inodes, self._factory = inodes, factory
         self._first = reserved.take_prefix(self) << INO_SHIFT
-        self.root = self._take("", Node(stat.S_IFDIR | 0o555)).ino
+        self._last = 0
+        self.root = self._new("", Node(stat.S_IFDIR | 0o555)).ino
 
     # --- inodes -----------------------------------------------------------------------------------
 
@@ -172,7 +162,7 @@ class ViewVolume(Volume):
         if inode is None or not is_same or _kind(inode) != stat.S_IFMT(node.mode):
             # Other bytes are another inode: the kernel keeps pages by number.
             inode = self._new(path, node)
-        inode.checked_s = trio.current_time() if self.root else 0.0
+        inode.checked_s = trio.current_time()
         return inode
 
     def _new(self, path: str, node: Node) -> ViewInode:
