@@ -229,8 +229,8 @@ class Daemon:
             )
         )
         self.remotes.add_configured(settings.mounts)
-        versions = ViewVolume(".unifs/versions", VersionViews(self.remotes), self.cache)
-        versions.connect(self.reserved, self.vfs.inodes, self.vfs.factory)
+        views = VersionViews(self.remotes)
+        versions = ViewVolume(".unifs/versions", views, self.cache, self.reserved)
         self.reserved.add(b"versions", versions.root)
 
     def _answer(self) -> None:

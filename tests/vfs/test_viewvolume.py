@@ -63,9 +63,8 @@ class World:
         self.vfs = Vfs(path)
         self.shelf = Shelf()
         self.cache = ReadCache(None)
-        self.view = ViewVolume("view", self.shelf, self.cache)
         reserved = Reserved(self.vfs.namespace, self.vfs.inodes)
-        self.view.connect(reserved, self.vfs.inodes, self.vfs.factory)
+        self.view = ViewVolume("view", self.shelf, self.cache, reserved)
 
     async def lookup(self, name: str) -> int:
         attributes = await complete(self.vfs.lookup, self.view.root, name.encode(), CALLER)

@@ -219,15 +219,21 @@ class HistoryAnswer:
 
     async def _live(self, volume: TreeVolume, names: Sequence[bytes]) -> TreeInode | None:
         """What is at a path now; None where nothing is."""
+        found = await self._walk(volume, names)
+        return found[-1] if len(found) > len(names) else None
+
+    async def _walk(self, volume: TreeVolume, names: Sequence[bytes]) -> list[TreeInode]:
+        """What is there now on the way to a path, the mount's root first."""
         inode: TreeInode = volume.inodes.get(volume.root)  # type: ignore[assignment]
+        found = [inode]
         for name in names:
-            if not stat.S_ISDIR(inode.attributes.st_mode):
-                return None
-            found = await complete(volume.find, inode, name)
-            if found is None:
-                return None
-            inode = found
-        return inode
+            if not stat.S_ISDIR(found[-1].attributes.st_mode):
+                break
+            below = await complete(volume.find, found[-1], name)
+            if below is None:
+                break
+            found.append(below)
+        return found
 
     # --- checkpoints and tracking -----------------------------------------------------------------
 
@@ -266,9 +272,8 @@ class HistoryAnswer:
 
     async def _check_tracked(self, volume: TreeVolume, names: list[bytes], path: str) -> None:
         """InvalidArgument where a path lies in a directory that is not tracked now."""
-        for depth in range(len(names) + 1):
-            above = await self._live(volume, names[:depth])
-            if above is not None and above.ino in volume.tree.tracking.untracked:
+        for depth, above in enumerate(await self._walk(volume, names)):
+            if above.ino in volume.tree.tracking.untracked:
                 where = "/".join([volume.name, *map(os.fsdecode, names[:depth])])
                 raise InvalidArgument(f"{path} lies in /{where}, which is not tracked")
 

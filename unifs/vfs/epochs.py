@@ -6,15 +6,19 @@ Called by who builds a root, by retention where no root is built, and by who set
 from __future__ import annotations
 
 import stat
+import time
 from typing import TYPE_CHECKING
 
 from unifs.vfs.tree import pack_attributes
 
 if TYPE_CHECKING:
-    from unifs.vfs.tree import Batch
+    from collections.abc import Sequence
+
+    from unifs.vfs.tree import Batch, Statement
     from unifs.vfs.treeinode import TreeInode
     from unifs.vfs.writer import Writer
 
+INSERT_EPOCH = "insert or ignore into epoch values(?,?,?,null)"
 UPDATE_TIMES = "update inode set attributes=?,epoch=? where ino=?"
 #: Inodes whose times are newer than their rows: 80 ms and 16 ms.
 DIRECTORIES_MAX, FILES_MAX = 10_000, 2_000
@@ -42,8 +46,11 @@ def times_written(writer: Writer, touched: list[TreeInode]) -> None:
             inode.epoch = writer.tree.epoch
 
 
-def next_epoch(writer: Writer, statements: Batch, frees: bool = False) -> int:
-    """End the epoch, with ``statements`` in the same transaction; its number.
+def next_epoch(
+    writer: Writer, seq: int, also: Sequence[Statement] = (), frees: bool = False
+) -> int:
+    """End the epoch, whose last journal record is ``seq``, with statements of the caller's in the
+    same transaction; its number.
 
     Rows get the times that their inodes have now: what is committed later is not in the epoch. Of
     more than ``FILES_MAX`` files that were read in its last second, the times of reading are not.
@@ -55,8 +62,9 @@ def next_epoch(writer: Writer, statements: Batch, frees: bool = False) -> int:
         (directories if stat.S_ISDIR(inode.attributes.st_mode) else files).append(inode)
     touched = directories[:DIRECTORIES_MAX] + files[:FILES_MAX]
     batch = time_rows(writer, touched)
-    batch += statements
     ended = tree.epoch
+    batch.append((INSERT_EPOCH, (ended, seq, time.time_ns())))
+    batch += also
     batch.append(("insert or replace into meta values(?,?)", ("epoch", ended + 1)))
     tree.commit(batch, frees=frees)
     times_written(writer, touched)

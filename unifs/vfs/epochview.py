@@ -23,10 +23,10 @@ from unifs.errors import (
     Stale,
     Unsupported,
 )
-from unifs.journal.content import LINKED, SYMLINK, large_id
-from unifs.vfs.history import form_at, name_at, xattrs_at
+from unifs.journal.content import SYMLINK, large_id
+from unifs.vfs.history import form_at, live_name_at, name_at, xattrs_at
 from unifs.vfs.historyfile import PastDirectory, PastHandle, large_size
-from unifs.vfs.historyrows import cid_at
+from unifs.vfs.historyrows import cid_at, linked_row
 from unifs.vfs.tree import blocks_of, fill_attributes
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treevolume import CID_XATTR
@@ -35,7 +35,7 @@ from unifs.waiting import RETRY, WouldBlock
 
 if TYPE_CHECKING:
     from unifs.types import Attributes, Caller
-    from unifs.vfs.history import Ask, Form
+    from unifs.vfs.history import Form
     from unifs.vfs.historyview import HistoryView
     from unifs.vfs.treevolume import TreeVolume
 
@@ -46,25 +46,18 @@ FOUND_MAX = 4_096
 _LOCAL = (1 << INO_SHIFT) - 1
 
 
-class PastInode(Inode):
-    """An inode of an epoch."""
-
-    __slots__ = ()
-
-
 class EpochView(Volume):
     """One epoch of one mount."""
 
     refuses_changes = True
 
-    def __init__(self, parent: HistoryView, volume: TreeVolume, name: bytes, epoch: int) -> None:
+    def __init__(self, parent: HistoryView, volume: TreeVolume, epoch: int) -> None:
         super().__init__("history")
         self.parent = parent
         self.history = parent.history
         self.inodes = parent.inodes
         self.storage = parent.history.writer.storage
         self.volume = volume
-        self.shown_as = name
         self.epoch = epoch
         self.is_thinned = False
         #: Open files and directories.
@@ -113,11 +106,11 @@ class EpochView(Volume):
         """Attributes for a listing, valid until the next call."""
         return self._fill(self._scratch, form)
 
-    def load(self, ino: int) -> PastInode:
+    def load(self, ino: int) -> Inode:
         form = None if self.is_thinned else self.form(ino)
         if form is None:
             raise Stale(f"epoch {self.epoch} is not kept any more")
-        return PastInode(ino, self, self._fill(self.parent.factory(), form))
+        return Inode(ino, self, self._fill(self.parent.factory(), form))
 
     def forgotten(self, ino: int) -> None:
         self.inodes.drop(ino)
@@ -163,9 +156,9 @@ class EpochView(Volume):
         key = (parent, name)
         known = self._found.get(key)
         if known is None:
-            known = name_at(_live_only(self.history.ask), parent, name, self.epoch) or None
-        if known is None:
-            raise WouldBlock(partial(self._look, key), self.name)
+            known = live_name_at(self.history.ask, parent, name, self.epoch)
+            if not known:
+                raise WouldBlock(partial(self._look, key), self.name)
         return known
 
     async def _look(self, key: tuple[int, bytes]) -> object:
@@ -197,10 +190,8 @@ class EpochView(Volume):
     def _expand(self, directory: Inode) -> None:
         """A directory that was linked by its CID has no rows for its names until it is opened."""
         form = self.form(directory.ino)
-        if form is None or not form.content or form.content[0] != LINKED:
-            return
-        row = self.storage.tree.inode_row(form.ino)
-        if row is None or not row[5] or row[5][0] != LINKED:
+        row = None if form is None else linked_row(self.storage.tree, form)
+        if form is None or row is None:
             return
         if row[3] is not None:
             cid = cid_at(self.storage, form)
@@ -216,7 +207,6 @@ class EpochView(Volume):
     def open(self, inode: Inode, flags: int, caller: Caller) -> Handle:
         if stat.S_ISDIR(inode.attributes.st_mode):
             raise IsADirectory
-        assert isinstance(inode, PastInode)
         self.getattr(inode)
         form = self.form(inode.ino)
         if form is not None:
@@ -226,7 +216,6 @@ class EpochView(Volume):
     def opendir(self, inode: Inode) -> DirectoryHandle:
         if not stat.S_ISDIR(inode.attributes.st_mode):
             raise NotADirectory
-        assert isinstance(inode, PastInode)
         self.getattr(inode)
         self._expand(inode)
         return PastDirectory(inode, self)
@@ -247,7 +236,3 @@ class EpochView(Volume):
 
     def listxattr(self, inode: Inode) -> list[bytes]:
         return list(xattrs_at(self.history.ask, self.local(inode.ino), self.epoch))
-
-
-def _live_only(ask: Ask) -> Ask:
-    return lambda sql, bindings: [] if "dentry_past" in sql else ask(sql, bindings)

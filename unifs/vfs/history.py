@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from unifs.vfs.tracking import Tracking
     from unifs.vfs.tree import Batch
     from unifs.vfs.treeinode import TreeInode
-    from unifs.vfs.treevolume import TreeVolume
     from unifs.vfs.writer import Writer
 
     #: Runs a query: SQL and bindings to rows.
@@ -121,13 +120,21 @@ def form_at(ask: Ask, ino: int, epoch: int) -> Form | None:
     return None
 
 
+def live_name_at(ask: Ask, parent: int, name: bytes, epoch: int) -> int:
+    """What a name in a directory named, where its live row tells; else 0."""
+    rows = ask(LIVE_NAME, (parent, name, epoch))
+    return int(rows[0][0]) if rows else 0
+
+
 def name_at(ask: Ask, parent: int, name: bytes, epoch: int) -> int:
     """What a name in a directory named, 0: nothing.
 
     Where a live row does not tell, all that the directory lost since is looked through.
     """
-    rows = ask(LIVE_NAME, (parent, name, epoch))
-    rows = rows or ask(PAST_NAME, (parent, name, epoch, epoch))
+    live = live_name_at(ask, parent, name, epoch)
+    if live:
+        return live
+    rows = ask(PAST_NAME, (parent, name, epoch, epoch))
     return int(rows[0][0]) if rows else 0
 
 
@@ -303,18 +310,15 @@ class History:
         for inode in [*writer.pending.values(), *writer.open.values()]:
             if inode.is_dirty() and not inode.is_gone:
                 writer.commit(inode)
-        seq, now = writer.log.seq, time.time_ns()
+        seq = writer.log.seq
         last = self.database.one(f"select max(epoch),max(seq) {SHOWN}")
         is_new = last[0] is None or last[1] < seq or bool(writer.touched)
         number = writer.tree.epoch if is_new else int(last[0])
         batch: Batch = []
-        if is_new:
-            row = (number, seq, now)
-            batch.append(("insert or replace into epoch values(?,?,?,null)", row))
         if name:
-            batch.append(("insert into checkpoint values(?,?,?)", (name, number, now)))
+            batch.append(("insert into checkpoint values(?,?,?)", (name, number, time.time_ns())))
         if is_new:
-            next_epoch(writer, batch)
+            next_epoch(writer, seq, batch)
         elif batch:
             writer.tree.commit(batch)
         return number
@@ -367,8 +371,3 @@ def check_checkpoint_name(name: str) -> None:
         )
     if name.isdigit() or time_of(name) is not None or name == "now":
         raise InvalidArgument(f"{name!r} names an epoch already: it is a number or a time")
-
-
-def history_volumes(volumes: Sequence[TreeVolume]) -> dict[str, TreeVolume]:
-    """The mounts whose past is kept, by name."""
-    return {volume.name: volume for volume in volumes if volume.keeps_history}

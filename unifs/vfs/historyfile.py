@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unifs.errors import BadHandle, Corrupt, Stale
+from unifs.errors import Corrupt, Stale
 from unifs.journal.content import CLOSED, LARGE, LINKED, LargeContent, SmallContent, large_id
 from unifs.journal.extents import ExtentMap
 from unifs.vfs.history import Form, form_at, names_at
@@ -19,9 +19,9 @@ from unifs.waiting import RETRY, WouldBlock
 if TYPE_CHECKING:
     from unifs.journal.content import Content, Contents
     from unifs.state.database import Database
-    from unifs.vfs.epochview import EpochView, PastInode
+    from unifs.vfs.epochview import EpochView
     from unifs.vfs.history import Ask
-    from unifs.vfs.volume import Emit
+    from unifs.vfs.volume import Emit, Inode
 
 #: Names of a directory that are looked up in one go: a few milliseconds of a thread.
 PAGE = 256
@@ -58,7 +58,7 @@ class PastHandle(Handle):
 
     __slots__ = ("_blob", "_content", "view")
 
-    def __init__(self, inode: PastInode, view: EpochView) -> None:
+    def __init__(self, inode: Inode, view: EpochView) -> None:
         super().__init__(inode)
         self.view = view
         self._blob = b""
@@ -84,11 +84,8 @@ class PastHandle(Handle):
         if content is not None:
             return contents.read_large(content, offset, size)
         if blob and blob[0] == LINKED:
-            return self.view.volume.read_link(blob, offset, size)
+            return self.view.volume.read_linked(blob, offset, size)
         return b""
-
-    def write(self, offset: int, data: bytes | memoryview) -> int:
-        raise BadHandle
 
     def release(self) -> None:
         self.view.let_go()
@@ -99,7 +96,7 @@ class PastDirectory(DirectoryHandle):
 
     __slots__ = ("_after", "_at", "_is_last", "_rows", "view")
 
-    def __init__(self, inode: PastInode, view: EpochView) -> None:
+    def __init__(self, inode: Inode, view: EpochView) -> None:
         super().__init__(inode)
         self.view = view
         #: (id, name, form) behind the offset ``_at``, the next one last.

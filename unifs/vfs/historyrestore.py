@@ -16,7 +16,15 @@ from unifs.journal.content import CLOSED, LargeContent, large_id
 from unifs.journal.log import Op, pack_pair
 from unifs.types import PlainCaller
 from unifs.vfs.historyfile import past_content
-from unifs.vfs.tree import ATTRIBUTES, UPDATE_INODE, fill_attributes, pack_attributes
+from unifs.vfs.tree import (
+    ATTRIBUTES,
+    DROP_XATTR,
+    SET_XATTR,
+    UPDATE_INODE,
+    blocks_of,
+    fill_attributes,
+    pack_attributes,
+)
 
 if TYPE_CHECKING:
     from unifs.vfs.history import Form
@@ -25,15 +33,16 @@ if TYPE_CHECKING:
     from unifs.vfs.treevolume import TreeVolume
 
 ONE_MORE = "update content set refs=refs+1 where id=?"
-SET_XATTR = "insert or replace into xattr values(?,?,?,?)"
-DROP_XATTR = "delete from xattr where ino=? and name=?"
 
 
 def is_same(inode: TreeInode, form: Form, xattrs: dict[bytes, bytes]) -> bool:
     """Whether an inode is as it was, but for times of reading and of change and its names."""
     if inode.is_dirty():
         return False
-    old, new = ATTRIBUTES.unpack(form.attributes), ATTRIBUTES.unpack(_packed(inode))
+    old, new = (
+        ATTRIBUTES.unpack(form.attributes),
+        ATTRIBUTES.unpack(pack_attributes(inode.attributes)),
+    )
     is_directory = stat.S_ISDIR(new[0])
     if old[:3] != new[:3] or old[6] != new[6] or (not is_directory and old[4] != new[4]):
         return False
@@ -112,10 +121,6 @@ def make_from(
     return inode
 
 
-def _packed(inode: TreeInode) -> bytes:
-    return pack_attributes(inode.attributes)
-
-
 def _xattrs(inode: TreeInode) -> dict[bytes, bytes]:
     database = inode.volume.tree.database  # type: ignore[attr-defined]
     return dict(database.all("select name,value from xattr where ino=?", (inode.ino,)))
@@ -126,7 +131,7 @@ def _fit_size(volume: TreeVolume, inode: TreeInode, blob: bytes) -> None:
     content = past_content(volume.contents, volume.tree.database, blob)
     if isinstance(content, LargeContent) and content.size != inode.attributes.st_size:
         inode.attributes.st_size = content.size
-        inode.attributes.st_blocks = (content.size + 511) >> 9
+        inode.attributes.st_blocks = blocks_of(content.size)
 
 
 def _to_seal(volume: TreeVolume, inode: TreeInode) -> None:

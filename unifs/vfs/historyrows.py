@@ -1,9 +1,11 @@
-"""What a past row says beyond its columns: the CID of its bytes, and how two of them differ."""
+"""What a past row says beyond its columns: the CID of its bytes, whether it is a link by CID that
+nobody opened, and how two of them differ.
+"""
 
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unifs.ipfs.cid import Cid
 from unifs.ipfs.unixfs.builder import FileBuilder, build_symlink
@@ -14,6 +16,9 @@ from unifs.vfs.tree import ATTRIBUTES
 if TYPE_CHECKING:
     from unifs.vfs.history import Form
     from unifs.vfs.storage import Storage
+    from unifs.vfs.tree import Tree
+
+_LINKED = bytes((LINKED,))
 
 
 def cid_at(storage: Storage, form: Form) -> Cid | None:
@@ -34,6 +39,17 @@ def cid_at(storage: Storage, form: Form) -> Cid | None:
         return None if content.cid is None else unpack_link(content.cid).cid
     assert isinstance(content, SmallContent)
     return Cid.raw(content.digest) if profile.has_raw_leaves else None
+
+
+def linked_row(tree: Tree, form: Form) -> Any:
+    """The live row of what was linked by its CID and still is; None of everything else.
+
+    A directory of which that is so has no rows for its names, in any epoch.
+    """
+    if form.content[:1] != _LINKED:
+        return None
+    row = tree.inode_row(form.ino)
+    return row if row is not None and row[5][:1] == _LINKED else None
 
 
 def differences(before: Form, after: Form) -> list[str]:

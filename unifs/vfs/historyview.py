@@ -8,13 +8,12 @@ newest one that is as old. What is below an epoch is an ``EpochView``'s.
 from __future__ import annotations
 
 import os
-import stat
-import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from unifs.errors import IsADirectory, NotFound, Stale
 from unifs.vfs.epochview import EpochView
+from unifs.vfs.namespace import table_attributes
 from unifs.vfs.volume import INO_SHIFT, DirectoryHandle, Handle, Inode, Volume
 
 if TYPE_CHECKING:
@@ -93,16 +92,8 @@ class HistoryView(Volume):
         reserved.add(NAME, self.top.ino)
 
     def _directory(self, number: int, shows: TreeVolume | None) -> _Directory:
-        attributes = self.factory()
-        attributes.st_ino = ino = self._prefix << INO_SHIFT | number + 1
-        attributes.st_mode = stat.S_IFDIR | 0o555
-        attributes.st_nlink = 2
-        attributes.st_uid = attributes.st_gid = 0
-        attributes.st_blksize = 4096
-        now = time.time_ns()
-        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = now
-        attributes.entry_timeout = attributes.attr_timeout = 1.0
-        directory = _Directory(ino, self, attributes, shows)
+        ino = self._prefix << INO_SHIFT | number + 1
+        directory = _Directory(ino, self, table_attributes(self.factory, ino, 0o555), shows)
         self.inodes.add(directory)
         return directory
 
@@ -152,7 +143,7 @@ class HistoryView(Volume):
     # --- views ------------------------------------------------------------------------------------
 
     def _view(self, volume: TreeVolume, name: bytes, epoch: int) -> EpochView:
-        """The view of an epoch under a name; NotFound where the mount was not there then."""
+        """The view of an epoch under a name, whether or not the mount was there then."""
         key = (volume.name, name)
         view = self._views.get(key)
         if view is not None and view.epoch != epoch:
@@ -161,7 +152,7 @@ class HistoryView(Volume):
             view = None
         if view is None:
             self._make_room()
-            view = self._views[key] = EpochView(self, volume, name, epoch)
+            view = self._views[key] = EpochView(self, volume, epoch)
         self._views.move_to_end(key)
         return view
 

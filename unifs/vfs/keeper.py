@@ -13,6 +13,7 @@ a time, so that a collection of millions of files holds up nobody.
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from unifs.vfs.smallrows import INODE, JOURNAL, KEYS, TABLES, rows_naming
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from unifs.ipfs.embedded.node import EmbeddedNode
@@ -186,20 +187,24 @@ class Keeper:
         return self._is_linked or keeping.is_holding or keeping.links != links
 
 
-#: Where the tree names CIDs: table, its key, the CID in a column, and which rows have one.
-_ROOTS = (
-    ("epoch", "epoch", "root", "root is not null"),
-    ("content", "id", "substr(cid,9)", "cid is not null"),
+#: Rows that are links by CID: table, its key, the CID in a column, and which rows have one.
+_LINKS = (
     ("inode", "ino", "substr(content,10)", "substr(content,1,1)=x'04'"),
     ("inode_past", "ino", "substr(content,10)", "substr(content,1,1)=x'04'"),
 )
+#: All rows that name CIDs.
+_ROOTS = (
+    ("epoch", "epoch", "root", "root is not null"),
+    ("content", "id", "substr(cid,9)", "cid is not null"),
+    *_LINKS,
+)
 
 
-def tree_roots(database: Path) -> Iterator[Root]:
-    """What ``Keeper.roots`` answers; no read transaction sees more than ``KEYS`` rows."""
+def tree_roots(database: Path, places: tuple[tuple[str, ...], ...] = _ROOTS) -> Generator[Root]:
+    """The CIDs that rows name; no read transaction sees more than ``KEYS`` rows."""
     connection = Reader(database)
     try:
-        for table, key, column, where in _ROOTS:
+        for table, key, column, where in places:
             first = f"select min({key}) from {table} where {key}>?"
             query = f"select {column} from {table} where {key}>? and {key}<=? and {where}"
             after = 0
@@ -217,15 +222,8 @@ def tree_roots(database: Path) -> Iterator[Root]:
 
 def _has_links(database: Path) -> bool:
     """Whether any row, present or past, is a link by CID: one look through all of them."""
-    connection = Reader(database)
-    try:
-        for table in ("inode", "inode_past"):
-            query = f"select 1 from {table} where substr(content,1,1)=x'04' limit 1"
-            if connection.all(query):
-                return True
-        return False
-    finally:
-        connection.close()
+    with closing(tree_roots(database, _LINKS)) as found:
+        return next(found, None) is not None
 
 
 def _contents(row: Named) -> Iterator[SmallContent]:

@@ -26,7 +26,7 @@ from unifs.journal.content import (
 from unifs.journal.overlay import Overlay
 from unifs.types import PlainCaller
 from unifs.vfs.roots import MfsRoots, unpack_link
-from unifs.vfs.tree import INSERT_INODE, pack_attributes
+from unifs.vfs.tree import INSERT_INODE, blocks_of, pack_attributes
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treevolume import TreeVolume
 from unifs.waiting import RETRY, WouldBlock, complete
@@ -159,7 +159,7 @@ class MfsVolume(TreeVolume):
         inode.stored = linked_blob(tsize.to_bytes(8, "little") + cid.binary)
         if kind == stat.S_IFREG:
             attributes.st_size = node.size_bytes
-            attributes.st_blocks = (node.size_bytes + 511) >> 9
+            attributes.st_blocks = blocks_of(node.size_bytes)
         return inode
 
     def find(self, parent: Inode, name: bytes) -> TreeInode | None:
@@ -221,12 +221,7 @@ class MfsVolume(TreeVolume):
         inode.is_touched = True
         self.writer.touched[inode.ino] = inode
 
-    def read_linked(
-        self, inode: TreeInode, offset: int, size: int
-    ) -> bytes | bytearray | memoryview:
-        return self.read_link(inode.stored, offset, size)
-
-    def read_link(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
+    def read_linked(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
         return self.node.read_nowait(unpack_link(stored[1:]).cid, offset, size)
 
     def materialize(self, inode: TreeInode) -> None:

@@ -60,6 +60,20 @@ class NamespaceHandle(DirectoryHandle):
             self._inodes.remember(ino)
 
 
+def table_attributes(factory: Callable[[], Attributes], ino: int, permissions: int) -> Attributes:
+    """Those of a directory that no backend and no row has: root's, made now."""
+    attributes = factory()
+    now = time.time_ns()
+    attributes.st_ino = ino
+    attributes.st_mode = stat.S_IFDIR | permissions
+    attributes.st_nlink = 2
+    attributes.st_uid = attributes.st_gid = 0
+    attributes.st_blksize = 4096
+    attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = now
+    attributes.entry_timeout = attributes.attr_timeout = 1.0
+    return attributes
+
+
 class Namespace(Volume):
     """The root directory and the directories of volumes below it."""
 
@@ -72,16 +86,7 @@ class Namespace(Volume):
         self.root = self._directory(ROOT_INO)
 
     def _directory(self, ino: int) -> NamespaceDirectory:
-        attributes = self.factory()
-        now = time.time_ns()
-        attributes.st_ino = ino
-        attributes.st_mode = stat.S_IFDIR | 0o755
-        attributes.st_nlink = 2
-        attributes.st_uid = attributes.st_gid = 0
-        attributes.st_blksize = 4096
-        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = now
-        attributes.entry_timeout = attributes.attr_timeout = 1.0
-        directory = NamespaceDirectory(ino, self, attributes)
+        directory = NamespaceDirectory(ino, self, table_attributes(self.factory, ino, 0o755))
         self._inodes.add(directory)
         return directory
 

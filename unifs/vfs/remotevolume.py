@@ -324,7 +324,7 @@ class RemoteVolume(TreeVolume):
             inode.based_on = inode.version
         super()._resize(inode, size)
 
-    def read_linked(self, inode: TreeInode, offset: int, size: int) -> bytes | memoryview:
+    def read_linked(self, stored: bytes, offset: int, size: int) -> bytes | memoryview:
         raise AssertionError("a handle on the backend's bytes is pinned to a version")
 
     def materialize(self, inode: TreeInode) -> None:

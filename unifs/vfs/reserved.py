@@ -31,7 +31,7 @@ class Reserved:
 
     def __init__(self, namespace: Namespace, inodes: Inodes) -> None:
         self._namespace = namespace
-        self._inodes = inodes
+        self.inodes = inodes
         self._directory = namespace.add_unlisted(RESERVED_NAME)
         self._next = RESERVED_FIRST
 
@@ -57,14 +57,14 @@ class Reserved:
         for _ in range(RESERVED_LAST - RESERVED_FIRST + 1):
             prefix = self._next
             self._next = RESERVED_FIRST if prefix == RESERVED_LAST else prefix + 1
-            if prefix not in self._inodes.volumes:
-                self._inodes.volumes[prefix] = volume
+            if prefix not in self.inodes.volumes:
+                self.inodes.volumes[prefix] = volume
                 return prefix
         raise TooManyHandles("too many views of /.unifs are in use at once")
 
     def give_back(self, prefix: int) -> bool:
         """The prefix is free again, unless the kernel remembers an inode of it; whether it is."""
-        if self._inodes.known.get(prefix):
+        if self.inodes.known.get(prefix):
             return False
-        self._inodes.drop_volume(prefix)
+        self.inodes.drop_volume(prefix)
         return True

@@ -199,9 +199,7 @@ class Retention:
         last = self.storage.log.seq
         if last <= seq or now - max(ended_ns, self._started_ns) < age_ns:
             return
-        row = (self.writer.tree.epoch, last, now)
-        statement = "insert or replace into epoch values(?,?,?,null)"
-        next_epoch(self.writer, [(statement, row)], frees=True)
+        next_epoch(self.writer, last, frees=True)
 
     def _thin(self, now_ns: int, limits: Limits) -> None:
         """Stop showing what the limits do not keep."""

@@ -22,10 +22,11 @@ import trio
 import trio.lowlevel
 
 from unifs.errors import Busy, NotADirectory
-from unifs.journal.content import CLOSED, LINKED, LargeContent
+from unifs.journal.content import CLOSED, LargeContent
 from unifs.types import PlainCaller
 from unifs.vfs.history import children_at, form_at, name_at, xattrs_at
 from unifs.vfs.historyrestore import is_same, make_from, put_back
+from unifs.vfs.historyrows import linked_row
 from unifs.vfs.treeinode import TreeInode
 from unifs.waiting import complete
 
@@ -169,9 +170,10 @@ class Rollback:
             self.outcome.skipped.append(os.fsdecode(path))
             return
         if not stat.S_ISDIR(form.mode):
-            await self._file(parent, name, form, path)
+            await self._file(parent, name, live, form, path)
             return
-        if self._is_linked(form) and (live is None or live.ino != form.ino):
+        is_linked = linked_row(self.volume.tree, form) is not None
+        if is_linked and (live is None or live.ino != form.ino):
             xattrs = xattrs_at(self.history.ask, form.ino, self.epoch)
             await self._remove(parent, name, path)
             await complete(self._make, form, xattrs, parent, name)
@@ -195,13 +197,6 @@ class Rollback:
         await complete(put_back, self.volume, inode, form, xattrs)
         self._invalidator.inode(inode.ino, attributes_only=True)
 
-    def _is_linked(self, form: Form) -> bool:
-        """Whether a directory is linked by its CID and has no rows for its names yet."""
-        if not form.content or form.content[0] != LINKED:
-            return False
-        row = self.volume.tree.inode_row(form.ino)
-        return row is not None and row[5][:1] == form.content[:1]
-
     @property
     def _hidden(self) -> frozenset[int]:
         """Directories that stay as they are: their past is not whole."""
@@ -209,8 +204,9 @@ class Rollback:
 
     # --- files ------------------------------------------------------------------------------------
 
-    async def _file(self, parent: TreeInode, name: bytes, form: Form, path: bytes) -> None:
-        live = await complete(self.volume.find, parent, name)
+    async def _file(
+        self, parent: TreeInode, name: bytes, live: TreeInode | None, form: Form, path: bytes
+    ) -> None:
         xattrs = xattrs_at(self.history.ask, form.ino, self.epoch)
         known = self._files.get(form.ino) or self._alive(form, live, xattrs)
         if known is None and live is not None and self._fits(live, form):

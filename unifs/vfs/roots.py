@@ -38,7 +38,7 @@ from unifs.journal.content import (
     small_content,
 )
 from unifs.state.database import Reader
-from unifs.vfs.epochs import next_epoch
+from unifs.vfs.epochs import INSERT_EPOCH, next_epoch
 from unifs.vfs.rootholes import find, rebuild_files, write_receipt
 from unifs.waiting import complete
 
@@ -69,7 +69,6 @@ CHILDREN = (
     "select d.name,i.ino,i.attributes,i.content,d.id from dentry d join inode i on i.ino=d.ino"
     " where d.parent=?"
 )
-INSERT_EPOCH = "insert or ignore into epoch values(?,?,?,null)"
 IS_THINNED = (
     "insert or ignore into thinned select ?,1 where not exists (select 1 from epoch where epoch=?)"
 )
@@ -342,8 +341,7 @@ class MfsRoots:
         last = self.writer.storage.database.one("select max(epoch),max(seq) from epoch")
         if last == (tree.epoch - 1, seq) and not self.writer.touched:
             return tree.epoch - 1
-        row = (tree.epoch, seq, time.time_ns())
-        return next_epoch(self.writer, [(INSERT_EPOCH, row)])
+        return next_epoch(self.writer, seq)
 
     def _record(self, built: MfsRoot, seq: int, epoch: int) -> None:
         batch: Batch = []

@@ -83,5 +83,7 @@ class Tracking:
                 return True
             if row[0] in self._mounts:
                 return False
+            if not self.untracked:
+                return True
             ino = row[1]
         return not ino

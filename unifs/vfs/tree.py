@@ -49,6 +49,8 @@ KEEP_DENTRY = (
     "insert into dentry_past select parent,?,id,name,ino,epoch from dentry"
     " where parent=? and name=? and epoch<?"
 )
+SET_XATTR = "insert or replace into xattr values(?,?,?,?)"
+DROP_XATTR = "delete from xattr where ino=? and name=?"
 KEEP_XATTR = (
     "insert or ignore into xattr_past select ino,?,epoch,name,value from xattr"
     " where ino=? and name=? and epoch<?"

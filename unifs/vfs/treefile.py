@@ -64,7 +64,7 @@ class TreeHandle(Handle):
             return contents.read_small(content, offset, size)
         if content is not None:
             return contents.read_large(content, offset, size)
-        return self.volume.read_linked(inode, offset, size)
+        return self.volume.read_linked(inode.stored, offset, size)
 
     def _touch_atime(self, inode: TreeInode) -> None:
         self.has_read = True

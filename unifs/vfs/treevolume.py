@@ -25,7 +25,14 @@ from unifs.errors import (
 )
 from unifs.journal.content import SEALED, SYMLINK, LargeContent, SmallContent
 from unifs.journal.log import Op
-from unifs.vfs.tree import INSERT_INODE, clamp_time, fill_attributes, pack_attributes
+from unifs.vfs.tree import (
+    DROP_XATTR,
+    INSERT_INODE,
+    SET_XATTR,
+    clamp_time,
+    fill_attributes,
+    pack_attributes,
+)
 from unifs.vfs.treefile import FILE_BYTES_MAX, TreeDirectory, TreeHandle
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.treerename import TreeRename
@@ -264,14 +271,10 @@ class TreeVolume(TreeRename):
             raise NotADirectory
         return self.directory_type(inode, self)  # type: ignore[arg-type]
 
-    def read_linked(
-        self, inode: TreeInode, offset: int, size: int
-    ) -> bytes | bytearray | memoryview:
-        """Bytes of a file that is linked by its CID; a volume with a node knows them."""
-        raise NotAvailableOffline
-
-    def read_link(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
-        """As ``read_linked``, of a file with that content column."""
+    def read_linked(self, stored: bytes, offset: int, size: int) -> bytes | bytearray | memoryview:
+        """Bytes of a file that is linked by its CID, by its content column; a volume with a node
+        knows them.
+        """
         raise NotAvailableOffline
 
     def expand(self, inode: Inode) -> None:
@@ -304,16 +307,14 @@ class TreeVolume(TreeRename):
         self._check_xattr(name)
         if len(value) > XATTR_BYTES_MAX:
             raise TooLarge("an extended attribute may have 64 KiB")
-        statement = "insert or replace into xattr values(?,?,?,?)"
         row = (inode.ino, name, value, self.tree.epoch)
-        self._change_xattr(inode, name, (statement, row))
+        self._change_xattr(inode, name, (SET_XATTR, row))
 
     def removexattr(self, inode: Inode, name: bytes) -> None:
         self._check_xattr(name)
         if self.tree.xattr(inode.ino, name) is None:
             raise NoAttribute
-        statement = "delete from xattr where ino=? and name=?"
-        self._change_xattr(inode, name, (statement, (inode.ino, name)))
+        self._change_xattr(inode, name, (DROP_XATTR, (inode.ino, name)))
 
     def _check_xattr(self, name: bytes) -> None:
         if name == CID_XATTR or name.startswith(VIRTUAL_PREFIX):

@@ -19,16 +19,14 @@ import trio
 from unifs.cache.source import Source
 from unifs.errors import IsADirectory, NotADirectory, Stale
 from unifs.types import NAME_MAX_BYTES, Node, Version
+from unifs.vfs.tree import blocks_of
 from unifs.vfs.volume import INO_SHIFT, DirectoryHandle, Handle, Inode, Volume
 from unifs.waiting import RETRY, WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from unifs.cache.reads import ReadCache
     from unifs.mounts.base import Mount
     from unifs.types import Attributes, Caller, Entry
-    from unifs.vfs.inodes import Inodes
     from unifs.vfs.reserved import Reserved
     from unifs.vfs.volume import Emit
 
@@ -121,24 +119,17 @@ class ViewVolume(Volume):
 
     refuses_changes = True
 
-    def __init__(self, name: str, mount: Mount, cache: ReadCache) -> None:
+    def __init__(self, name: str, mount: Mount, cache: ReadCache, reserved: Reserved) -> None:
         super().__init__(name)
         self.mount = mount
         self.cache = cache
-        self.inodes: Inodes
-        self._factory: Callable[[], Attributes]
+        self.inodes = reserved.inodes
+        self._factory = reserved.factory
         self._by_path: dict[str, ViewInode] = {}
         self._by_ino: dict[int, ViewInode] = {}
-        self._last = 0
-        self.root = 0
-
-    def connect(
-        self, reserved: Reserved, inodes: Inodes, factory: Callable[[], Attributes]
-    ) -> None:
-        """Take inode numbers and make the top directory; before the first request."""
-        self.inodes, self._factory = inodes, factory
         self._first = reserved.take_prefix(self) << INO_SHIFT
-        self.root = self._take("", Node(stat.S_IFDIR | 0o555)).ino
+        self._last = 0
+        self.root = self._new("", Node(stat.S_IFDIR | 0o555)).ino
 
     # --- inodes -----------------------------------------------------------------------------------
 
@@ -171,7 +162,7 @@ class ViewVolume(Volume):
         if inode is None or not is_same or _kind(inode) != stat.S_IFMT(node.mode):
             # Other bytes are another inode: the kernel keeps pages by number.
             inode = self._new(path, node)
-        inode.checked_s = trio.current_time() if self.root else 0.0
+        inode.checked_s = trio.current_time()
         return inode
 
     def _new(self, path: str, node: Node) -> ViewInode:
@@ -186,7 +177,7 @@ class ViewVolume(Volume):
         attributes.st_nlink = 2 if is_directory else 1
         attributes.st_uid, attributes.st_gid = os.getuid(), os.getgid()
         attributes.st_size = node.size_bytes
-        attributes.st_blocks = (node.size_bytes + 511) >> 9
+        attributes.st_blocks = blocks_of(node.size_bytes)
         attributes.st_blksize = 1 << 20
         moment = node.mtime_ns or 0
         attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = moment
