@@ -138,14 +138,9 @@ class DiskTier:
     # --- reading --------------------------------------------------------------------------------
 
     def has(self, key: ExtentKey) -> bool:
-        """Whether that extent is here, as far as is known, or on its way."""
+        """Whether that extent is here or on its way; true while nobody knows (``scan``)."""
         digest = digest_of(key)
-        return digest in self._index or digest in self._writing
-
-    @property
-    def is_scanned(self) -> bool:
-        """Whether it is known what an earlier run left."""
-        return self._scanned.is_set()
+        return digest in self._index or digest in self._writing or not self._scanned.is_set()
 
     def read_nowait(self, key: ExtentKey, start: int, size: int) -> memoryview | None:
         """That range of an extent if the page cache has it, else None.
