@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from unifs.cache.flights import RUN_BYTES_MAX
 from unifs.cache.memory import EXTENT_BYTES, ExtentKey
 from unifs.errors import TryAgain
 
@@ -126,7 +127,7 @@ class Readahead:
         start = max(window.reach, _aligned(window.position))
         room = min(self._room(window, now), window.position + size - start)
         stop = min(start + room // EXTENT_BYTES * EXTENT_BYTES, _aligned(source.size_bytes))
-        if stop - start < min(size // 4, source.run_bytes_max) and stop < source.size_bytes:
+        if stop - start < min(size // 4, RUN_BYTES_MAX) and stop < source.size_bytes:
             # Many small requests cost more than a short wait.
             return
         keys = [
