@@ -9,10 +9,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.cache.bulk import MIB, Bulk, cache_of, read, source_of
+from unifs.cache.flights import RUN_BYTES_MAX
 from unifs.cache.memory import PIECE_BYTES
 from unifs.cache.readahead import PAUSE_S, WINDOW_BYTES_MAX, Window
 from unifs.cache.reads import ReadLimits
-from unifs.cache.source import RUN_BYTES
 from unifs.errors import Stale, Unreachable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ async def test_the_window_doubles_while_a_file_is_read_in_sequence() -> None:
             assert cache.statistics().ahead["unread_bytes"] <= WINDOW_BYTES_MAX
         assert cache.statistics().fetched_bytes == 80 * MIB
     assert sizes == [0, 2 * MIB, 4 * MIB, 8 * MIB, 16 * MIB, WINDOW_BYTES_MAX]
-    assert max(size for _, size in remote.asked) == RUN_BYTES
+    assert max(size for _, size in remote.asked) == RUN_BYTES_MAX
     assert len(remote.asked) < 20
 
 

@@ -14,13 +14,14 @@ from unifs.errors import NotFound, Unreachable
 from unifs.types import Node
 from unifs.vfs.remoteahead import KEEP_S
 from unifs.vfs.remotepage import PAGE_MIN
-from unifs.vfs.remoterows import COMPLETE, RemoteInode
+from unifs.vfs.remoterows import COMPLETE
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from tests.mounts.remote import RemoteMount
     from tests.remote.system import RemoteSystem
+    from unifs.vfs.remoterows import RemoteInode
 
 NAMES = [f"n{number:02}" for number in range(3 * PAGE_MIN)]
 ENCODED = [name.encode() for name in NAMES]
@@ -29,6 +30,21 @@ ENCODED = [name.encode() for name in NAMES]
 def fill(remote: RemoteMount) -> None:
     for number, name in enumerate(NAMES):
         remote.change(name, b"x" * number)
+
+
+def root_of(system: RemoteSystem) -> RemoteInode:
+    inode = system.volume.hot_or_row(system.volume.root)
+    assert inode is not None
+    return inode
+
+
+async def first_page(system: RemoteSystem, remote: RemoteMount) -> RemoteInode:
+    """The root, of whose names the tree has the first page."""
+    fill(remote)
+    remote.page_entries = PAGE_MIN
+    inode = root_of(system)
+    await system.volume.merge.scan_page(inode)
+    return inode
 
 
 async def test_a_page_of_new_names_has_the_rows_that_single_ones_have(
@@ -61,11 +77,7 @@ async def test_names_of_ours_stand_in_a_page_as_they_are(
     await system.write(NAMES[4], b"mine")
     await system.write("new", b"mine too")
     remote.change("new", b"theirs")
-    remote.freeze()
-    for inode in list(system.vfs.inodes.hot.values()):
-        if isinstance(inode, RemoteInode) and inode.ino == system.volume.root:
-            inode.listed_ns = 0
-    remote.thaw()
+    root_of(system).listed_ns = 0
     listed = await system.listdir("")
     assert NAMES[3].encode() not in listed
     assert listed.count(b"new") == 1
@@ -77,11 +89,7 @@ async def test_names_of_ours_stand_in_a_page_as_they_are(
 async def test_a_page_after_a_page_is_asked_for_ahead(
     clock: MockClock, system: RemoteSystem, remote: RemoteMount
 ) -> None:
-    fill(remote)
-    remote.page_entries = PAGE_MIN
-    inode = system.volume.hot_or_row(system.volume.root)
-    assert inode is not None
-    await system.volume.merge.scan_page(inode)
+    inode = await first_page(system, remote)
     await wait_all_tasks_blocked()
     assert remote.count("scan") == 1, "who wants the first page gets it, and no more"
     remote.page_entries = PAGE_MIN // 2
@@ -98,18 +106,10 @@ async def test_a_page_after_a_page_is_asked_for_ahead(
 async def test_a_page_ahead_that_failed_is_asked_for_again(
     clock: MockClock, system: RemoteSystem, remote: RemoteMount
 ) -> None:
-    fill(remote)
-    remote.page_entries = PAGE_MIN
-    inode = system.volume.hot_or_row(system.volume.root)
-    assert inode is not None
-    await system.volume.merge.scan_page(inode)
+    inode = await first_page(system, remote)
     remote.page_entries = PAGE_MIN // 2
-    remote.freeze()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(system.volume.merge.scan_page, inode)
-        await wait_all_tasks_blocked()
-        remote.thaw()
-        await wait_all_tasks_blocked()
+    await system.volume.merge.scan_page(inode)
+    await wait_all_tasks_blocked()
     remote.fail("scan", Unreachable("gone fishing"))
     assert sorted(await system.listdir("")) == ENCODED
 
@@ -117,11 +117,7 @@ async def test_a_page_ahead_that_failed_is_asked_for_again(
 async def test_what_changes_here_while_a_page_is_held_is_seen(
     clock: MockClock, system: RemoteSystem, remote: RemoteMount
 ) -> None:
-    fill(remote)
-    remote.page_entries = PAGE_MIN
-    inode = system.volume.hot_or_row(system.volume.root)
-    assert inode is not None
-    await system.volume.merge.scan_page(inode)
+    inode = await first_page(system, remote)
     await system.volume.merge.scan_page(inode)
     await wait_all_tasks_blocked()
     assert remote.count("scan") == 3
@@ -151,8 +147,7 @@ async def test_a_listing_that_is_given_up_at_its_end_is_not_complete(
     clock: MockClock, system: RemoteSystem, remote: RemoteMount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(remote)
-    inode = system.volume.hot_or_row(system.volume.root)
-    assert inode is not None
+    inode = root_of(system)
     seen: list[object] = []
 
     def give_up(names: list[object]) -> None:

@@ -3,9 +3,8 @@
 ``ReadCache`` owns it. Everything here can be fetched again, so files are written to ``tmp.unifs``
 and renamed without fsync. What an earlier daemon wrote is checked (a CRC-32 per 64 KiB) at its
 first use since the start: the index keeps a bit per chunk that has been checked or was written by
-this one. A fault of any kind, a failing disk, a
-damaged or vanished file, is a miss for the reader and one warning in the log, never an error. The
-directory may be deleted at any time.
+this one. A fault of any kind, a failing disk, a damaged or vanished file, is a miss for the reader
+and one warning in the log, never an error. The directory may be deleted at any time.
 
 The event loop owns the index, the open descriptors and the reused buffer. Threads write, unlink,
 scan and read what the page cache does not hold; they open files by path and share nothing with
@@ -33,7 +32,7 @@ from unifs.cache.extentfile import (
     unpack_trailer,
     verify,
 )
-from unifs.cache.shelf import Shelf
+from unifs.cache.shelf import Shelf, Written
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
@@ -95,9 +94,7 @@ class _Write:
     data: Extent
     victims: list[bytes]
     has_room: bool
-    is_written: bool = False
-    free_bytes: int | None = None
-    error: OSError | None = None
+    outcome: Written | OSError | None = None
 
 
 class DiskTier:
@@ -141,14 +138,9 @@ class DiskTier:
     # --- reading --------------------------------------------------------------------------------
 
     def has(self, key: ExtentKey) -> bool:
-        """Whether that extent is here, as far as is known, or on its way."""
+        """Whether that extent is here or on its way; true while nobody knows (``scan``)."""
         digest = digest_of(key)
-        return digest in self._index or digest in self._writing
-
-    @property
-    def is_scanned(self) -> bool:
-        """Whether it is known what an earlier run left."""
-        return self._scanned.is_set()
+        return digest in self._index or digest in self._writing or not self._scanned.is_set()
 
     def read_nowait(self, key: ExtentKey, start: int, size: int) -> memoryview | None:
         """That range of an extent if the page cache has it, else None.
@@ -270,24 +262,22 @@ class DiskTier:
 
     def _write_in_thread(self, tasks: list[_Write]) -> None:
         for task in tasks:
+            data = task.data if task.has_room else None
             try:
-                task.free_bytes = self._shelf.unlink(task.victims)
-                if task.has_room:
-                    outcome = self._shelf.write(task.digest, task.data)
-                    task.is_written, task.free_bytes = outcome.is_written, outcome.free_bytes
+                task.outcome = self._shelf.write(task.digest, data, task.victims)
             except OSError as error:
-                task.error = error
+                task.outcome = error
 
     def _written(self, task: _Write) -> None:
         del self._writing[task.digest]
-        if task.error is not None:
-            self._note_failure(task.error)
+        outcome = task.outcome
+        if isinstance(outcome, OSError):
+            self._note_failure(outcome)
+        if not isinstance(outcome, Written):
             return
-        if task.free_bytes is None:
-            return
-        self._free_bytes = task.free_bytes
+        self._free_bytes = outcome.free_bytes
         self._is_failing = False
-        if task.is_written:
+        if outcome.is_written:
             # What was written was checked on its way here; after a start it is checked again.
             length = len(task.data)
             self._index.put(task.digest, length | _mask(0, length) << _LENGTH_BITS)

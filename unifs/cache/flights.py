@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     Landed = Sequence[tuple[ExtentKey, Extent]]
 
-
+#: One request for neighbouring extents. SeaweedFS spends 3.0 CPU s on 1 GiB by requests of 1 MiB,
+#: 1.2 by these, no less by larger ones; four at a time fill a fast line.
+RUN_BYTES_MAX: Final = 8 << 20
 #: With more waiting for the disk, large runs wait for it: what is not kept is fetched again later.
 KEEPING_BYTES_MAX: Final = 8 << 20
 KEEPING_S: Final = 1.0
@@ -91,14 +93,11 @@ class Flights:
         try:
             for key in keys:
                 flight = self._flights.get(key)
-                if flight is not None:
-                    self.joined += 1
-                    run = None
-                else:
-                    if run is not None and not _follows(run, key):
-                        run = None
+                if flight is None:
                     flight = self._add(source, key, run)
                     run = flight.run
+                else:
+                    self.joined += 1
                 flight.holders += 1
                 held.append(flight)
         except TryAgain:
@@ -109,7 +108,7 @@ class Flights:
     def _add(self, source: Source, key: ExtentKey, run: Run | None) -> Flight:
         if self.nursery is None or len(self._flights) >= self.waiting_max:
             raise TryAgain("too many reads wait for their backends")
-        if run is None:
+        if run is None or not _follows(run, key):
             run = Run(source)
             self.nursery.start_soon(self._fetch, run)
         flight = Flight(key, run)
@@ -231,7 +230,7 @@ def _follows(run: Run, key: ExtentKey) -> bool:
     last = run.flights[-1].key
     size = (len(run.flights) + 1) * key.grain_bytes
     is_next = (key.grain_bytes, key.number) == (last.grain_bytes, last.number + 1)
-    return is_next and run.source.read_into is not None and size <= run.source.run_bytes_max
+    return is_next and run.source.read_into is not None and size <= RUN_BYTES_MAX
 
 
 def _outcome(flight: Flight) -> Extent:

@@ -1,14 +1,14 @@
 """How far ahead of a reader bytes are fetched: a window for each open file.
 
 The law. A file that is read from its start, or a second time where the last read ended, is read in
-sequence: it gets a window of one extent. Whenever less than half a window is still unread, the
+sequence: it gets a window of one extent. Whenever at most half a window is still unread, the
 window doubles (to ``WINDOW_BYTES_MAX``) and is filled. Reads may be up to ``SEEK_BYTES`` early or
 late: the kernel sends its own readahead in any order. Any other read is a random one: the window
 collapses, what is still on its way for it is cancelled, and reads fetch pieces instead of extents.
 So does closing, and a fetch that failed: its error is not told to a reader who does not come there.
 
-All windows together have at most ``bytes_max`` unread, each an equal share. Where
-nothing is left for a reader, a window whose reader has paused for ``PAUSE_S`` gives its share up.
+All windows together have at most ``bytes_max`` unread, each an equal share. Where nothing is left
+for a reader, a window whose reader has paused for ``PAUSE_S`` gives its share up.
 
 ``ReadCache`` owns the one ``Readahead``, each handle one ``Window``. Nothing here waits; it belongs
 to the event loop's thread.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from unifs.cache.flights import RUN_BYTES_MAX
 from unifs.cache.memory import EXTENT_BYTES, ExtentKey
 from unifs.errors import TryAgain
 
@@ -70,24 +71,23 @@ class Readahead:
     ) -> None:
         self._flights = flights
         self._is_here = is_here
-        self.bytes_max = bytes_max
+        self._bytes_max = bytes_max
         #: Those with unread bytes, the one that read last at the end.
         self._active: OrderedDict[Window, None] = OrderedDict()
-        self.cancelled = self.failures = self.ahead_bytes = 0
+        self._cancelled = self._ahead_bytes = 0
 
     def note(self, window: Window, source: Source, offset: int, end: int) -> None:
         """A handle reads ``offset`` to ``end``: judge, and fetch what it will want next."""
         # To ask again for what was waited for is no sequence.
-        early = SEEK_BYTES if window.size_bytes else 0
-        if -early <= offset - window.position <= SEEK_BYTES:
-            window.position = max(window.position, end)
-            if not window.size_bytes:
-                window.size_bytes = EXTENT_BYTES
-                window.reach = _aligned(end)
-        else:
+        early = SEEK_BYTES if window.is_sequential else 0
+        if not -early <= offset - window.position <= SEEK_BYTES:
             self.close(window)
             window.position = end
             return
+        window.position = max(window.position, end)
+        if not window.is_sequential:
+            window.size_bytes = EXTENT_BYTES
+            window.reach = _aligned(end)
         if window.flights:
             self._settle(window)
         if window.is_sequential:
@@ -96,7 +96,7 @@ class Readahead:
     def close(self, window: Window) -> None:
         """Nobody reads on there: what is on its way for it alone is cancelled."""
         flights, window.flights = window.flights, []
-        self.cancelled += sum(not flight.done.is_set() for flight in flights)
+        self._cancelled += sum(not flight.done.is_set() for flight in flights)
         self._flights.leave(flights)
         window.size_bytes = window.reach = 0
         self._active.pop(window, None)
@@ -109,7 +109,6 @@ class Readahead:
         window.flights = [flight for flight in window.flights if not flight.done.is_set()]
         self._flights.leave(arrived)
         if any(flight.error is not None for flight in arrived):
-            self.failures += 1
             self.close(window)
 
     def _fill(self, window: Window, source: Source) -> None:
@@ -121,12 +120,12 @@ class Readahead:
             self._active.pop(window, None)
         if window.unread_bytes * 2 > window.size_bytes or window.reach >= source.size_bytes:
             return
-        share = self.bytes_max // (len(self._active) + (window not in self._active))
+        share = self._bytes_max // (len(self._active) + (window not in self._active))
         size = max(min(window.size_bytes * 2, WINDOW_BYTES_MAX, share), EXTENT_BYTES)
         start = max(window.reach, _aligned(window.position))
         room = min(self._room(window, now), window.position + size - start)
         stop = min(start + room // EXTENT_BYTES * EXTENT_BYTES, _aligned(source.size_bytes))
-        if stop - start < min(size // 4, source.run_bytes_max) and stop < source.size_bytes:
+        if stop - start < min(size // 4, RUN_BYTES_MAX) and stop < source.size_bytes:
             # Many small requests cost more than a short wait.
             return
         keys = [
@@ -140,7 +139,7 @@ class Readahead:
             return
         window.flights += flights
         window.size_bytes, window.reach = size, stop
-        self.ahead_bytes += len(flights) * EXTENT_BYTES
+        self._ahead_bytes += len(flights) * EXTENT_BYTES
         self._active[window] = None
 
     def _room(self, window: Window, now: float) -> int:
@@ -148,8 +147,8 @@ class Readahead:
         while True:
             used = sum(active.unread_bytes for active in self._active)
             oldest = next(iter(self._active), window)
-            if used < self.bytes_max or oldest is window or now - oldest.read_at < PAUSE_S:
-                return self.bytes_max - used
+            if used < self._bytes_max or oldest is window or now - oldest.read_at < PAUSE_S:
+                return self._bytes_max - used
             self.close(oldest)
 
     def statistics(self) -> dict[str, int]:
@@ -157,10 +156,9 @@ class Readahead:
         return {
             "windows": len(self._active),
             "unread_bytes": sum(window.unread_bytes for window in self._active),
-            "unread_bytes_max": self.bytes_max,
-            "ahead_bytes": self.ahead_bytes,
-            "cancelled": self.cancelled,
-            "failures": self.failures,
+            "unread_bytes_max": self._bytes_max,
+            "ahead_bytes": self._ahead_bytes,
+            "cancelled": self._cancelled,
         }
 
 

@@ -78,7 +78,7 @@ class ReadCache:
     """Extents of remote objects, each fetched once."""
 
     def __init__(self, disk: DiskTier | None, limits: ReadLimits | None = None) -> None:
-        self._limits = limits = limits or ReadLimits()
+        limits = limits or ReadLimits()
         self._memory = MemoryTier(limits.memory_bytes_max)
         self._disk = disk
         self._flights = Flights(self._memory, limits.fetches_max, limits.waiting_max)
@@ -198,9 +198,7 @@ class ReadCache:
 
     def _is_here(self, key: ExtentKey) -> bool:
         """Whether an extent lies in a tier, as far as is known."""
-        if self._memory.has(key):
-            return True
-        return self._disk is not None and (not self._disk.is_scanned or self._disk.has(key))
+        return self._memory.has(key) or (self._disk is not None and self._disk.has(key))
 
     async def _bring(self, source: Source, wanted: list[_Missing]) -> Retry:
         carried: dict[ExtentKey, tuple[int, Extent]] = {}

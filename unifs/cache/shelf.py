@@ -115,16 +115,12 @@ class Shelf:
         verify(memoryview(data), low // CHUNK_BYTES, sums)
         return data[start - low : start - low + size]
 
-    def unlink(self, victims: list[bytes]) -> int:
-        """Remove extents; how many bytes are free now."""
+    def write(self, digest: bytes, data: Extent | None, victims: list[bytes]) -> Written:
+        """Unlink ``victims``, then write the extent unless that would use the last free space."""
         for victim in victims:
             Path(self.path(victim)).unlink(missing_ok=True)
-        return self._free_bytes()
-
-    def write(self, digest: bytes, data: Extent) -> Written:
-        """Write the extent unless that would use the last free space."""
         free_bytes = self._free_bytes()
-        if free_bytes - len(data) < self._free_bytes_min:
+        if data is None or free_bytes - len(data) < self._free_bytes_min:
             return Written(False, free_bytes)
         tmp = f"{self._directory}/{_TMP}/{digest.hex()}"
         try:

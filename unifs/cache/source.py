@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from unifs.mounts.base import Mount
     from unifs.types import Version
-
-#: One request for neighbouring extents. SeaweedFS spends 3.0 CPU s on 1 GiB by requests of 1 MiB,
-#: 1.2 by these, no less by larger ones; four at a time fill a fast line.
-RUN_BYTES: Final = 8 << 20
 
 
 class ReadRange(Protocol):
@@ -60,7 +56,6 @@ class Source:
     read: ReadRange
     read_nowait: Callable[[int, int], bytes | memoryview] | None = None
     read_into: ReadInto | None = None
-    run_bytes_max: int = RUN_BYTES
 
     @classmethod
     def of(cls, name: str, mount: Mount, path: str, version: Version, size_bytes: int) -> Source:

@@ -32,8 +32,8 @@ KEEP_S: Final = 5.0
 
 @dataclass(slots=True, eq=False)
 class _Ahead:
-    path: str
-    cursor: str
+    #: Path and cursor.
+    place: tuple[str, str]
     moment: int
     page: Page | None = None
     answered: trio.Event = field(default_factory=trio.Event)
@@ -51,14 +51,14 @@ class Ahead:
         """Ask for the page of a directory at (path, cursor), unless too many are asked for."""
         self.drop(ino)
         if len(self._pages) < PAGES_MAX:
-            ahead = self._pages[ino] = _Ahead(*place, self._questions.begin())
+            ahead = self._pages[ino] = _Ahead(place, self._questions.begin())
             nursery.start_soon(self._ask, scan, ino, ahead)
 
     async def _ask(self, scan: Scan, ino: int, ahead: _Ahead) -> None:
         try:
             with ahead.scope:
                 try:
-                    ahead.page = await scan(ahead.path, ahead.cursor)
+                    ahead.page = await scan(*ahead.place)
                 except UnifsError:
                     # Whoever comes for this page asks again.
                     return
@@ -76,7 +76,7 @@ class Ahead:
         The question is the caller's to end; no checkpoint lies between its two ends.
         """
         ahead = self._pages.get(ino)
-        if ahead is None or (ahead.path, ahead.cursor) != place:
+        if ahead is None or ahead.place != place:
             self.drop(ino)
             return None
         await ahead.answered.wait()

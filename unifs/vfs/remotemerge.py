@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -318,7 +318,8 @@ class Merge:
 
     def adopt_bytes(self, inode: RemoteInode, node: Node) -> None:
         """Somebody else's bytes take the place of the backend's; our attributes stay."""
-        attributes, batch = inode.attributes, list[Any]()
+        attributes = inode.attributes
+        batch: Batch = []
         moments = attributes.st_mtime_ns, attributes.st_ctime_ns
         self._adopt(inode, node, batch)
         attributes.st_mtime_ns, attributes.st_ctime_ns = moments

@@ -49,16 +49,16 @@ def new_names(volume: RemoteVolume, parent: RemoteInode, told: Sequence[Told]) -
     name, nothing of ours on its way there."""
     if len(told) < PAGE_MIN:
         return set()
-    attempts, pending = volume.attempts, volume.writer.pending
     paths = {os.fsencode(path): name for name, path, _ in told}
+    if len(paths) < len(told):
+        # A name twice: one by one.
+        return set()
+    attempts, pending = volume.attempts, volume.writer.pending
     names = {
         name
         for name, path, _ in told
         if not attempts.is_at(path) and (parent.ino, name) not in pending
     }
-    if len(paths) < len(told) or len({name for name, _, _ in told}) < len(told):
-        # A name twice: one by one.
-        return set()
     for path in volume.remotes.among(list(paths)):
         names.discard(paths[path])
     names.difference_update(volume.tree.among(parent.ino, list(paths.values())))

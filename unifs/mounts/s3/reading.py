@@ -168,8 +168,8 @@ class Reading:
         if after is None and not is_empty:
             is_marked = bool(page.objects) and page.objects[0].key == prefix
             self.directories.seen(path, is_marked)
-        shown = _Shown(path, prefix, cursor.objects)
-        shown.is_top = prefix == self.places.prefix
+        has_probes = prefix == self.places.prefix
+        shown = _Shown(path, prefix, cursor.objects, has_probes)
         entries = list(shown.entries(page))
         if self._is_keeping:
             entries = await self._with_attributes(bucket, prefix, entries)
@@ -246,16 +246,14 @@ class Reading:
 class _Shown:
     """What one page of keys is shown as in one directory."""
 
-    def __init__(self, path: str, prefix: str, objects: tuple[str, ...]) -> None:
+    def __init__(self, path: str, prefix: str, objects: tuple[str, ...], has_probes: bool) -> None:
         self._prefix = prefix
         self._parts = parts_of(path) if is_part(path) else 0
         self._above = tuple(path.split("/")[-self._parts :]) if self._parts else ()
         #: Where the segment begins of which the directory stands for a part.
         self._cut = prefix.rfind("/") + 1 if self._parts else len(prefix)
         self._objects = set(objects)
-        self.directory = path
-        #: Probes lie here.
-        self.is_top = False
+        self._has_probes = has_probes
 
     def entries(self, page: KeyPage) -> Iterator[tuple[Entry, str]]:
         """Each entry, and the key to ask for its attributes ("": none)."""
@@ -264,7 +262,7 @@ class _Shown:
             if found.key == self._prefix and found.size_bytes == 0:
                 continue
             segment = self._segment(found.key)
-            if self.is_top and is_probe(segment):
+            if self._has_probes and is_probe(segment):
                 continue
             self._objects.add(segment)
             names = names_of(segment)
