@@ -69,7 +69,6 @@ REFUSED: Final = {
 class Asked:
     """What one call of mount(8) asks for."""
 
-    source: str
     place: str
     overrides: dict[str, bool] = field(default_factory=dict)
     state: Path | None = None
@@ -114,14 +113,8 @@ def parse(words: Sequence[str]) -> Asked:
     source = _state_of(plain[0])
     if source is not None and places.setdefault("state", source) != source:
         raise InvalidArgument(f"the source says {source}, state= says {places['state']}")
-    return Asked(
-        plain[0],
-        plain[1],
-        overrides,
-        state=places.get("state"),
-        config=places.get("config"),
-        is_fake="f" in flags,
-    )
+    is_fake = "f" in flags
+    return Asked(plain[1], overrides, places.get("state"), places.get("config"), is_fake)
 
 
 def _sorted_words(words: Sequence[str]) -> tuple[list[str], set[str], list[str]]:
