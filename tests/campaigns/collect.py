@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import logging
 import random
-import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tests.campaigns.rounds import violations
 from tests.vfs.historyworld import HistorySystem
 from tests.vfs.invariants import check
 from tests.vfs.test_collection import NAMES, Work
@@ -161,17 +161,12 @@ def main() -> int:
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     counts: Counter[str] = Counter()
-    wrong = []
-    for seed in range(options.seed, options.seed + options.rounds):
-        base = Path(tempfile.mkdtemp(prefix="unifs-collect-"))
-        try:
-            counts += trio.run(play, base / "state", seed)
-        except Exception as error:  # told, and the next seed tried
-            while isinstance(error, ExceptionGroup):
-                error = error.exceptions[0]
-            wrong.append(f"seed {seed}: {error!r}"[:500])
-        finally:
-            shutil.rmtree(base)
+
+    def one(seed: int) -> None:
+        with tempfile.TemporaryDirectory(prefix="unifs-collect-") as base:
+            counts.update(trio.run(play, Path(base) / "state", seed))
+
+    wrong = violations(options.rounds, options.seed, one)
     print(f"{options.rounds} rounds from seed {options.seed}: {dict(counts)}")
     print(*wrong, f"{len(wrong)} violations", sep="\n")
     return 0 if counts["collections"] and not wrong else 1

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from tests.campaigns.rounds import innermost
 from tests.journal.faultwork import ENDS, KINDS, prepare, recover_once, run_once
 from tests.vfs.harness import BOOT
 
@@ -44,19 +45,13 @@ class Tally:
             try:
                 call = trio.run(run, number)
             except Exception as error:  # each violation is told, and the next number tried
-                self.violations.append(f"{what}, call {number}: {_innermost(error)!r}")
+                self.violations.append(f"{what}, call {number}: {innermost(error)!r}")
                 continue
             if call is None:
                 break
             self.calls[call[0]] += 1
             fired += 1
         print(f"{what}: {fired} faults, {len(self.violations)} violations so far", flush=True)
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _once(base: Path, kind: str, end: str, is_lasting: bool, number: int) -> Any:

@@ -15,10 +15,10 @@ import argparse
 import logging
 import random
 import re
-import shutil
 import stat
 import sys
 import tempfile
+from collections import Counter
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +28,7 @@ from unittest import mock
 import trio
 from trio.testing import MockClock
 
+from tests.campaigns.rounds import violations
 from tests.journal.powercut import Disk
 from tests.journal.seam import Fault, Observer, Seam
 from tests.mounts.remote import RemoteMount
@@ -273,14 +274,11 @@ async def _play(state: Path, seed: int, trace: list[str]) -> int:
 def play(seed: int) -> tuple[int, list[str]]:
     """One history: how many cuts it had, and all that disk and backend were asked."""
     trace: list[str] = []
-    base = Path(tempfile.mkdtemp(prefix="unifs-simulate-"))
-    try:
-        with ExitStack() as stack:
-            _one_thread(stack, seed)
-            clock = MockClock(autojump_threshold=0.0)
-            cuts = trio.run(_play, base / "state", seed, trace, clock=clock)
-    finally:
-        shutil.rmtree(base)
+    with ExitStack() as stack:
+        base = stack.enter_context(tempfile.TemporaryDirectory(prefix="unifs-simulate-"))
+        _one_thread(stack, seed)
+        clock = MockClock(autojump_threshold=0.0)
+        cuts = trio.run(_play, Path(base) / "state", seed, trace, clock=clock)
     return cuts, trace
 
 
@@ -292,19 +290,16 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="print all that was asked")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    cuts = calls = 0
-    wrong = []
-    for seed in range(options.seed, options.seed + options.rounds):
-        try:
-            more, trace = play(seed)
-        except Exception as error:  # told, and the next seed tried
-            while isinstance(error, ExceptionGroup):
-                error = error.exceptions[0]
-            wrong.append(f"seed {seed}: {error!r}"[:600])
-            continue
-        cuts, calls = cuts + more, calls + len(trace)
+    told: Counter[str] = Counter()
+
+    def one(seed: int) -> None:
+        cuts, trace = play(seed)
+        told.update(cuts=cuts, calls=len(trace))
         if options.trace:
             print(*trace, sep="\n")
+
+    wrong = violations(options.rounds, options.seed, one)
+    cuts, calls = told["cuts"], told["calls"]
     print(f"{options.rounds} histories from seed {options.seed}: {cuts} cuts, {calls} calls")
     print(*wrong, f"{len(wrong)} violations", sep="\n")
     return 0 if calls and not wrong else 1

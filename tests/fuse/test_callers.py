@@ -74,20 +74,14 @@ def owners(place: Path) -> set[tuple[int, int]]:
 
 
 def test_new_files_belong_to_the_caller(place: Path) -> None:
-    script = (
-        f'mount --bind "$1" /mnt; setpriv --reuid 1234 --regid 567 --clear-groups sh -ec "{MAKE}"'
-    )
-    assert run(script, place) == "0:0\n"
+    assert run(ORDINARY, place) == "0:0\n"
     assert owners(place) == {(1234, 567)}
 
 
 def test_in_a_directory_with_sgid_they_have_its_group(place: Path) -> None:
     os.chown(place, 0, 89)
     place.chmod(0o2777)
-    script = (
-        f'mount --bind "$1" /mnt; setpriv --reuid 1234 --regid 567 --clear-groups sh -ec "{MAKE}"'
-    )
-    run(script, place)
+    run(ORDINARY, place)
     assert owners(place) == {(1234, 89)}
     assert (place / "directory").stat().st_mode & 0o2000
 

@@ -16,7 +16,7 @@ from unittest import mock
 
 from tests.journal.powercut import Disk
 from tests.journal.seam import SYNCS, Fault, Observer, Seam
-from tests.vfs.harness import BOOT, _drop
+from tests.vfs.harness import BOOT, FileSystem, _drop
 from tests.vfs.invariants import check
 from tests.vfs.nodeworld import NodeSystem
 from unifs.errors import JournalFailed, UnifsError
@@ -237,8 +237,8 @@ class Work:
 
     async def _link(self, name: str, new: str) -> None:
         source, made = self.promise(name), self.promise(new)
-        call = FileSystemLink(self.fs, name, new)
-        is_done = await self.attempt(call.run())
+        # ``NodeSystem.link`` links by CID.
+        is_done = await self.attempt(FileSystem.link(self.fs, name, new))
         made.live = [*([] if is_done else made.live), *source.live]
         made.durable += source.durable
         made.is_torn = source.is_torn
@@ -286,17 +286,6 @@ class Work:
             except JournalFailed:
                 # What nobody could commit cannot be committed by its reader either.
                 assert self.fs.storage.database.failed is not None
-
-
-class FileSystemLink:
-    """link(2): ``NodeSystem.link`` links by CID."""
-
-    def __init__(self, fs: NodeSystem, name: str, new: str) -> None:
-        self._arguments = fs, name, new
-
-    async def run(self) -> None:
-        fs, name, new = self._arguments
-        await super(NodeSystem, fs).link(name, new)
 
 
 def _brief(state: State) -> str:

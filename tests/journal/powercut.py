@@ -4,22 +4,48 @@ While a ``Disk`` is in use it keeps a copy of every file of the state directory 
 fdatasync. ``cut`` then rewrites the files as a cut may leave them: as they were synced, as they
 are, cut off in between, or page by page one or the other; a file that nobody synced may be gone.
 The kernel writes in any order, so each file is decided on its own: a WAL that is there with data
-that are not is the case to fear.
+that are not is the case to fear. ``refused_syncs`` is a disk that says so instead.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable, Iterator
 
 PAGE = 4096
 #: Whatever a test makes of ``open``.
 _open = open
+
+
+@contextmanager
+def refused_syncs(is_refused: Callable[[int], bool]) -> Iterator[None]:
+    """fdatasync says EIO of the descriptors that ``is_refused``."""
+    real = os.fdatasync
+
+    def sync(descriptor: int) -> None:
+        if is_refused(descriptor):
+            raise OSError(errno.EIO, "no")
+        real(descriptor)
+
+    with mock.patch("os.fdatasync", sync):
+        yield
+
+
+def is_container(descriptor: int) -> bool:
+    """Whether it is one of a file with bytes of large files."""
+    return "/data/" in _path(descriptor)
+
+
+def _path(descriptor: int) -> str:
+    return os.readlink(f"/proc/self/fd/{int(descriptor)}")
 
 
 class Disk:
@@ -64,7 +90,7 @@ class Disk:
 
     def _sync(self, real: object) -> object:
         def sync(descriptor: int) -> None:
-            self.synced(os.readlink(f"/proc/self/fd/{int(descriptor)}"))
+            self.synced(_path(descriptor))
             real(descriptor)  # type: ignore[operator]
 
         return sync

@@ -8,69 +8,23 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 from tests.journal.faultwork import ENDS, KINDS, prepare, recover_once, run_once
-from tests.journal.powercut import Disk
+from tests.journal.powercut import Disk, is_container, refused_syncs
 from tests.vfs.harness import BOOT, FileSystem
 from tests.vfs.invariants import check
 from unifs.errors import JournalFailed, UnifsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 CREATE = os.O_CREAT | os.O_RDWR
 LARGE = bytes(range(256)) * 400
-
-
-class Faults:
-    """Counts calls of one function of ``os`` below a directory; the n-th fails."""
-
-    def __init__(self, state: Path, call: str, what: int | str) -> None:
-        self.state = str(state)
-        self.call = call
-        self.what = what
-        self.left = 0
-        self.fired = False
-        self._real: Callable[..., Any] = getattr(os, call)
-
-    def concerns(self, subject: Any) -> bool:
-        if isinstance(subject, int):
-            try:
-                subject = os.readlink(f"/proc/self/fd/{int(subject)}")
-            except OSError:
-                return False
-        path = os.fspath(subject)
-        return path.startswith(self.state) and not path.endswith(("lock", "reserve", "-wal"))
-
-    def __call__(self, subject: Any, *rest: Any) -> Any:
-        if not self.concerns(subject):
-            return self._real(subject, *rest)
-        self.left -= 1
-        if self.left != 0:
-            return self._real(subject, *rest)
-        self.fired = True
-        if self.what == "short":
-            data, offset = rest
-            if isinstance(data, tuple):
-                data = b"".join(bytes(part) for part in data)
-                return os.pwrite(subject, data[: len(data) // 2], offset)
-            return self._real(subject, bytes(data)[: len(data) // 2], offset)
-        assert isinstance(self.what, int)
-        raise OSError(self.what, os.strerror(self.what))
-
-    @contextmanager
-    def at(self, number: int) -> Iterator[None]:
-        self.left = number
-        self.fired = False
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, self.call, self)
-            yield
 
 
 #: Every so many calls, a different start for each fault: ``scripts/campaign faults`` tries all.
@@ -180,12 +134,6 @@ async def test_a_failed_wal_is_told_to_every_waiter(tmp_path: Path) -> None:
         with disk:
             await files[0].fsync()
             wal = fs.storage.database.wal
-            real = os.fdatasync
-
-            def fail(descriptor: int) -> None:
-                if descriptor == wal:
-                    raise OSError(errno.EIO, "no")
-                real(descriptor)
 
             async def sync(index: int) -> None:
                 await files[index].write(0, LARGE if index % 2 else b"small")
@@ -195,8 +143,7 @@ async def test_a_failed_wal_is_told_to_every_waiter(tmp_path: Path) -> None:
                 except UnifsError as error:
                     told.append(type(error).__name__)
 
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(os, "fdatasync", fail)
+            with refused_syncs(lambda descriptor: descriptor == wal):
                 async with trio.open_nursery() as nursery:
                     for index in range(1, 6):
                         nursery.start_soon(sync, index)
@@ -231,8 +178,7 @@ async def test_a_container_that_failed_is_never_called_durable(tmp_path: Path) -
     async with FileSystem(tmp_path, upkeep=False) as fs:
         file = await fs.open_file("a", CREATE)
         await file.write(0, LARGE)
-        faults = Faults(tmp_path, "fdatasync", errno.EIO)
-        with faults.at(1), pytest.raises((UnifsError, OSError)):
+        with refused_syncs(is_container), pytest.raises((UnifsError, OSError)):
             await file.fsync()
         for _ in range(2):
             with pytest.raises(UnifsError) as failure:
@@ -249,17 +195,8 @@ async def test_a_failed_wal_makes_the_tree_read_only(tmp_path: Path) -> None:
         await fs.write("a", b"x")
         file = await fs.open_file("a", os.O_RDWR)
         wal = fs.storage.database.wal
-        real = os.fdatasync
-
-        def fail(descriptor: int) -> None:
-            if descriptor == wal:
-                raise OSError(errno.EIO, "no")
-            real(descriptor)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "fdatasync", fail)
-            with pytest.raises(UnifsError):
-                await file.fsync()
+        with refused_syncs(lambda descriptor: descriptor == wal), pytest.raises(UnifsError):
+            await file.fsync()
         calls: list[Callable[[], Any]] = [
             lambda: fs.write("b", b""),
             lambda: fs.mkdir("d"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.journal.powercut import refused_syncs
 from tests.vfs.harness import FileSystem
 from unifs.errors import DiskFailed
 from unifs.journal.flush import WAL_AHEAD
@@ -71,9 +72,7 @@ async def test_32_writers_of_logs_share_their_flushes(
             assert len(await fs.read(f"log{number}")) == lines * 100
 
 
-async def test_an_error_reaches_exactly_its_waiters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_error_reaches_exactly_its_waiters(tmp_path: Path) -> None:
     async with FileSystem(tmp_path, upkeep=False) as fs:
         files = [await fs.open_file(name, CREATE) for name in ("good", "bad", "good2")]
         for file in files:
@@ -82,13 +81,6 @@ async def test_an_error_reaches_exactly_its_waiters(
         await fs.fsyncdir()
         fs.storage.contents.containers.has_new = False
         bad = fs.vfs.handle(files[1].fh).inode.overlay.descriptor  # type: ignore[attr-defined]
-        real = os.fdatasync
-
-        def sync(descriptor: int) -> None:
-            if descriptor == bad:
-                raise OSError(errno.EIO, "no")
-            real(descriptor)
-
         outcomes: dict[int, BaseException | None] = {}
 
         async def fsync(index: int) -> None:
@@ -98,11 +90,10 @@ async def test_an_error_reaches_exactly_its_waiters(
             except DiskFailed as error:
                 outcomes[index] = error
 
-        monkeypatch.setattr(os, "fdatasync", sync)
-        async with trio.open_nursery() as nursery:
-            for index in (0, 1, 1, 2):
-                nursery.start_soon(fsync, index)
-        monkeypatch.undo()
+        with refused_syncs(lambda descriptor: descriptor == bad):
+            async with trio.open_nursery() as nursery:
+                for index in (0, 1, 1, 2):
+                    nursery.start_soon(fsync, index)
         assert [type(outcomes[index]) for index in range(3)] == [
             type(None), DiskFailed, type(None)
         ]  # fmt: skip

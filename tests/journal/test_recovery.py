@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.journal.powercut import Disk
+from tests.journal.powercut import Disk, is_container, refused_syncs
 from tests.vfs.harness import FileSystem
 from tests.vfs.invariants import check
 from unifs.journal.log import Op
@@ -568,22 +568,12 @@ async def test_11_killed_then_cut(power: Cut, kind: str) -> None:
     assert not receipt.has_losses()
 
 
-async def test_11_nothing_goes_where_the_disk_refuses(
-    power: Cut, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_11_nothing_goes_where_the_disk_refuses(power: Cut) -> None:
     fs = power.fs
     await fs.write("a", LARGE, fsync=True)
     await fs.write("a", NEWER)
     await fs.kill(start=False)
-    real = os.fdatasync
-
-    def refuse(descriptor: int) -> None:
-        if "/data/" in os.readlink(f"/proc/self/fd/{descriptor}"):
-            raise OSError(5, "no")
-        real(descriptor)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fdatasync", refuse)
+    with refused_syncs(is_container):
         await fs.start()
     assert fs.receipt is not None
     assert "could not be synced" in fs.receipt.kept

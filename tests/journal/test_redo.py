@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from unittest import mock
 
 import pytest
 
+from tests.journal.powercut import refused_syncs
 from tests.journal.test_recovery import CREATE, LARGE, NEWER, Cut, power
 from tests.vfs.invariants import check
 from unifs.errors import DiskFailed
@@ -248,15 +248,11 @@ async def test_a_container_that_the_disk_refused_is_never_sealed(power: Cut) -> 
     fs = power.fs
     await base(fs)
     await carry(fs)
-    container = max((power.path / "data").iterdir()).name
-    real = os.fdatasync
-
-    def refuse(descriptor: int) -> None:
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(container):
-            raise OSError(errno.EIO, "no")
-        real(descriptor)
-
-    with mock.patch("os.fdatasync", refuse), pytest.raises(DiskFailed):
+    container = max((power.path / "data").iterdir())
+    with (
+        refused_syncs(lambda descriptor: os.path.samefile(descriptor, container)),
+        pytest.raises(DiskFailed),
+    ):
         await fs.seal()
     with pytest.raises(DiskFailed):
         await fs.seal()

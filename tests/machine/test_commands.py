@@ -15,6 +15,8 @@ from unifs.machine.program import program
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Run = Callable[..., tuple[int, str, str]]
+
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -30,16 +32,13 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*words: str | Path) -> tuple[int, str, str]:
         code = cli.run([str(word) for word in words])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
     return call
-
-
-Run = "Callable[..., tuple[int, str, str]]"
 
 
 def started_by(unit: Path) -> str:

@@ -18,31 +18,31 @@ STATE = Path("/srv/state")
 @pytest.mark.parametrize(
     ("words", "asked"),
     [
-        (["/srv/state", "/m"], Asked("/srv/state", "/m", state=STATE)),
-        (["/srv/state", "/m", "-o", "rw"], Asked("/srv/state", "/m", state=STATE)),
-        (["unifs:/srv/state", "/m"], Asked("unifs:/srv/state", "/m", state=STATE)),
-        (["unifs", "/m", "-o", "rw,state=/srv/state"], Asked("unifs", "/m", state=STATE)),
-        (["none", "/m"], Asked("none", "/m")),
+        (["/srv/state", "/m"], Asked("/m", state=STATE)),
+        (["/srv/state", "/m", "-o", "rw"], Asked("/m", state=STATE)),
+        (["unifs:/srv/state", "/m"], Asked("/m", state=STATE)),
+        (["unifs", "/m", "-o", "rw,state=/srv/state"], Asked("/m", state=STATE)),
+        (["none", "/m"], Asked("/m")),
         (
             ["none", "/m", "-o", "ro,allow_other,noexec"],
-            Asked("none", "/m", {"read_only": True, "allow_other": True, "noexec": True}),
+            Asked("/m", {"read_only": True, "allow_other": True, "noexec": True}),
         ),
         (
             ["none", "/m", "-o", r"config=/etc/a\,b.toml,ro"],
-            Asked("none", "/m", {"read_only": True}, config=Path("/etc/a,b.toml")),
+            Asked("/m", {"read_only": True}, config=Path("/etc/a,b.toml")),
         ),
         # As mount(8) calls it, with what it knows of fstab.
         (
             ["none", "/m", "-v", "-o", "rw,noexec,nosuid,nodev,user=ann", "-t", "fuse.unifs"],
-            Asked("none", "/m", {"noexec": True}),
+            Asked("/m", {"noexec": True}),
         ),
         (
             ["none", "/m", "-o", "x-systemd.automount,x-systemd.idle-timeout=1min,_netdev,nofail"],
-            Asked("none", "/m"),
+            Asked("/m"),
         ),
-        (["none", "/m", "-o", "defaults,noauto,users,comment=backup"], Asked("none", "/m")),
-        (["none", "/m", "-f", "-n"], Asked("none", "/m", is_fake=True)),
-        (["none", "/m", "-s", "-o", "whatever"], Asked("none", "/m")),
+        (["none", "/m", "-o", "defaults,noauto,users,comment=backup"], Asked("/m")),
+        (["none", "/m", "-f", "-n"], Asked("/m", is_fake=True)),
+        (["none", "/m", "-s", "-o", "whatever"], Asked("/m")),
     ],
 )
 def test_understood(words: list[str], asked: Asked) -> None:

@@ -17,7 +17,6 @@ import trio
 
 from unifs.control.checks_protocol import Checked, Receipt, Wrong
 from unifs.errors import UnifsError
-from unifs.fsck.online import examine_beside
 from unifs.state.database import Reader
 from unifs.vfs.roots import RowView, unpack_link
 
@@ -67,6 +66,9 @@ class ChecksAnswer:
         path = self._storage.state.path
 
         def work() -> list[Wrong]:
+            # Not before it is asked for: mounting need not wait for a tenth of all modules.
+            from unifs.fsck.online import examine_beside
+
             return [
                 Wrong(code=finding.code, message=finding.sentence)
                 for finding in examine_beside(path, is_thorough, trio.from_thread.check_cancelled)

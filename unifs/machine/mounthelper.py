@@ -22,21 +22,16 @@ from typing import TYPE_CHECKING, Final
 
 from unifs import config
 from unifs.config_table import nearest
-from unifs.errors import (
-    Exists,
-    InvalidArgument,
-    NotFound,
-    UnifsError,
-    Unsupported,
-    from_os_error,
-)
+from unifs.errors import InvalidArgument, NotFound, UnifsError, Unsupported, from_os_error
+from unifs.machine.program import check_ours
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PATH: Final = Path("/sbin/mount.fuse.unifs")
-MARK: Final = "# Written by `unifs install-mount-helper`; with --remove it removes it."
-SCRIPT: Final = '#!/bin/sh\n{mark}\nexec {program} mount-helper -- "$@"\n'
+#: How the program begins; what does not is somebody else's and is left alone.
+HEAD: Final = "#!/bin/sh\n# Written by `unifs install-mount-helper`; with --remove it removes it.\n"
+SCRIPT: Final = HEAD + 'exec {program} mount-helper -- "$@"\n'
 
 #: mount(8), "EXIT STATUS".
 USAGE: Final = 1
@@ -74,7 +69,6 @@ REFUSED: Final = {
 class Asked:
     """What one call of mount(8) asks for."""
 
-    source: str
     place: str
     overrides: dict[str, bool] = field(default_factory=dict)
     state: Path | None = None
@@ -119,14 +113,8 @@ def parse(words: Sequence[str]) -> Asked:
     source = _state_of(plain[0])
     if source is not None and places.setdefault("state", source) != source:
         raise InvalidArgument(f"the source says {source}, state= says {places['state']}")
-    return Asked(
-        plain[0],
-        plain[1],
-        overrides,
-        state=places.get("state"),
-        config=places.get("config"),
-        is_fake="f" in flags,
-    )
+    is_fake = "f" in flags
+    return Asked(plain[1], overrides, places.get("state"), places.get("config"), is_fake)
 
 
 def _sorted_words(words: Sequence[str]) -> tuple[list[str], set[str], list[str]]:
@@ -189,10 +177,10 @@ def _state_of(source: str) -> Path | None:
 
 def install(program: str, path: Path) -> list[str]:
     """Write the program that runs ``program``; what was done. Raises Exists if it is not ours."""
-    _check_ours(path)
+    check_ours(path, HEAD)
     draft = path.with_name(f".{path.name}.new")
     try:
-        draft.write_bytes(os.fsencode(SCRIPT.format(mark=MARK, program=_quoted(program))))
+        draft.write_bytes(os.fsencode(SCRIPT.format(program=_quoted(program))))
         draft.chmod(0o755)
         draft.rename(path)
     except OSError as error:
@@ -204,7 +192,7 @@ def install(program: str, path: Path) -> list[str]:
 
 def remove(path: Path) -> list[str]:
     """Remove it. Raises NotFound where there is none, Exists where it is not ours."""
-    _check_ours(path)
+    check_ours(path, HEAD)
     try:
         path.unlink()
     except FileNotFoundError:
@@ -212,17 +200,6 @@ def remove(path: Path) -> list[str]:
     except OSError as error:
         raise from_os_error(error) from error
     return [f"removed {path}"]
-
-
-def _check_ours(path: Path) -> None:
-    try:
-        text = path.read_text(errors="replace")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise from_os_error(error) from error
-    if MARK not in text:
-        raise Exists(f"{path} was not written by unifs")
 
 
 def _quoted(word: str) -> str:

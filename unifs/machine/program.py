@@ -1,7 +1,8 @@
 """How this unifs is started from outside: by a service manager, by mount(8), after a reboot.
 
 ``units.py`` and ``mounthelper.py`` write it into files that outlive the shell it was asked from, so
-nothing in it may depend on a working directory, a PATH or an activated environment.
+nothing in it may depend on a working directory, a PATH or an activated environment. A file of that
+name which somebody else wrote is left alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sysconfig
 from pathlib import Path
 
 import unifs
-from unifs.errors import NotFound
+from unifs.errors import Exists, NotFound, from_os_error
 
 
 def program() -> str:
@@ -29,3 +30,15 @@ def program() -> str:
         if path.is_file() and os.access(path, os.X_OK):
             return str(path)
     raise NotFound(f"there is no command unifs beside {sys.executable}: install unifs there")
+
+
+def check_ours(path: Path, head: str) -> None:
+    """Raises Exists if a file is there that does not begin with ``head``, as each of ours does."""
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise from_os_error(error) from error
+    if not text.startswith(head):
+        raise Exists(f"{path} was not written by unifs")

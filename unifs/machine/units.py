@@ -18,7 +18,8 @@ from typing import Final
 from unifs import config
 from unifs.driver.mountinfo import mounted_at
 from unifs.driver.replacing import is_dead
-from unifs.errors import Busy, Exists, MountFailed, NotFound, Unsupported, from_os_error
+from unifs.errors import Busy, MountFailed, NotFound, Unsupported, from_os_error
+from unifs.machine.program import check_ours
 
 SYSTEM_UNITS: Final = Path("/etc/systemd/system")
 #: sd_booted(3).
@@ -112,7 +113,7 @@ def install(unit: Unit, is_now: bool) -> list[str]:
     Unsupported where it is to be started and systemd does not run, MountFailed with what systemd
     says.
     """
-    _check_ours(unit.path)
+    check_ours(unit.path, MARK)
     is_booted = _is_booted()
     if is_now:
         _check_startable(unit, is_booted)
@@ -146,7 +147,7 @@ def uninstall(mount_point: str, is_system: bool) -> list[str]:
     path = _directory(is_system) / name
     if not path.exists():
         raise NotFound(f"there is no {path}")
-    _check_ours(path)
+    check_ours(path, MARK)
     if _is_booted():
         _systemctl(is_system, "disable", "--now", name)
     try:
@@ -160,17 +161,6 @@ def uninstall(mount_point: str, is_system: bool) -> list[str]:
 
 def _directory(is_system: bool) -> Path:
     return SYSTEM_UNITS if is_system else config.units_directory()
-
-
-def _check_ours(path: Path) -> None:
-    try:
-        text = path.read_text(errors="replace")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise from_os_error(error) from error
-    if not text.startswith(MARK):
-        raise Exists(f"{path} was not written by unifs")
 
 
 def _check_startable(unit: Unit, is_booted: bool) -> None:

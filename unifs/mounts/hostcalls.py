@@ -1,4 +1,5 @@
-"""System calls on host directories that Python's os module lacks: renameat2 and getdents64.
+"""System calls on host directories: renameat2 and getdents64, which Python's os module lacks, and
+those that a setattr becomes.
 
 ``LocalMount`` and ``HostVolume`` call them. Names are bytes, errors are OSError. ctypes releases
 the GIL for the time of each call.
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from unifs.types import SetAttributes
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -48,3 +51,19 @@ def dirents(records: bytes) -> Iterator[tuple[bytes, int]]:
         start = at + _DIRENT.size
         yield records[start : records.index(b"\0", start)], cookie
         at += length
+
+
+def set_owner(path: str, changes: SetAttributes) -> None:
+    """Give a host object the owner and group of ``changes``; None keeps what it has."""
+    uid = -1 if changes.uid is None else changes.uid
+    os.chown(path, uid, -1 if changes.gid is None else changes.gid)
+
+
+def set_times(path: str, changes: SetAttributes) -> None:
+    """Give a host object the times of ``changes``; None keeps what it has."""
+    if changes.atime_ns is None and changes.mtime_ns is None:
+        return
+    now = os.stat(path)
+    atime_ns = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+    mtime_ns = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+    os.utime(path, ns=(atime_ns, mtime_ns))

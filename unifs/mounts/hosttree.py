@@ -18,7 +18,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import Conflict, Exists, InvalidArgument, IsADirectory, NotFound, Stale
-from unifs.mounts.hostcalls import RENAME_NOREPLACE, dirents, getdents, renameat2
+from unifs.mounts.hostcalls import (
+    RENAME_NOREPLACE,
+    dirents,
+    getdents,
+    renameat2,
+    set_owner,
+    set_times,
+)
 from unifs.mounts.hostobject import (
     TEMPORARY_PREFIX,
     Upload,
@@ -49,22 +56,6 @@ PAGE_BYTES: Final = 32 << 10
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OBJECT: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def set_owner(path: str, changes: SetAttributes) -> None:
-    """Give a host object the owner and group of ``changes``; None keeps what it has."""
-    uid = -1 if changes.uid is None else changes.uid
-    os.chown(path, uid, -1 if changes.gid is None else changes.gid)
-
-
-def set_times(path: str, changes: SetAttributes) -> None:
-    """Give a host object the times of ``changes``; None keeps what it has."""
-    if changes.atime_ns is None and changes.mtime_ns is None:
-        return
-    now = os.stat(path)
-    atime_ns = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
-    mtime_ns = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
-    os.utime(path, ns=(atime_ns, mtime_ns))
 
 
 class HostTree:

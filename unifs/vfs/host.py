@@ -34,14 +34,14 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from unifs.errors import (
-    AttributeNamespace,
-    InvalidArgument,
-    NoAttribute,
-    Stale,
+from unifs.errors import AttributeNamespace, InvalidArgument, NoAttribute, Stale
+from unifs.mounts.hostcalls import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    renameat2,
+    set_owner,
+    set_times,
 )
-from unifs.mounts.hostcalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
-from unifs.mounts.hosttree import set_owner, set_times
 from unifs.types import SetAttributes
 from unifs.vfs.hosthandles import HostDirectoryHandle, HostHandle, HostIo
 from unifs.vfs.hostnodes import ROOT_NUMBER, HostInode, HostNode, NodeTable, fill
