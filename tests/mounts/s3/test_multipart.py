@@ -12,13 +12,14 @@ import trio
 from tests.contract.subjects import Bytes, Cut
 from tests.servers.faultproxy import Fault, FaultProxy
 from unifs.errors import Conflict, Corrupt, UnifsError, Unreachable
-from unifs.mounts.s3 import multipart, writing
+from unifs.mounts.s3 import copies, multipart, writing
 from unifs.mounts.s3.fingerprint import PARTS, Fingerprint
 from unifs.mounts.s3.mount import S3Mount
 from unifs.mounts.s3.multipart import MARK_PART, PARTS_MAX, mark_of, part_bytes
 
 if TYPE_CHECKING:
     from tests.mounts.s3.conftest import World
+    from unifs.mounts.s3.multipart import Upload
     from unifs.mounts.s3.service import Answer, Request
 
 MIB = 1 << 20
@@ -183,10 +184,18 @@ async def test_orphans_are_aborted_when_they_are_a_day_old(
 
 
 async def test_a_copy_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unifs.mounts.s3.moving.COPY_MAX_BYTES", MIB)
+    monkeypatch.setattr(copies, "COPY_MAX_BYTES", MIB)
     monkeypatch.setattr(multipart, "COPY_PART_BYTES", PART)
     made = await world.mount.put("big", Bytes(BIG), None, "t1")
+    copy_part, parts = world.mount._multipart._copy_part, []
+
+    async def noted(upload: Upload, number: int, *how: Any) -> None:
+        parts.append(number)
+        await copy_part(upload, number, *how)
+
+    monkeypatch.setattr(world.mount._multipart, "_copy_part", noted)
     await world.mount.rename("big", "moved", "t2")
+    assert sorted(parts) == [1, 2, 3]
     assert world.listed() == ["moved"]
     assert world.get("moved") == BIG
     assert made.version is not None
