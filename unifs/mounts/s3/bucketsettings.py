@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 Versioning = Literal["off", "on", "suspended"]
 
 _STATES: Final[dict[str, Versioning]] = {"": "off", "Enabled": "on", "Suspended": "suspended"}
-#: Amazon's own bounds are 20 KiB for a policy and 1,000 rules for a lifecycle.
-DOCUMENT_BYTES_MAX: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

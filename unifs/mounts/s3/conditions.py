@@ -73,10 +73,6 @@ class Conditions:
         self._copying: dict[str, bool] = {}
         self._locks: dict[str, trio.Lock] = {}
 
-    def known(self) -> dict[str, Honoured]:
-        """Bucket -> what it honours, where that is known."""
-        return dict(self._known)
-
     async def of(self, bucket: str) -> Honoured:
         """What a bucket honours; two requests, the first time."""
         found = self._known.get(bucket)
