@@ -292,13 +292,14 @@ async def test_the_first_large_object_sweeps_its_bucket(
     )
     # Only the sweep's clock is ahead.
     later.service._now_s = time.time
-    swept, sweep = trio.Event(), later._sweep
+    swept, sweep = trio.Event(), later._multipart.sweep
 
-    async def watched(bucket: str) -> None:
-        await sweep(bucket)
+    async def watched(bucket: str, prefix: str, now_s: float) -> int:
+        count = await sweep(bucket, prefix, now_s)
         swept.set()
+        return count
 
-    monkeypatch.setattr(later, "_sweep", watched)
+    monkeypatch.setattr(later._multipart, "sweep", watched)
     async with later.serve():
         await later.put("other", Bytes(BIG), None, "t2")
         with trio.fail_after(10):
