@@ -1,12 +1,14 @@
 """Copies at the service, of one object each, on conditions.
 
-``moving`` makes renames and changes of attributes of them. A copy is of exactly one version of its
+``moving`` makes renames and changes of attributes of them, ``mount`` other storage classes and
+earlier versions the present ones. A copy is of exactly one version of its
 source; with a condition it replaces nothing but what that allows, where the bucket heeds that
 (``conditions.copying``).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import Conflict, TryAgain
@@ -50,10 +52,10 @@ class Copies:
             said["x-amz-storage-class"] = storage
         said |= write_headers(self._options) | how.said
         if size_in(headers) > COPY_MAX_BYTES:
-            made = await self._multipart.copy(source, headers, target, Copying(said, how.condition))
+            made = await self._multipart.copy(source, headers, target, replace(how, said=said))
         else:
             said["x-amz-metadata-directive"] = "REPLACE"
-            made = await self.copy_version(source, version, target, Copying(said, how.condition))
+            made = await self.copy_version(source, version, target, replace(how, said=said))
         self._objects.remember(target, version, made)
         return made
 
@@ -65,7 +67,7 @@ class Copies:
             "PUT",
             *target,
             headers={
-                **source_headers(self._options, source, version),
+                **source_headers(self._options, source, version, how.version_id),
                 **key_headers(self._options),
                 **how.said,
                 **how.condition,

@@ -36,7 +36,7 @@ from unifs.mounts.s3.removing import Removing
 from unifs.mounts.s3.service import Service
 from unifs.mounts.s3.sigv4 import EXPIRY_MAX_S
 from unifs.mounts.s3.trust import context_of
-from unifs.mounts.s3.versions import read_version, restore, version_with, versions_of
+from unifs.mounts.s3.versions import headers_of, read_version, version_with, versions_of
 from unifs.mounts.s3.writing import SINGLE_BYTES, Writing
 
 if TYPE_CHECKING:
@@ -249,7 +249,8 @@ class S3Mount(Mount):
         place = self.places.object_at(path)
         one = await version_with(self.service, place, version_id)
         if not one.is_latest:
-            await restore(self.service, place, one)
+            headers = await headers_of(self.service, place, one)
+            await self._moving.copies.copy(place, headers, place, Copying({}, version_id=one.id))
 
     async def set_storage_class(
         self, path: str, storage_class: str

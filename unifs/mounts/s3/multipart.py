@@ -68,16 +68,23 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Copying:
-    """What a copy says of the new object, and the headers of the condition that it is made on."""
+    """What a copy says of the new object, and the headers of the condition that it is made on.
+
+    ``version_id`` is the service's name for an earlier version, where the source is one.
+    """
 
     said: dict[str, str]
     condition: dict[str, str] = field(default_factory=dict)
+    version_id: str = ""
 
 
-def source_headers(options: S3Options, place: Place, version: Version) -> dict[str, str]:
+def source_headers(
+    options: S3Options, place: Place, version: Version, version_id: str = ""
+) -> dict[str, str]:
     """Headers that name the source of a copy, of exactly that version."""
+    query = f"?versionId={encoded(version_id)}" if version_id else ""
     return {
-        "x-amz-copy-source": f"/{place[0]}/{encoded(place[1], '/')}",
+        "x-amz-copy-source": f"/{place[0]}/{encoded(place[1], '/')}{query}",
         "x-amz-copy-source-if-match": if_match(version),
         **source_key_headers(options),
     }
@@ -308,7 +315,8 @@ class Multipart:
         """Copy an object too large for one CopyObject, range by range at the service."""
         size = size_in(headers)
         upload = await self._begin(target, {**how.said, **self._objects.key_headers})
-        from_ = source_headers(self._service.options, source, version_in(headers))
+        options = self._service.options
+        from_ = source_headers(options, source, version_in(headers), how.version_id)
         try:
             calls = [
                 partial(self._copy_part, upload, number, from_, span)
