@@ -71,8 +71,8 @@ class BucketSettings:
             raise Corrupt(f"the service says that versions of {bucket} are {status!r}")
         return _STATES[status]
 
-    async def set_versioning(self, bucket: str, is_on: bool) -> None:
-        """Keep versions from now on, or make no more; those that are there stay."""
+    async def set_versioning(self, bucket: str, is_on: bool) -> Versioning:
+        """Keep versions from now on, or make no more; those that are there stay. What holds now."""
         wanted = {"Status": "Enabled" if is_on else "Suspended"}
         await self._control.call(
             "put_bucket_versioning", Bucket=bucket, VersioningConfiguration=wanted
@@ -80,6 +80,7 @@ class BucketSettings:
         found = await self.versioning(bucket)
         if (found == "on") is not is_on:
             raise Unsupported(f"the service took the change, and versions are still {found}")
+        return found
 
     # --- lifecycle --------------------------------------------------------------------------------
 
