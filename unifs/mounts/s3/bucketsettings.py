@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from unifs.errors import Corrupt, InvalidArgument, NotFound, Unsupported
+from unifs.errors import Corrupt, InvalidArgument, NotFound, UnifsError, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -46,7 +46,7 @@ class BucketSettings:
             answer = await self._control.call("get_bucket_policy", Bucket=bucket)
         except NotFound as error:
             raise _lacking(error, "NoSuchBucketPolicy", f"{bucket} has no policy") from error
-        return _pretty(_parsed(answer.get("Policy", ""), Corrupt("the policy is not JSON")))
+        return _pretty(_parsed(answer.get("Policy", ""), "policy", Corrupt))
 
     async def put_policy(self, bucket: str, document: bytes) -> None:
         """Set the policy; the service says what is wrong with it."""
@@ -144,17 +144,17 @@ def _lacking(error: NotFound, code: str, sentence: str) -> NotFound:
 
 
 def _table(document: bytes, what: str) -> dict[str, Any]:
-    table = _parsed(document, InvalidArgument(f"the {what} is not JSON"))
+    table = _parsed(document, what, InvalidArgument)
     if not isinstance(table, dict):
         raise InvalidArgument(f"the {what} has to be a JSON object")
     return table
 
 
-def _parsed(document: str | bytes, otherwise: Corrupt | InvalidArgument) -> Any:
+def _parsed(document: str | bytes, what: str, wrong: type[UnifsError]) -> Any:
     try:
         return json.loads(document)
     except (ValueError, RecursionError) as error:
-        raise type(otherwise)(f"{otherwise}: {error}") from error
+        raise wrong(f"the {what} is not JSON: {error}") from error
 
 
 def _pretty(value: object) -> str:
