@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 import httpx
 
 from tests.s3.operations import Bench, daemon_of
+from unifs.mounts.s3 import copies, multipart
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from tests.servers.s3 import S3Server
 
@@ -104,6 +107,24 @@ async def test_versions_are_told_read_and_restored(both: Bench) -> None:
     assert await both.names("d") == ["f", "f.longer"]
     await both.refused(4, "has no version 'nonsense'", "versions", "get", path, "nonsense")
     await both.refused(4, "has no version", "versions", "restore", path, "nonsense")
+
+
+async def test_a_version_that_is_too_large_for_one_copy_is_restored_in_parts(
+    both: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "COPY_MAX_BYTES", MIB)
+    monkeypatch.setattr(multipart, "COPY_PART_BYTES", 5 * MIB)
+    both.keep_versions()
+    first = os.urandom(12 * MIB)
+    made = both.put("f", first, Metadata={"color": "red"})["VersionId"]
+    both.put("f", b"second")
+    await both.ctl("versions", "restore", f"{both.top}/f", made)
+    head = both.client.head_object(Bucket=both.bucket, Key="f")
+    assert head["ETag"].endswith('-3"')
+    assert head["Metadata"]["color"] == "red"
+    assert both.get("f") == first
+    assert await both.read("f") == first
+    assert len(await both.ctl("versions", "ls", f"{both.top}/f")) == 3
 
 
 async def test_a_deleted_object_has_versions_and_comes_back(both: Bench) -> None:

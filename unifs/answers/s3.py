@@ -245,8 +245,8 @@ class S3Answer:
         """Keep versions from now on, or make no more."""
         place, bucket = await self._bucket(path)
         self._check_writable(place)
-        await place.mount.buckets.set_versioning(bucket, is_on)
-        return await self.versioning(path)
+        found = await place.mount.buckets.set_versioning(bucket, is_on)
+        return BucketVersioning(path=path, bucket=bucket, versioning=found)
 
     async def lifecycle(self, path: str) -> str:
         """A bucket's lifecycle as JSON."""

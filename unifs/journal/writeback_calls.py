@@ -82,7 +82,6 @@ class Calls:
         """
         if step.verb == "resolve":
             await self._resolving.resolve(ino)
-            self._late.ended(ino)
             return None
         if step.verb == "put":
             return await self._prepare_put(ino, seq, step)
@@ -117,7 +116,6 @@ class Calls:
             attempt = Attempt("put", step.path, f"{seq()}.put", step.base, upload.key.hex())
             self._check_late(ino, Change("put", step.path, attempt.token, base=step.base))
             await complete(self.local.begin, ino, attempt, upload.blob)
-            self._late.begun(ino)
         elif (attempt.path, attempt.key) != (step.path, upload.key.hex()):
             return None
         change = Change("put", attempt.path, attempt.token, base=attempt.base)
@@ -128,7 +126,6 @@ class Calls:
         known = self.local.known(ino) or NOWHERE
         if known.attempt is None:
             await complete(self.local.begin, ino, attempt, b"")
-            self._late.begun(ino)
 
     def _check_late(self, ino: int, change: Change) -> None:
         """TryAgain while another call may still arrive where this one goes."""
@@ -198,7 +195,6 @@ class Calls:
                 await self.local.flush(sys.maxsize)
             except UnifsError as error:
                 return [TryAgain(f"the attempt is not durable here: {error}") for _ in calls]
-        before = {call.ino: self._late.sent(call.ino) for call in calls if call.is_attempt}
         outcomes: list[Outcome] = []
         watched: dict[int, Watched] = {}
         try:
@@ -211,6 +207,11 @@ class Calls:
                     pairs.append((call.change, watched.get(call.ino)))
                 self._watched |= watched
                 outcomes = await self.mount.commit(pairs)
+        except BaseException:
+            # Nobody knows what of it was sent.
+            for call in calls:
+                self._late.lost(call.change)
+            raise
         finally:
             for ino in watched:
                 del self._watched[ino]
@@ -220,10 +221,6 @@ class Calls:
         for call, outcome in zip(calls, outcomes, strict=True):
             call.is_stopped = call.ino in watched and watched[call.ino].is_stopped
             is_heard = call.is_stopped or isinstance(outcome, RateLimited)
-            if call.is_attempt:
-                self._late.sent(call.ino)
-                if is_heard:
-                    self._late.not_sent(call.ino, before[call.ino])
             if isinstance(outcome, UnifsError) and outcome.is_transient and not is_heard:
                 self._late.lost(call.change)
         return outcomes
@@ -240,7 +237,6 @@ class Calls:
                 return
             if outcome.is_transient:
                 raise outcome
-            self._late.ended(call.ino)
             await self._refused(call, outcome)
             return
         local, step = self.local, call.step
@@ -249,7 +245,6 @@ class Calls:
             if left_s > 0:
                 # The same bytes as before the last change: what is late would take them for those.
                 raise TryAgain("a request that was cut off may still arrive", within_s=left_s)
-        self._late.ended(call.ino)
         match step.verb:
             case "put" | "make":
                 node = outcome if outcome is not None else await self.mount.stat(step.path)

@@ -78,10 +78,10 @@ class Resolving:
         """
         local = self._local
         is_refused = attempt.base is not None and self._mount.is_conditional
-        if is_refused or self._late.left_s(ino) <= 0:
+        if is_refused or self._late.left_s(attempt) <= 0:
             await complete(local.end, ino)
         elif local.wanted(ino) is None:
-            raise self._later(ino)
+            raise self._later(attempt)
         elif local.heir(attempt.path) == ino:
             await self._again(ino, attempt)
         else:
@@ -92,10 +92,10 @@ class Resolving:
             # Something new stands there. If it is ours, the mount recognises the token; if it is
             # not, it is not ``base`` either, and nothing is overwritten.
             await self._again(ino, attempt, is_there=True)
-        elif self._late.left_s(ino) <= 0:
+        elif self._late.left_s(attempt) <= 0:
             await complete(self._local.end, ino)
         elif self._local.wanted(ino) is None:
-            raise self._later(ino)
+            raise self._later(attempt)
         else:
             await self._again(ino, attempt)
 
@@ -105,7 +105,7 @@ class Resolving:
             await complete(self._local.end, ino)
             return
         if not is_there and upload.reader.size_bytes > AGAIN_BYTES_MAX:
-            raise self._later(ino)
+            raise self._later(attempt)
         outcome = await self._put(ino, attempt, upload)
         if isinstance(outcome, Node):
             await complete(self._local.stored, ino, attempt.path, outcome, upload)
@@ -133,8 +133,8 @@ class Resolving:
             if await self._is_finished(path, attempt):
                 await complete(self._local.moved, ino, path, new_path)
                 return
-        elif self._late.left_s(ino) > 0:
-            raise self._later(ino)
+        elif self._late.left_s(attempt) > 0:
+            raise self._later(attempt)
         await complete(self._local.end, ino)
 
     async def _is_finished(self, path: str, attempt: Attempt) -> bool:
@@ -146,6 +146,6 @@ class Resolving:
             raise outcome
         return not isinstance(outcome, UnifsError)
 
-    def _later(self, ino: int) -> TryAgain:
-        left_s = self._late.left_s(ino)
+    def _later(self, attempt: Attempt) -> TryAgain:
+        left_s = self._late.left_s(attempt)
         return TryAgain("an upload that was cut off may still arrive", within_s=left_s)

@@ -29,6 +29,7 @@ from unifs.mounts.base import cid_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from unifs.journal.writeback_order import Attempt
     from unifs.mounts.base import ContentReader
     from unifs.types import Change, Version
 
@@ -86,7 +87,7 @@ class _Lost:
 
 
 class Late:
-    """What may still arrive: by inode the open attempts, by path all calls without an answer.
+    """What may still arrive: the calls without an answer, by path.
 
     Of an earlier daemon nothing is known but the attempts that it left open, and what it may have
     been about to remove: whoever finds those in the rows says so (``lost``).
@@ -94,37 +95,8 @@ class Late:
 
     def __init__(self, late_s: float) -> None:
         self._late_s = late_s
-        self._ended_at: dict[int, float] = {}
         #: The path that was lost last is the last.
         self._lost: dict[str, list[_Lost]] = {}
-
-    # --- attempts ---------------------------------------------------------------------------------
-
-    def begun(self, ino: int) -> None:
-        """An attempt is noted; nothing of it was sent."""
-        self._ended_at[ino] = -math.inf
-
-    def sent(self, ino: int) -> float | None:
-        """A call of it is or was on its way till now; what to say if it was not."""
-        before = self._ended_at.get(ino)
-        self._ended_at[ino] = trio.current_time()
-        return before
-
-    def not_sent(self, ino: int, before: float | None) -> None:
-        """The last call of it cannot arrive; ``before`` is what ``sent`` gave."""
-        if before is not None:
-            self._ended_at[ino] = before
-
-    def ended(self, ino: int) -> None:
-        """The outcome is known."""
-        self._ended_at.pop(ino, None)
-
-    def left_s(self, ino: int) -> float:
-        """How long it may still arrive; not positive where it cannot."""
-        now = trio.current_time()
-        return self._ended_at.setdefault(ino, now) + self._late_s - now
-
-    # --- paths ------------------------------------------------------------------------------------
 
     def lost(self, change: Change) -> None:
         """A call ended without an answer."""
@@ -140,6 +112,14 @@ class Late:
                 found = self._lost.pop(path, [])
                 others = [one for one in found if one.until > now and not one.is_same(change)]
                 self._lost[path] = [*others, lost]
+
+    def left_s(self, attempt: Attempt) -> float:
+        """How long a call of an attempt may still arrive; not positive where none can."""
+        until = -math.inf
+        for lost in self._lost.get(attempt.path, ()):
+            if lost.change.token == attempt.token:
+                until = max(until, lost.until)
+        return until - trio.current_time()
 
     def wait_s(self, change: Change, is_tree: bool, is_conditional: bool) -> float:
         """How long ``change`` has to wait for others that may still arrive where it goes.

@@ -12,13 +12,14 @@ import trio
 from tests.contract.subjects import Bytes, Cut
 from tests.servers.faultproxy import Fault, FaultProxy
 from unifs.errors import Conflict, Corrupt, UnifsError, Unreachable
-from unifs.mounts.s3 import multipart, writing
+from unifs.mounts.s3 import copies, multipart, writing
 from unifs.mounts.s3.fingerprint import PARTS, Fingerprint
 from unifs.mounts.s3.mount import S3Mount
 from unifs.mounts.s3.multipart import MARK_PART, PARTS_MAX, mark_of, part_bytes
 
 if TYPE_CHECKING:
     from tests.mounts.s3.conftest import World
+    from unifs.mounts.s3.multipart import Upload
     from unifs.mounts.s3.service import Answer, Request
 
 MIB = 1 << 20
@@ -183,10 +184,18 @@ async def test_orphans_are_aborted_when_they_are_a_day_old(
 
 
 async def test_a_copy_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unifs.mounts.s3.moving.COPY_MAX_BYTES", MIB)
+    monkeypatch.setattr(copies, "COPY_MAX_BYTES", MIB)
     monkeypatch.setattr(multipart, "COPY_PART_BYTES", PART)
     made = await world.mount.put("big", Bytes(BIG), None, "t1")
+    copy_part, parts = world.mount._multipart._copy_part, []
+
+    async def noted(upload: Upload, number: int, *how: Any) -> None:
+        parts.append(number)
+        await copy_part(upload, number, *how)
+
+    monkeypatch.setattr(world.mount._multipart, "_copy_part", noted)
     await world.mount.rename("big", "moved", "t2")
+    assert sorted(parts) == [1, 2, 3]
     assert world.listed() == ["moved"]
     assert world.get("moved") == BIG
     assert made.version is not None
@@ -283,13 +292,14 @@ async def test_the_first_large_object_sweeps_its_bucket(
     )
     # Only the sweep's clock is ahead.
     later.service._now_s = time.time
-    swept, sweep = trio.Event(), later._sweep
+    swept, sweep = trio.Event(), later._multipart.sweep
 
-    async def watched(bucket: str) -> None:
-        await sweep(bucket)
+    async def watched(bucket: str, prefix: str, now_s: float) -> int:
+        count = await sweep(bucket, prefix, now_s)
         swept.set()
+        return count
 
-    monkeypatch.setattr(later, "_sweep", watched)
+    monkeypatch.setattr(later._multipart, "sweep", watched)
     async with later.serve():
         await later.put("other", Bytes(BIG), None, "t2")
         with trio.fail_after(10):

@@ -36,7 +36,8 @@ GROUPS: Final = {
     "s3.storage-class": "Storage classes of objects.",
     "s3.multipart": "Uploads in parts that were begun and not completed.",
 }
-#: More than any service takes as a policy or a lifecycle.
+#: More than any service takes: Amazon's own bounds are 20 KiB for a policy and 1,000 rules for a
+#: lifecycle.
 DOCUMENT_BYTES_MAX: Final = 1 << 20
 
 ObjectPath = Annotated[str, Param("an object, like /s3/bucket/key", place="tree")]

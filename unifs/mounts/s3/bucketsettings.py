@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from unifs.errors import Corrupt, InvalidArgument, NotFound, Unsupported
+from unifs.errors import Corrupt, InvalidArgument, NotFound, UnifsError, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 Versioning = Literal["off", "on", "suspended"]
 
 _STATES: Final[dict[str, Versioning]] = {"": "off", "Enabled": "on", "Suspended": "suspended"}
-#: Amazon's own bounds are 20 KiB for a policy and 1,000 rules for a lifecycle.
-DOCUMENT_BYTES_MAX: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class BucketSettings:
             answer = await self._control.call("get_bucket_policy", Bucket=bucket)
         except NotFound as error:
             raise _lacking(error, "NoSuchBucketPolicy", f"{bucket} has no policy") from error
-        return _pretty(_parsed(answer.get("Policy", ""), Corrupt("the policy is not JSON")))
+        return _pretty(_parsed(answer.get("Policy", ""), "policy", Corrupt))
 
     async def put_policy(self, bucket: str, document: bytes) -> None:
         """Set the policy; the service says what is wrong with it."""
@@ -73,8 +71,8 @@ class BucketSettings:
             raise Corrupt(f"the service says that versions of {bucket} are {status!r}")
         return _STATES[status]
 
-    async def set_versioning(self, bucket: str, is_on: bool) -> None:
-        """Keep versions from now on, or make no more; those that are there stay."""
+    async def set_versioning(self, bucket: str, is_on: bool) -> Versioning:
+        """Keep versions from now on, or make no more; those that are there stay. What holds now."""
         wanted = {"Status": "Enabled" if is_on else "Suspended"}
         await self._control.call(
             "put_bucket_versioning", Bucket=bucket, VersioningConfiguration=wanted
@@ -82,6 +80,7 @@ class BucketSettings:
         found = await self.versioning(bucket)
         if (found == "on") is not is_on:
             raise Unsupported(f"the service took the change, and versions are still {found}")
+        return found
 
     # --- lifecycle --------------------------------------------------------------------------------
 
@@ -145,17 +144,17 @@ def _lacking(error: NotFound, code: str, sentence: str) -> NotFound:
 
 
 def _table(document: bytes, what: str) -> dict[str, Any]:
-    table = _parsed(document, InvalidArgument(f"the {what} is not JSON"))
+    table = _parsed(document, what, InvalidArgument)
     if not isinstance(table, dict):
         raise InvalidArgument(f"the {what} has to be a JSON object")
     return table
 
 
-def _parsed(document: str | bytes, otherwise: Corrupt | InvalidArgument) -> Any:
+def _parsed(document: str | bytes, what: str, wrong: type[UnifsError]) -> Any:
     try:
         return json.loads(document)
     except (ValueError, RecursionError) as error:
-        raise type(otherwise)(f"{otherwise}: {error}") from error
+        raise wrong(f"the {what} is not JSON: {error}") from error
 
 
 def _pretty(value: object) -> str:

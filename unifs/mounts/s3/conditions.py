@@ -28,7 +28,7 @@ from unifs.mounts.s3.sigv4 import encoded
 from unifs.types import Version
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from unifs.mounts.s3.objects import Objects
 
@@ -73,10 +73,6 @@ class Conditions:
         self._copying: dict[str, bool] = {}
         self._locks: dict[str, trio.Lock] = {}
 
-    def known(self) -> dict[str, Honoured]:
-        """Bucket -> what it honours, where that is known."""
-        return dict(self._known)
-
     async def of(self, bucket: str) -> Honoured:
         """What a bucket honours; two requests, the first time."""
         found = self._known.get(bucket)
@@ -98,35 +94,43 @@ class Conditions:
         Four requests with an object of our own, the first time. False where this identity may not
         try it.
         """
-        if bucket not in self._copying:
-            try:
-                async with self.probe(bucket) as key:
-                    # Of two who ask at once, the second finds it said.
-                    if bucket not in self._copying:
-                        found = await self._copies_by_conditions(bucket, key)
-                        if len(self._copying) >= BUCKETS_MAX:
-                            self._copying.clear()
-                        self._copying[bucket] = found
-            except UnifsError as error:
-                if error.is_transient:
-                    raise
-                log.debug("copies are not tried: bucket=%s error=%s", bucket, error)
-                return False
-        return self._copying[bucket]
+        try:
+            return await self.tried(self._copying, bucket, self._copies_by_conditions)
+        except UnifsError as error:
+            if error.is_transient:
+                raise
+            log.debug("copies are not tried: bucket=%s error=%s", bucket, error)
+            return False
 
     async def _copies_by_conditions(self, bucket: str, key: str) -> bool:
-        options = self._service.options
-        said = {**write_headers(options), **key_headers(options)}
-        await self._service.call(Request("PUT", bucket, key, headers=said))
         copy = {
             "x-amz-copy-source": f"/{bucket}/{encoded(key, '/')}",
             "x-amz-metadata-directive": "REPLACE",
-            **source_key_headers(options),
+            **source_key_headers(self._service.options),
         }
         for condition in ({"if-none-match": "*"}, {"if-match": NEVER}):
             if not await self._is_refused("PUT", bucket, key, {**copy, **condition}):
                 return False
         return True
+
+    async def tried(
+        self, known: dict[str, bool], bucket: str, look: Callable[[str, str], Awaitable[bool]]
+    ) -> bool:
+        """What ``look`` finds with an empty object of our own (bucket and key); once a bucket."""
+        if bucket in known:
+            return known[bucket]
+        async with self._probe(bucket) as key:
+            # Of two who ask at once, the second finds it said.
+            if bucket in known:
+                return known[bucket]
+            options = self._service.options
+            said = {**write_headers(options), **key_headers(options)}
+            await self._service.call(Request("PUT", bucket, key, headers=said))
+            found = await look(bucket, key)
+            if len(known) >= BUCKETS_MAX:
+                known.clear()
+            known[bucket] = found
+        return found
 
     def _lock(self, bucket: str) -> trio.Lock:
         """One object at a time is tried on in a bucket."""
@@ -135,7 +139,7 @@ class Conditions:
         return self._locks.setdefault(bucket, trio.Lock())
 
     @asynccontextmanager
-    async def probe(self, bucket: str) -> AsyncIterator[str]:
+    async def _probe(self, bucket: str) -> AsyncIterator[str]:
         """The key of an object to try something on, alone in its bucket; removed in the end."""
         async with self._lock(bucket):
             key = self._prefix + new_probe()

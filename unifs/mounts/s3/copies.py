@@ -1,23 +1,23 @@
 """Copies at the service, of one object each, on conditions.
 
-``moving`` makes renames and changes of attributes of them. A copy is of exactly one version of its
+``moving`` makes renames and changes of attributes of them, ``mount`` other storage classes and
+earlier versions the present ones. A copy is of exactly one version of its
 source; with a condition it replaces nothing but what that allows, where the bucket heeds that
 (``conditions.copying``).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import Conflict, TryAgain
 from unifs.mounts.s3.attributes import copied as kept
 from unifs.mounts.s3.attributes import size_in, version_in, was, write_headers
-from unifs.mounts.s3.encryption import key_headers, source_key_headers
+from unifs.mounts.s3.encryption import key_headers
 from unifs.mounts.s3.listing import plain_etag, records
-from unifs.mounts.s3.multipart import Copying
-from unifs.mounts.s3.objects import if_match
+from unifs.mounts.s3.multipart import Copying, source_headers
 from unifs.mounts.s3.service import Request
-from unifs.mounts.s3.sigv4 import encoded
 from unifs.types import Version
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ class Copies:
             said["x-amz-storage-class"] = storage
         said |= write_headers(self._options) | how.said
         if size_in(headers) > COPY_MAX_BYTES:
-            made = await self._multipart.copy(source, headers, target, Copying(said, how.condition))
+            made = await self._multipart.copy(source, headers, target, replace(how, said=said))
         else:
             said["x-amz-metadata-directive"] = "REPLACE"
-            made = await self.copy_version(source, version, target, Copying(said, how.condition))
+            made = await self.copy_version(source, version, target, replace(how, said=said))
         self._objects.remember(target, version, made)
         return made
 
@@ -67,7 +67,7 @@ class Copies:
             "PUT",
             *target,
             headers={
-                **self.source_headers(source, version),
+                **source_headers(self._options, source, version, how.version_id),
                 **key_headers(self._options),
                 **how.said,
                 **how.condition,
@@ -80,14 +80,6 @@ class Copies:
                 raise
             raise TryAgain(f"{source[1]!r} is being changed by somebody") from error
         return Version(plain_etag(records(answer.body, "CopyObjectResult").last.get("ETag", "")))
-
-    def source_headers(self, source: Place, version: Version) -> dict[str, str]:
-        """Headers that name the source of a copy, of exactly that version."""
-        return {
-            "x-amz-copy-source": f"/{source[0]}/{encoded(source[1], '/')}",
-            "x-amz-copy-source-if-match": if_match(version),
-            **source_key_headers(self._options),
-        }
 
     async def is_copied(self, new: Place, version: Version) -> bool:
         """Whether what stands at ``new`` is what an earlier try made of ``version``."""

@@ -13,6 +13,7 @@ import logging
 import stat
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -35,11 +36,11 @@ from unifs.mounts.s3.removing import Removing
 from unifs.mounts.s3.service import Service
 from unifs.mounts.s3.sigv4 import EXPIRY_MAX_S
 from unifs.mounts.s3.trust import context_of
-from unifs.mounts.s3.versions import read_version, restore, version_with, versions_of
+from unifs.mounts.s3.versions import headers_of, read_version, version_with, versions_of
 from unifs.mounts.s3.writing import SINGLE_BYTES, Writing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from unifs.mounts.base import ContentReader
     from unifs.mounts.s3.conditions import Honoured
@@ -120,20 +121,21 @@ class S3Mount(Mount):
         return await self._multipart.put(place, content, base, token)
 
     def _sweep_once(self, bucket: str) -> None:
+        """Abort what uploads of the past left in a bucket that is written to."""
         if self._nursery is not None and bucket not in self._swept:
             self._swept.add(bucket)
-            self._nursery.start_soon(self._sweep, bucket)
+            sweep = partial(self._multipart.sweep, bucket, self.places.prefix, self._now_s())
+            self._nursery.start_soon(self._sweep, bucket, "uploads aborted", sweep)
 
-    async def _sweep(self, bucket: str) -> None:
-        """Abort what uploads of the past left in a bucket that is written to."""
+    async def _sweep(self, bucket: str, done: str, sweep: Callable[[], Awaitable[int]]) -> None:
         try:
-            count = await self._multipart.sweep(bucket, self.places.prefix, self._now_s())
+            count = await sweep()
         except UnifsError as error:
             # Nobody waits for it; the next start of the daemon sweeps again.
             log.info("no sweep: mount=%s bucket=%s error=%s", self.name, bucket, error)
             return
         if count:
-            log.info("uploads aborted: mount=%s bucket=%s count=%d", self.name, bucket, count)
+            log.info("%s: mount=%s bucket=%s count=%d", done, self.name, bucket, count)
 
     async def make(self, path: str, node: Node, token: str) -> Node:
         if stat.S_ISREG(node.mode):
@@ -209,17 +211,8 @@ class S3Mount(Mount):
         self.is_conditional = self.is_conditional and honoured.is_all
         log.info("conditions: mount=%s bucket=%s honoured=%s", self.name, bucket, honoured)
         if self._nursery is not None:
-            self._nursery.start_soon(self._sweep_probes, bucket)
-
-    async def _sweep_probes(self, bucket: str) -> None:
-        try:
-            count = await self._conditions.sweep(bucket, self._now_s())
-        except UnifsError as error:
-            # Nobody waits for it; the next start of the daemon sweeps again.
-            log.info("no sweep: mount=%s bucket=%s error=%s", self.name, bucket, error)
-            return
-        if count:
-            log.info("probes removed: mount=%s bucket=%s count=%d", self.name, bucket, count)
+            sweep = partial(self._conditions.sweep, bucket, self._now_s())
+            self._nursery.start_soon(self._sweep, bucket, "probes removed", sweep)
 
     # --- for control operations -------------------------------------------------------------------
 
@@ -256,7 +249,8 @@ class S3Mount(Mount):
         place = self.places.object_at(path)
         one = await version_with(self.service, place, version_id)
         if not one.is_latest:
-            await restore(self.service, place, one)
+            headers = await headers_of(self.service, place, one)
+            await self._moving.copies.copy(place, headers, place, Copying({}, version_id=one.id))
 
     async def set_storage_class(
         self, path: str, storage_class: str

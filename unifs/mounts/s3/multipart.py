@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from unifs.mounts.base import ContentReader
+    from unifs.mounts.s3.options import S3Options
     from unifs.mounts.s3.payload import ContentPayload
     from unifs.mounts.s3.writing import Place, Writing
 
@@ -67,10 +68,26 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Copying:
-    """What a copy says of the new object, and the headers of the condition that it is made on."""
+    """What a copy says of the new object, and the headers of the condition that it is made on.
+
+    ``version_id`` is the service's name for an earlier version, where the source is one.
+    """
 
     said: dict[str, str]
     condition: dict[str, str] = field(default_factory=dict)
+    version_id: str = ""
+
+
+def source_headers(
+    options: S3Options, place: Place, version: Version, version_id: str = ""
+) -> dict[str, str]:
+    """Headers that name the source of a copy, of exactly that version."""
+    query = f"?versionId={encoded(version_id)}" if version_id else ""
+    return {
+        "x-amz-copy-source": f"/{place[0]}/{encoded(place[1], '/')}{query}",
+        "x-amz-copy-source-if-match": if_match(version),
+        **source_key_headers(options),
+    }
 
 
 def part_bytes(size_bytes: int) -> int:
@@ -170,7 +187,8 @@ class Multipart:
         if there is None or known is None or base not in (version_in(there), *was(there)):
             return set(), {}
         digests = [payload.sha256 for payload in payloads]
-        return known.unchanged(payloads[0].size_bytes, digests), self._source(place, there)
+        source = source_headers(self._service.options, place, version_in(there))
+        return known.unchanged(payloads[0].size_bytes, digests), source
 
     async def _put_part(
         self, upload: Upload, number: int, payload: BytesPayload | ContentPayload
@@ -297,7 +315,8 @@ class Multipart:
         """Copy an object too large for one CopyObject, range by range at the service."""
         size = size_in(headers)
         upload = await self._begin(target, {**how.said, **self._objects.key_headers})
-        from_ = self._source(source, headers)
+        options = self._service.options
+        from_ = source_headers(options, source, version_in(headers), how.version_id)
         try:
             calls = [
                 partial(self._copy_part, upload, number, from_, span)
@@ -308,14 +327,6 @@ class Multipart:
         except BaseException:
             await self.abort(upload)
             raise
-
-    def _source(self, place: Place, headers: dict[str, str]) -> dict[str, str]:
-        """Headers that name the source of a copy, of exactly the version that HEAD told."""
-        return {
-            "x-amz-copy-source": f"/{place[0]}/{encoded(place[1], '/')}",
-            "x-amz-copy-source-if-match": if_match(version_in(headers)),
-            **source_key_headers(self._service.options),
-        }
 
     async def _copy_part(
         self, upload: Upload, number: int, source: dict[str, str], span: tuple[int, int]

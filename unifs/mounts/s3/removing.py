@@ -21,7 +21,7 @@ from unifs.errors import (
     NotFound,
     UnifsError,
 )
-from unifs.mounts.s3.attributes import version_in, was, write_headers
+from unifs.mounts.s3.attributes import version_in, was
 from unifs.mounts.s3.conditions import NEVER
 from unifs.mounts.s3.errors import Refusal
 from unifs.mounts.s3.listing import escaped, quoted_etag, records
@@ -210,18 +210,11 @@ class Removing:
 
     async def _heeds_etags(self, bucket: str) -> bool:
         """Whether DeleteObjects spares an object (our own, made for this) of another ETag."""
-        if bucket in self._batches:
-            return self._batches[bucket]
         try:
-            async with self.conditions.probe(bucket) as key:
-                # Of two who ask at once, the second finds it said.
-                if bucket not in self._batches:
-                    options = self.service.options
-                    headers = {**write_headers(options), **self.objects.key_headers}
-                    await self.service.call(Request("PUT", bucket, key, headers=headers))
-                    refused = await self._delete_objects(bucket, [(key, NEVER.strip('"'))])
-                    self._batches[bucket] = key in refused
+            return await self.conditions.tried(self._batches, bucket, self._is_spared)
         except UnifsError as error:
             log.debug("no deletes in batches: bucket=%s error=%s", bucket, error)
             return False
-        return self._batches[bucket]
+
+    async def _is_spared(self, bucket: str, key: str) -> bool:
+        return key in await self._delete_objects(bucket, [(key, NEVER.strip('"'))])

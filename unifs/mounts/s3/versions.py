@@ -1,9 +1,9 @@
-"""Earlier versions of objects, where a bucket keeps them: told, read and made the present one.
+"""Earlier versions of objects, where a bucket keeps them: told and read.
 
 A reader who pinned a version that was replaced meanwhile still gets its bytes from such a bucket
-(``id_of``); the control plane lists, reads and restores them, and ``/.unifs/versions`` shows them.
-A service tells versions by its own ids, "null" being the one of a bucket that keeps none; unifs's
-own versions are ETags, and the newest id with that ETag is meant.
+(``id_of``); the control plane lists, reads and (by ``copies``) restores them, and
+``/.unifs/versions`` shows them. A service tells versions by its own ids, "null" being the one of a
+bucket that keeps none; unifs's own versions are ETags, and the newest id with that ETag is meant.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from unifs.errors import Corrupt, NotFound, PermissionDenied, TooLarge, Unsupported
-from unifs.mounts.s3.attributes import size_in, version_in, write_headers
-from unifs.mounts.s3.encryption import key_headers, source_key_headers
+from unifs.errors import Corrupt, NotFound, PermissionDenied, Unsupported
+from unifs.mounts.s3.attributes import size_in, version_in
+from unifs.mounts.s3.encryption import key_headers
 from unifs.mounts.s3.listing import key_in, moment_ns, parsed, plain_etag, quoted_etag
 from unifs.mounts.s3.service import Request
-from unifs.mounts.s3.sigv4 import encoded
 from unifs.types import Version
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ log = logging.getLogger(__name__)
 PAGE_VERSIONS: Final = 1000
 #: Versions of one object that are told, the newest.
 VERSIONS_MAX: Final = 10_000
-#: One CopyObject takes no more.
-COPY_MAX_BYTES: Final = 5 << 30
 
 _KINDS: Final = ("Version", "DeleteMarker")
 
@@ -180,27 +177,12 @@ async def read_version(
     return bytes(buffer)
 
 
-async def restore(service: Service, place: tuple[str, str], one: ObjectVersion) -> None:
-    """Copy a version over the present one: what was there stays an earlier version.
-
-    TooLarge above what one copy takes.
-    """
-    options = service.options
-    if one.size_bytes > COPY_MAX_BYTES:
-        raise TooLarge(
-            f"{place[1]!r} has more than 5 GiB, which a service copies in parts only:"
-            " copy it from /.unifs/versions instead"
-        )
+async def headers_of(
+    service: Service, place: tuple[str, str], one: ObjectVersion
+) -> dict[str, str]:
+    """What HEAD says of a version."""
     query = (("versionId", one.id),)
-    head = await service.call(Request("HEAD", *place, query, key_headers(options)))
+    head = await service.call(Request("HEAD", *place, query, key_headers(service.options)))
     if size_in(head.headers) != one.size_bytes:
         raise Corrupt(f"the version {one.id!r} has not the size that the listing tells")
-    storage = head.headers.get("x-amz-storage-class")
-    headers = {
-        "x-amz-copy-source": f"/{place[0]}/{encoded(place[1], '/')}?versionId={encoded(one.id)}",
-        **({"x-amz-storage-class": storage} if storage else {}),
-        **write_headers(options),
-        **key_headers(options),
-        **source_key_headers(options),
-    }
-    await service.call(Request("PUT", *place, headers=headers))
+    return head.headers
