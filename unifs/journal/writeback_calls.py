@@ -87,7 +87,9 @@ class Calls:
             return await self._prepare_put(ino, seq, step)
         known = self.local.known(ino) or NOWHERE
         is_attempt = step.verb in ("make", "rename") and known.attempt is not None
-        token = known.attempt.token if is_attempt and known.attempt else f"{seq()}.{step.verb}"
+        token = self.local.token(seq(), step.verb)
+        if is_attempt and known.attempt:
+            token = known.attempt.token
         change = Change(step.verb, step.path, token, new_path=step.new_path, base=step.base)
         self._check_late(ino, change)
         if step.verb == "make":
@@ -113,7 +115,8 @@ class Calls:
         known = self.local.known(ino) or NOWHERE
         attempt = known.attempt
         if attempt is None:
-            attempt = Attempt("put", step.path, f"{seq()}.put", step.base, upload.key.hex())
+            token = self.local.token(seq(), "put")
+            attempt = Attempt("put", step.path, token, step.base, upload.key.hex())
             self._check_late(ino, Change("put", step.path, attempt.token, base=step.base))
             await complete(self.local.begin, ino, attempt, upload.blob)
         elif (attempt.path, attempt.key) != (step.path, upload.key.hex()):

@@ -8,6 +8,7 @@ mount.
 from __future__ import annotations
 
 import logging
+import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ class Storage:
         self.is_tidy = True
         self.database = self._database = Database(state.database)
         self.profile = self._fixed_profile(profile)
+        self.identity = self._fixed_identity()
         self.segments = Segments(state.segments)
         #: The node's own segments: DAG nodes, added and imported blocks.
         self.nodes = Segments(state.nodes)
@@ -126,6 +128,16 @@ class Storage:
                 f"{self.state.path} was made with the profile {fixed}; it cannot become {wanted}"
             )
         return PROFILES[wanted]
+
+    def _fixed_identity(self) -> str:
+        """What tells changes of this state directory from those of others at the same backend."""
+        fixed = self.database.get_meta("identity")
+        if fixed is None:
+            fixed = secrets.token_hex(8)
+            self.database.begin()
+            self.database.set_meta("identity", fixed)
+            self.database.commit()
+        return str(fixed)
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
