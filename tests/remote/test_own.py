@@ -14,12 +14,14 @@ from tests.remote.system import RemoteSystem
 from tests.remote.test_lacking import NoRename
 from tests.remote.test_random import everything, shown
 from tests.vfs import invariants
-from unifs.errors import Unreachable
+from unifs.errors import NoSpace, PermissionDenied, Unreachable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from trio.testing import MockClock
+
+    from unifs.errors import UnifsError
 
 LARGE = bytes(100_000)
 #: Until a closed file is on its way.
@@ -70,6 +72,30 @@ async def test_a_file_that_was_replaced_before_its_upload_was_confirmed(
         await system.write("b", b"new")
         await system.rename("b", "a")
         assert await ended(system, mount) == {"a": b"new"}
+
+
+@pytest.mark.parametrize("is_repeated", [False, True])
+@pytest.mark.parametrize("refusal", [PermissionDenied, NoSpace])
+async def test_a_refusal_tells_nothing_of_what_arrived_before(
+    clock: MockClock, tmp_path: Path, refusal: type[UnifsError], is_repeated: bool
+) -> None:
+    """A session that has ended since: neither its repetition nor a look by it closes the matter."""
+    mount = RemoteMount()
+    async with RemoteSystem(tmp_path / "state", mount) as system:
+        await system.write("a", b"before")
+        await system.sync()
+        mount.fail("put", Unreachable(), after=True)
+        mount.fail("put", refusal())
+        await system.write("a", b"arrived")
+        await trio.sleep(DELAY_S)
+        if is_repeated:
+            await trio.sleep(5)
+        await system.write("a", b"again")
+        await trio.sleep(5)
+        assert mount.count("put") >= 3
+        for due in system.volume.writeback.dues.values():
+            system.volume.writeback.retry(due.ino)
+        assert await ended(system, mount) == {"a": b"again"}
 
 
 async def test_a_copy_that_was_changed_before_it_was_confirmed(

@@ -30,7 +30,7 @@ from unifs.errors import (
     Unsupported,
 )
 from unifs.journal.writeback_order import NOWHERE, Attempt, Step
-from unifs.journal.writeback_resolving import Resolving
+from unifs.journal.writeback_resolving import UNTOLD, Resolving
 from unifs.journal.writeback_sending import STALL_S, Late, Watched
 from unifs.types import Change, Node
 from unifs.waiting import complete
@@ -54,6 +54,8 @@ class Call:
     step: Step
     change: Change
     upload: Upload | None = None
+    #: It was sent before, and nobody knows what became of that.
+    is_repeated: bool = False
     #: It was ended because nobody wants it any more, before the backend had all bytes.
     is_stopped: bool = False
 
@@ -114,6 +116,7 @@ class Calls:
             return None
         known = self.local.known(ino) or NOWHERE
         attempt = known.attempt
+        is_repeated = attempt is not None
         if attempt is None:
             token = self.local.token(seq(), "put")
             attempt = Attempt("put", step.path, token, step.base, upload.key.hex())
@@ -122,7 +125,7 @@ class Calls:
         elif (attempt.path, attempt.key) != (step.path, upload.key.hex()):
             return None
         change = Change("put", attempt.path, attempt.token, base=attempt.base)
-        return Call(ino, step, change, upload)
+        return Call(ino, step, change, upload, is_repeated)
 
     async def _begin(self, ino: int, attempt: Attempt) -> None:
         """Note the attempt, if it is the first of its kind."""
@@ -263,7 +266,7 @@ class Calls:
 
     async def _refused(self, call: Call, error: UnifsError) -> None:
         local, step, ino = self.local, call.step, call.ino
-        if step.verb in ("put", "make", "rename"):
+        if call.is_attempt and not (call.is_repeated and isinstance(error, UNTOLD)):
             await complete(local.end, ino)
         if step.verb == "remove":
             if isinstance(error, NotFound | NotADirectory):
