@@ -14,7 +14,7 @@ from tests.remote.system import RemoteSystem
 from tests.remote.test_lacking import NoRename
 from tests.remote.test_random import everything, shown
 from tests.vfs import invariants
-from unifs.errors import NoSpace, PermissionDenied, Unreachable
+from unifs.errors import NoSpace, PermissionDenied, RateLimited, Unreachable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +70,22 @@ async def test_a_file_that_was_replaced_before_its_upload_was_confirmed(
         await system.write("a", b"")
         await trio.sleep(DELAY_S)
         await system.write("b", b"new")
+        await system.rename("b", "a")
+        assert await ended(system, mount) == {"a": b"new"}
+
+
+async def test_a_file_that_was_replaced_by_a_rename_there(clock: MockClock, tmp_path: Path) -> None:
+    """The one that replaces it is at the backend already: a rename, and no upload, meets it.
+
+    The backend has refused what it did all the same, so nothing late is waited for.
+    """
+    mount = RemoteMount()
+    async with RemoteSystem(tmp_path / "state", mount) as system:
+        await system.write("b", b"new")
+        await system.sync()
+        mount.fail("put", RateLimited(), after=True)
+        await system.write("a", b"old")
+        await trio.sleep(DELAY_S)
         await system.rename("b", "a")
         assert await ended(system, mount) == {"a": b"new"}
 

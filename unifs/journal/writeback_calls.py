@@ -168,6 +168,7 @@ class Calls:
         if step.base is not None and there.version == step.base:
             return True
         await self._look_again(step.new_path, there)
+        self._check_attempts(ino, step.new_path)
         known = self.local.known(ino) or NOWHERE
         if known.attempt is not None:
             # Perhaps it is ours and the answer was lost.
@@ -323,8 +324,7 @@ class Calls:
         if known.path == path and known.version is not None and known.version == there.version:
             # Nobody changed it: what was refused was refused for an answer gone wrong.
             raise TryAgain("it is being changed by somebody")
-        if any(other != ino for other in local.attempting(path)):
-            raise TryAgain("an upload that was cut off may have arrived there")
+        self._check_attempts(ino, path)
         mine = local.node(ino)
         is_same = stat.S_IFMT(there.mode) == stat.S_IFMT(wanted.mode)
         is_mine = wanted.is_directory or (stat.S_ISLNK(mine.mode) and _same(mine, there))
@@ -332,6 +332,11 @@ class Calls:
             await complete(local.stored, ino, path, there, None)
             return
         await complete(local.conflict, ino, path, there)
+
+    def _check_attempts(self, ino: int, path: str) -> None:
+        """TryAgain while what stands at ``path`` may be what another inode has sent there."""
+        if any(other != ino for other in self.local.attempting(path)):
+            raise TryAgain("an upload that was cut off may have arrived there")
 
     async def _look_again(self, path: str, there: Node) -> None:
         """TryAgain unless the backend says the same once more: one answer may be wrong."""
