@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -163,9 +164,12 @@ class Storage:
             self.database.set_meta("last_ino", self.tree.last_ino)
             self.database.set_meta("is_clean", int(is_clean and self.is_tidy))
             self.database.commit()
-        self.blocks.close()
-        self.contents.close()
-        self.nodes.close()
-        self.segments.close()
-        self.database.close()
+        # Each of the two databases waits for the disk twice.
+        with ThreadPoolExecutor(1) as beside:
+            index = beside.submit(self.blocks.close)
+            self.contents.close()
+            self.nodes.close()
+            self.segments.close()
+            self.database.close()
+        index.result()
         self.state.close()
