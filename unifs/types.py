@@ -138,7 +138,8 @@ class Page:
 class Change:
     """One change on its way to a backend, as ``Mount.commit`` receives it.
 
-    ``verb`` is put, make, remove, rename or set_attributes; ``token`` is the journal record's id.
+    ``verb`` is put, make, remove, rename or set_attributes; ``token`` names the state directory and
+    the journal record.
     """
 
     verb: str

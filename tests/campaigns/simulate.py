@@ -129,9 +129,9 @@ def _one_thread(stack: ExitStack, seed: int) -> None:
 class History:
     """A system, its disk and backend, and what each name was promised.
 
-    A cut may take what the backend has already confirmed: then the backend's version is found
-    again, beside the local one under the name of a conflict. So what was synced has to be there
-    under one of the two, and nothing may ever be there that nobody wrote.
+    A cut may take the note that the backend has confirmed a change, but nobody else writes: so
+    what was synced has to be there, under its name, and nothing may ever be there that nobody
+    wrote, nor anything under the name of a conflict.
     """
 
     def __init__(self, state: Path, seed: int, trace: list[str]) -> None:
@@ -235,14 +235,7 @@ class History:
         for name, data in shown.items():
             assert data in self.written, (name, len(data), chosen)
         for name, data in self.promised.items():
-            assert self.is_kept(name, data, shown), (name, len(data), chosen)
-
-    def is_kept(self, name: str, data: bytes | None, shown: dict[str, bytes]) -> bool:
-        """Under its name, or beside what the backend had before a cut."""
-        if not self.cuts or data is None:
-            return shown.get(name) == data
-        copies = [held for held in shown if held.startswith(f"{name}.conflict-")]
-        return any(shown.get(held) == data for held in (name, *copies))
+            assert shown.get(name) == data, (name, len(data), chosen)
 
     async def shown(self) -> dict[str, bytes]:
         """Every file and its bytes."""
@@ -256,8 +249,9 @@ class History:
         held = {name: item.data for name, item in self.remote._root.children.items()}
         shown = await self.shown()
         assert held == shown
+        assert shown.keys() <= {*NAMES}
         for name, data in self.sure.items():
-            assert self.is_kept(name, data, shown), name
+            assert shown.get(name) == data, name
 
 
 async def _play(state: Path, seed: int, trace: list[str]) -> int:

@@ -35,3 +35,9 @@ def test_the_same_seed_gives_the_same_trace() -> None:
 @pytest.mark.parametrize("seed", [5638, 5954])
 def test_what_was_removed_stays_away_though_a_cut_took_the_note_that_it_was_sent(seed: int) -> None:
     assert play(seed)[0] >= 1
+
+
+@pytest.mark.parametrize("seed", [1148, 1406, 1610, 2154])
+def test_what_the_backend_has_is_told_from_what_it_lacks_after_a_cut(seed: int) -> None:
+    """Confirmations of empty files, and numbers of contents, that a cut took."""
+    assert play(seed)[0] >= 1

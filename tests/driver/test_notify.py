@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -102,6 +103,20 @@ def test_a_change_while_the_kernel_is_told_is_told_again(
     kernel.wait_for(1)
     assert notifications.close(lambda: None)
     assert kernel.told == [("inode", 5, False)] * 2
+
+
+def test_closing_waits_once_for_all_that_are_stuck(
+    notifications: Notifications, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "JOIN_S", 0.2)
+    kernel.is_free.clear()
+    notifications.open()
+    for number in range(10):
+        notifications.for_mount(f"mount{number}").inode(1)
+    kernel.wait_for(10)
+    started = time.monotonic()
+    assert notifications.close(kernel.is_free.set)
+    assert 0.2 <= time.monotonic() - started < 10 * 0.2
 
 
 def test_a_stuck_mount_delays_no_other(kernel: FakeKernel) -> None:

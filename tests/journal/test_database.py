@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import apsw
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from tests.vfs.harness import FileSystem
 from tests.vfs.invariants import check
 from unifs.errors import Corrupt, NoSpace, StateInUse, StateNewer, StateUnusable, UnifsError
 from unifs.state import database as database_module
 from unifs.state import schema
-from unifs.state.database import Database
+from unifs.state.database import Database, Reader
 from unifs.state.directory import StateDirectory
 
 if TYPE_CHECKING:
@@ -87,6 +90,44 @@ async def test_mutations_wait_at_the_wal_limit_and_go_on(
                 await fs.setattr(f"f{index}", mode=0o600)
         await fs.kill()
         assert len(await fs.listdir()) == 301
+
+
+async def locked(path: Path) -> None:
+    """Return when some connection holds the lock of who writes."""
+    with closing(apsw.Connection(str(path), vfs=database_module.VFS)) as other, trio.fail_after(60):
+        while True:
+            try:
+                other.execute("begin immediate")
+            except apsw.BusyError:
+                return
+            other.execute("rollback")
+            await trio.sleep(0.001)
+
+
+async def test_nobody_writes_while_the_wal_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who changes memory before he commits waits a little below the limit; the others with him."""
+    limit_bytes = 400_000
+    monkeypatch.setattr(database_module, "WAL_LIMIT_BYTES", limit_bytes)
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        database = fs.storage.database
+        index = 0
+        while database.wal_bytes <= limit_bytes - limit_bytes // database_module.WAL_ROOM:
+            await fs.write(f"f{index}", b"x")
+            index += 1
+        assert database.wal_bytes <= limit_bytes
+        with closing(Reader(database.path)) as reader:
+            reader.all("begin")
+            reader.all("select count(*) from inode")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(fs.setattr, "f0", mode=0o600))
+                await locked(database.path)
+                nursery.start_soon(fs.write, "other", b"x")
+                await wait_all_tasks_blocked()
+                reader.all("rollback")
+        assert (await fs.stat("f0")).mode & 0o777 == 0o600
+        assert await fs.read("other") == b"x"
 
 
 # --- the state directory --------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import pytest
+import trio
 
 from tests.vfs.historyworld import HistorySystem
 from tests.vfs.invariants import check
@@ -34,6 +35,8 @@ from unifs.waiting import complete
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
+
+    from unifs.vfs.history import Ask
 
 NOTHING = Limits(0, 0, 0)
 LARGE = bytes(range(256)) * 1_000
@@ -441,3 +444,15 @@ async def test_a_build_that_fails_again_and_again_ends_one_epoch(
     await fs.roots.build()
     assert [(each.number, each.names) for each in fs.history.shown()] == [(number, ("point",))]
     assert fs.history.shown()[0].root is not None
+
+
+async def test_questions_of_the_past_end_between_two_queries(fs: HistorySystem) -> None:
+    """A daemon that stops waits for its threads."""
+
+    def ask_for_long(ask: Ask) -> None:
+        for _ in range(1_000_000):
+            ask("select 1", ())
+
+    with trio.move_on_after(0.01) as scope:
+        await fs.history.in_thread(ask_for_long)
+    assert scope.cancelled_caught

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from tests.vfs.harness import FileSystem
@@ -74,3 +75,25 @@ async def test_the_time_of_a_directory_that_somebody_set_survives_a_kill(tmp_pat
         assert (await fs.stat("done")).mtime_ns == 5
         assert (await fs.stat("pending")).mtime_ns == 5
         assert (await fs.stat("changed")).mtime_ns > 5
+
+
+async def test_a_stop_closes_the_block_index_beside_the_tree(tmp_path: Path) -> None:
+    """Each waits for the disk, which may take seconds where it is busy."""
+    is_closed = threading.Event()
+    async with FileSystem(tmp_path) as fs:
+        await fs.write("a", b"x")
+        storage = fs.storage
+        close_index, close_tree = storage.blocks.close, storage.database.close
+
+        def index() -> None:
+            assert is_closed.wait(10)
+            close_index()
+
+        def tree() -> None:
+            close_tree()
+            is_closed.set()
+
+        storage.blocks.close = index  # type: ignore[method-assign]
+        storage.database.close = tree  # type: ignore[method-assign]
+        await fs.remount()
+        assert await fs.read("a") == b"x"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -183,5 +184,7 @@ class Notifications:
         return self._join()
 
     def _join(self) -> bool:
-        ended = [each.join(JOIN_S) for each in self._by_mount.values()]
-        return all(ended)
+        until = time.monotonic() + JOIN_S
+        for each in self._by_mount.values():
+            each.join(max(0.0, until - time.monotonic()))
+        return all(each.join(0.0) for each in self._by_mount.values())

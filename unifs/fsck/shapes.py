@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from unifs.fsck.mending import Mending
 
 #: Whole numbers of meta; what takes the place of anything else is worked out from the rows.
-META = ("epoch", "sealed_seq", "pruned_seq", "last_ino", "times_seq", "is_clean")
+META = ("epoch", "sealed_seq", "pruned_seq", "last_ino", "times_seq", "is_clean", "content_id")
 
 
 def meta(look: Look, _after: int, _upto: int) -> Iterator[Finding]:

@@ -47,6 +47,9 @@ SMALL_BYTES = 64 << 10
 SMALL, LARGE, SYMLINK, LINKED, EXPANDED, REMOTE = 1, 2, 3, 4, 5, 6
 CLOSED, SEALED = 1, 2
 
+#: Ids of large contents that each start of the daemon has for itself.
+IDS_OF_A_START = 1 << 32
+
 _SMALL = struct.Struct("<BIQI32s")
 _LARGE = struct.Struct("<BQ")
 _REMOTE = struct.Struct("<BQ")
@@ -147,6 +150,18 @@ def large_id(blob: bytes) -> int:
     return 0
 
 
+def first_id(database: Database) -> int:
+    """From where on the ids of this start's large contents go: no start has had any of those.
+
+    The rows do not tell: what a backend has is told by ids whose rows may be gone.
+    """
+    newest = database.one("select max(id) from content")[0]
+    known = database.get_meta("content_id")
+    if newest is None and known is None:
+        return 0
+    return int(max(newest or 0, known or 0)) + IDS_OF_A_START
+
+
 class Contents:
     """Reads contents and knows where new ones go. Belongs to the event loop's thread."""
 
@@ -163,7 +178,7 @@ class Contents:
         queries = [f"select coalesce(max(container),0) from {name}" for name in ("holding", "redo")]
         rows = [database.one(query)[0] for query in queries]
         self.containers = Containers(state.data, max([*rows, *names]))
-        self.last_id: int = database.one("select coalesce(max(id),0) from content")[0]
+        self.last_id: int = database.get_meta("content_id", 0)
         self._buffer = memoryview(bytearray(1 << 20))
         #: Threads that wait for the disk on behalf of readers.
         self.disk = trio.CapacityLimiter(16)

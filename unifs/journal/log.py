@@ -1,8 +1,8 @@
 """The ordered record of every change made through unifs.
 
 A record is appended in the transaction that makes the change, by the event loop only. Its ``seq``
-is dense and is the change's token towards a backend. Records are never updated; old ones are
-pruned together with history.
+is dense and is part of the change's token towards a backend. Records are never updated; old ones
+are pruned together with history.
 
 ``data`` per op, names as bytes:
 

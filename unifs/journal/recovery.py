@@ -47,7 +47,7 @@ import apsw
 
 from unifs.errors import NoSpace, from_os_error
 from unifs.journal.containers import is_container_name
-from unifs.journal.content import CLOSED, large_blob
+from unifs.journal.content import CLOSED, first_id, large_blob
 from unifs.journal.extents import ExtentMap
 from unifs.journal.log import Log, Op, unpack_rename
 from unifs.journal.redo import apply
@@ -156,6 +156,7 @@ class Recovery:
         try:
             if is_needed:
                 self._recover()
+            database.set_meta("content_id", first_id(database))
             database.set_meta("boot", self._state.boot_id)
             database.set_meta("is_clean", 0)
             database.commit()

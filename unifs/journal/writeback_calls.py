@@ -30,7 +30,7 @@ from unifs.errors import (
     Unsupported,
 )
 from unifs.journal.writeback_order import NOWHERE, Attempt, Step
-from unifs.journal.writeback_resolving import Resolving
+from unifs.journal.writeback_resolving import UNTOLD, Resolving
 from unifs.journal.writeback_sending import STALL_S, Late, Watched
 from unifs.types import Change, Node
 from unifs.waiting import complete
@@ -54,6 +54,8 @@ class Call:
     step: Step
     change: Change
     upload: Upload | None = None
+    #: It was sent before, and nobody knows what became of that.
+    is_repeated: bool = False
     #: It was ended because nobody wants it any more, before the backend had all bytes.
     is_stopped: bool = False
 
@@ -87,7 +89,9 @@ class Calls:
             return await self._prepare_put(ino, seq, step)
         known = self.local.known(ino) or NOWHERE
         is_attempt = step.verb in ("make", "rename") and known.attempt is not None
-        token = known.attempt.token if is_attempt and known.attempt else f"{seq()}.{step.verb}"
+        token = self.local.token(seq(), step.verb)
+        if is_attempt and known.attempt:
+            token = known.attempt.token
         change = Change(step.verb, step.path, token, new_path=step.new_path, base=step.base)
         self._check_late(ino, change)
         if step.verb == "make":
@@ -112,14 +116,16 @@ class Calls:
             return None
         known = self.local.known(ino) or NOWHERE
         attempt = known.attempt
+        is_repeated = attempt is not None
         if attempt is None:
-            attempt = Attempt("put", step.path, f"{seq()}.put", step.base, upload.key.hex())
+            token = self.local.token(seq(), "put")
+            attempt = Attempt("put", step.path, token, step.base, upload.key.hex())
             self._check_late(ino, Change("put", step.path, attempt.token, base=step.base))
             await complete(self.local.begin, ino, attempt, upload.blob)
         elif (attempt.path, attempt.key) != (step.path, upload.key.hex()):
             return None
         change = Change("put", attempt.path, attempt.token, base=attempt.base)
-        return Call(ino, step, change, upload)
+        return Call(ino, step, change, upload, is_repeated)
 
     async def _begin(self, ino: int, attempt: Attempt) -> None:
         """Note the attempt, if it is the first of its kind."""
@@ -162,6 +168,7 @@ class Calls:
         if step.base is not None and there.version == step.base:
             return True
         await self._look_again(step.new_path, there)
+        self._check_attempts(ino, step.new_path)
         known = self.local.known(ino) or NOWHERE
         if known.attempt is not None:
             # Perhaps it is ours and the answer was lost.
@@ -260,7 +267,7 @@ class Calls:
 
     async def _refused(self, call: Call, error: UnifsError) -> None:
         local, step, ino = self.local, call.step, call.ino
-        if step.verb in ("put", "make", "rename"):
+        if call.is_attempt and not (call.is_repeated and isinstance(error, UNTOLD)):
             await complete(local.end, ino)
         if step.verb == "remove":
             if isinstance(error, NotFound | NotADirectory):
@@ -317,8 +324,7 @@ class Calls:
         if known.path == path and known.version is not None and known.version == there.version:
             # Nobody changed it: what was refused was refused for an answer gone wrong.
             raise TryAgain("it is being changed by somebody")
-        if any(other != ino for other in local.attempting(path)):
-            raise TryAgain("an upload that was cut off may have arrived there")
+        self._check_attempts(ino, path)
         mine = local.node(ino)
         is_same = stat.S_IFMT(there.mode) == stat.S_IFMT(wanted.mode)
         is_mine = wanted.is_directory or (stat.S_ISLNK(mine.mode) and _same(mine, there))
@@ -326,6 +332,11 @@ class Calls:
             await complete(local.stored, ino, path, there, None)
             return
         await complete(local.conflict, ino, path, there)
+
+    def _check_attempts(self, ino: int, path: str) -> None:
+        """TryAgain while what stands at ``path`` may be what another inode has sent there."""
+        if any(other != ino for other in self.local.attempting(path)):
+            raise TryAgain("an upload that was cut off may have arrived there")
 
     async def _look_again(self, path: str, there: Node) -> None:
         """TryAgain unless the backend says the same once more: one answer may be wrong."""

@@ -12,7 +12,14 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
-from unifs.errors import NotADirectory, NotFound, TryAgain, UnifsError
+from unifs.errors import (
+    NoSpace,
+    NotADirectory,
+    NotFound,
+    PermissionDenied,
+    TryAgain,
+    UnifsError,
+)
 from unifs.journal.writeback_order import NOWHERE
 from unifs.types import Change, Node
 from unifs.waiting import complete
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
 
     Put = Callable[[int, Attempt, Upload], Awaitable[Node | UnifsError | None]]
 
+#: Refusals that tell nothing of what stands there: an earlier try may have arrived all the same.
+UNTOLD = (PermissionDenied, NoSpace)
 #: An older content up to this size is rather sent again than waited for.
 AGAIN_BYTES_MAX = 8 << 20
 
@@ -109,7 +118,9 @@ class Resolving:
         outcome = await self._put(ino, attempt, upload)
         if isinstance(outcome, Node):
             await complete(self._local.stored, ino, attempt.path, outcome, upload)
-        elif isinstance(outcome, UnifsError) and outcome.is_transient:
+        elif isinstance(outcome, UnifsError) and (
+            outcome.is_transient or isinstance(outcome, UNTOLD)
+        ):
             raise outcome
         else:
             await complete(self._local.end, ino)

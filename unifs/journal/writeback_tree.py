@@ -39,6 +39,10 @@ class LocalTree(Objects, Protocol):
         """Return when records up to ``seq``, and all committed before them, survive a power cut."""
         ...
 
+    def token(self, seq: int, verb: str) -> str:
+        """What a backend knows a change by; no other has it, here or in another tree."""
+        ...
+
     async def attempted(self, ino: int) -> Upload | None:
         """The bytes of the open attempt, None where there is none."""
         ...

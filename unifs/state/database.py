@@ -196,7 +196,9 @@ class Database(Queries):
         limit_bytes = WAL_LIMIT_BYTES
         if room:
             limit_bytes -= limit_bytes // room
-        if self.wal_bytes > limit_bytes and self._thread is not None:
+        # A checkpoint that lets the WAL start over has the lock of who writes.
+        is_due = self.wal_bytes > limit_bytes or self._waiting is not None
+        if is_due and self._thread is not None:
             raise WouldBlock(self._restarted)
 
     def begin(self) -> None:

@@ -209,12 +209,20 @@ class History:
         return self.database.all
 
     async def in_thread(self, job: Callable[[Ask], T]) -> T:
-        """Queries of which nobody knows how long they take, in a thread."""
+        """Queries of which nobody knows how long they take, in a thread.
+
+        Cancelled between two of them.
+        """
         path = self.database.path
 
         def run() -> T:
             with closing(Reader(path)) as connection:
-                return job(connection.all)
+
+                def ask(sql: str, bindings: Sequence[Any]) -> list[Any]:
+                    trio.from_thread.check_cancelled()
+                    return connection.all(sql, bindings)
+
+                return job(ask)
 
         return await trio.to_thread.run_sync(run)
 

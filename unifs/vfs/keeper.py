@@ -77,6 +77,7 @@ class Keeper:
         for table in TABLES:
             after = needed if table is JOURNAL else 0
             for rows in rows_naming(self.storage.state.database, table, segment, after):
+                trio.from_thread.check_cancelled()
                 contents = (content for row in rows for content in _contents(row))
                 offsets.update(held.offset for held in contents if held.segment == segment)
         return offsets

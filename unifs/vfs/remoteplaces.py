@@ -1,4 +1,4 @@
-"""Places: where an inode of a remote volume is in the tree, and where its object is at the backend.
+"""Places: where and what an inode of a remote volume is in the tree, and where at the backend.
 
 Implements ``journal.writeback_order.Objects``; it reads rows and changes nothing.
 """
@@ -9,9 +9,11 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from unifs.journal.content import REMOTE
+from unifs.errors import Stale
+from unifs.journal.content import REMOTE, SYMLINK
 from unifs.journal.log import Op, unpack_rename
 from unifs.journal.writeback_order import NOWHERE, Known, Wanted
+from unifs.types import Node, SetAttributes
 from unifs.vfs.remoterows import TOLD, content_key
 from unifs.vfs.tree import ATTRIBUTES
 
@@ -73,6 +75,24 @@ class Places:
         # A directory's time moves with every name in it; no backend is told of that.
         told = TOLD.pack(mode & 0o7777, uid, gid, 0 if stat.S_ISDIR(mode) else mtime_ns)
         return Wanted(*place, mode, key, told)
+
+    def node(self, ino: int) -> Node:
+        row = self.tree.inode_row(ino)
+        if row is None:
+            raise Stale
+        mode, _, _, _, size, _, mtime_ns, _, rdev = ATTRIBUTES.unpack(row[4])
+        content = bytes(row[5])
+        target = content[1:] if content and content[0] == SYMLINK else None
+        return Node(mode, size, None, mtime_ns, True, target, rdev)
+
+    def attributes(self, ino: int) -> SetAttributes:
+        row = self.tree.inode_row(ino)
+        if row is None:
+            raise Stale
+        mode, uid, gid, _, _, _, mtime_ns, _, _ = ATTRIBUTES.unpack(row[4])
+        if stat.S_ISDIR(mode):
+            return SetAttributes(mode=mode & 0o7777, uid=uid, gid=gid)
+        return SetAttributes(mode=mode & 0o7777, uid=uid, gid=gid, mtime_ns=mtime_ns)
 
     def _name(self, ino: int, parent: int) -> tuple[int, bytes] | None:
         """The (directory, name) under which the backend is to have an inode."""

@@ -12,25 +12,25 @@ import stat
 from typing import TYPE_CHECKING
 
 from unifs.errors import Stale
-from unifs.journal.content import REMOTE, SYMLINK, large_id, remote_blob
+from unifs.journal.content import REMOTE, large_id, remote_blob, remote_size
 from unifs.journal.log import Op
 from unifs.journal.writeback_due import Journal
-from unifs.journal.writeback_order import NOWHERE
+from unifs.journal.writeback_order import NOWHERE, Attempt
 from unifs.journal.writeback_tree import Upload
-from unifs.types import Node, SetAttributes, Version
+from unifs.types import Version
 from unifs.vfs.remoteconflict import keep_both, step_aside, take_bytes, take_ours, take_theirs
 from unifs.vfs.remotedrop import commit_releasing, drop
 from unifs.vfs.remoteplaces import Places
 from unifs.vfs.remotereaders import MountReader, reader_of
 from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key
-from unifs.vfs.tree import ATTRIBUTES
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from unifs.journal.writeback import Writeback
-    from unifs.journal.writeback_order import Attempt, Known
+    from unifs.journal.writeback_order import Known
+    from unifs.types import Node
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.tree import Batch
 
@@ -123,31 +123,24 @@ class RemoteSync(Places, Journal):
             self.volume.writer.detach(inode)
         self.volume.writer.content_of(inode)
 
+    def token(self, seq: int, verb: str) -> str:
+        return f"{self.volume.storage.identity}.{seq}.{verb}"
+
     async def attempted(self, ino: int) -> Upload | None:
-        row = self.tree.database.one("select content from remote where ino=?", (ino,))
-        if row is None or row[0] is None or bytes(row[0][:1]) == bytes((REMOTE,)):
+        query = "select path,version,attempt,content from remote where ino=?"
+        row = self.tree.database.one(query, (ino,))
+        if row is None or row[2] is None or Attempt.unpack(row[2]).verb != "put":
             return None
+        path, version, _, column = row
+        blob = bytes(column or b"")
+        if blob and blob[0] == REMOTE:
+            # A copy of what stands at the old path still.
+            if path is None:
+                return None
+            source = (os.fsdecode(path), Version(version), remote_size(blob))
+            return Upload(MountReader(self.volume.mount, *source), blob, blob)
         contents = self.volume.contents
-        blob = bytes(row[0])
         return Upload(await reader_of(contents, contents.decode(blob)), blob, content_key(blob))
-
-    def node(self, ino: int) -> Node:
-        row = self.tree.inode_row(ino)
-        if row is None:
-            raise Stale
-        mode, _, _, _, size, _, mtime_ns, _, rdev = ATTRIBUTES.unpack(row[4])
-        content = bytes(row[5])
-        target = content[1:] if content and content[0] == SYMLINK else None
-        return Node(mode, size, None, mtime_ns, True, target, rdev)
-
-    def attributes(self, ino: int) -> SetAttributes:
-        row = self.tree.inode_row(ino)
-        if row is None:
-            raise Stale
-        mode, uid, gid, _, _, _, mtime_ns, _, _ = ATTRIBUTES.unpack(row[4])
-        if stat.S_ISDIR(mode):
-            return SetAttributes(mode=mode & 0o7777, uid=uid, gid=gid)
-        return SetAttributes(mode=mode & 0o7777, uid=uid, gid=gid, mtime_ns=mtime_ns)
 
     # --- attempts ---------------------------------------------------------------------------------
 
@@ -192,11 +185,14 @@ class RemoteSync(Places, Journal):
         row = self.tree.inode_row(ino)
         key = None if row is None else content_key(bytes(row[5]))
         listing, now_ns = UNLISTED, volume.now_ns()
+        copied = b""
         if upload is not None:
             key = upload.key
-            if upload.blob and upload.blob[0] == REMOTE:
-                blob = remote_blob(upload.reader.size_bytes, node.version or "")
-                batch.append(("update inode set content=? where ino=?", (blob, ino)))
+            if key[:1] == bytes((REMOTE,)):
+                # Whoever wrote to it meanwhile has taken its bytes from there.
+                if row is not None and bytes(row[5]) == key:
+                    copied = remote_blob(upload.reader.size_bytes, node.version or "")
+                    batch.append(("update inode set content=? where ino=?", (copied, ino)))
                 key = None
         elif stat.S_ISDIR(node.mode):
             key = None
@@ -215,8 +211,7 @@ class RemoteSync(Places, Journal):
             inode.based_on = version
         if upload is not None:
             volume.unsynced.reached(inode, upload.mark)
-            if upload.blob and upload.blob[0] == REMOTE and row is not None:
-                inode.stored = blob
+            inode.stored = copied or inode.stored
 
     def _displace(self, path: str, ino: int, batch: Batch) -> int:
         other = self.at(path)

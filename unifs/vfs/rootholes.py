@@ -16,6 +16,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import trio
+
 from unifs.errors import UnifsError
 from unifs.ipfs.cid import DAG_PB, Cid
 from unifs.ipfs.dagpb import decode
@@ -53,11 +55,15 @@ class Holes:
 
 
 def find(database: Path, mount: int, blocks: Blocks) -> Holes:
-    """Directories and linked objects of a mount whose blocks are not all here. Blocks."""
+    """Directories and linked objects of a mount whose blocks are not all here.
+
+    Runs in a thread of the loop, and ends where that gives it up.
+    """
     found = Holes()
     after = 0
     with closing(Reader(database)) as connection:
         while True:
+            trio.from_thread.check_cancelled()
             rows = connection.all(DIRECTORIES, (after, mount, PAGE))
             if not rows:
                 return found
@@ -96,7 +102,7 @@ def _is_here(cid: Cid, blocks: Blocks, may_be_sharded: bool) -> bool:
 
 def rebuild_files(database: Path, profile: Profile, blocks: Blocks) -> int:
     """Build the DAG nodes above the leaves of sealed files again where they are missing; of how
-    many files. Blocks.
+    many files. Runs in a thread of the loop, and ends where that gives it up.
     """
     count = after = 0
     query = (
@@ -105,6 +111,7 @@ def rebuild_files(database: Path, profile: Profile, blocks: Blocks) -> int:
     )
     with closing(Reader(database)) as connection:
         while True:
+            trio.from_thread.check_cancelled()
             rows = connection.all(query, (after, PAGE))
             if not rows:
                 return count

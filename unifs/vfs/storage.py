@@ -8,6 +8,8 @@ mount.
 from __future__ import annotations
 
 import logging
+import secrets
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -60,6 +62,7 @@ class Storage:
         self.is_tidy = True
         self.database = self._database = Database(state.database)
         self.profile = self._fixed_profile(profile)
+        self.identity = self._fixed_identity()
         self.segments = Segments(state.segments)
         #: The node's own segments: DAG nodes, added and imported blocks.
         self.nodes = Segments(state.nodes)
@@ -127,6 +130,16 @@ class Storage:
             )
         return PROFILES[wanted]
 
+    def _fixed_identity(self) -> str:
+        """What tells changes of this state directory from those of others at the same backend."""
+        fixed = self.database.get_meta("identity")
+        if fixed is None:
+            fixed = secrets.token_hex(8)
+            self.database.begin()
+            self.database.set_meta("identity", fixed)
+            self.database.commit()
+        return str(fixed)
+
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
         """Run the threads that sync, checkpoint and write out."""
@@ -151,9 +164,12 @@ class Storage:
             self.database.set_meta("last_ino", self.tree.last_ino)
             self.database.set_meta("is_clean", int(is_clean and self.is_tidy))
             self.database.commit()
-        self.blocks.close()
-        self.contents.close()
-        self.nodes.close()
-        self.segments.close()
-        self.database.close()
+        # Each of the two databases waits for the disk twice.
+        with ThreadPoolExecutor(1) as beside:
+            index = beside.submit(self.blocks.close)
+            self.contents.close()
+            self.nodes.close()
+            self.segments.close()
+            self.database.close()
+        index.result()
         self.state.close()

@@ -54,6 +54,12 @@ STATE_XATTR = b"user.unifs.state"
 VIRTUAL_PREFIX = b"user.unifs."
 
 
+def _is_write(changes: SetAttributes, handle: Handle | None) -> bool:
+    """Whether this is a size, and no more, from who writes to the file and will close it."""
+    is_size = changes.size_bytes is not None and changes.mode is changes.uid is changes.gid is None
+    return is_size and isinstance(handle, TreeHandle) and handle.can_write
+
+
 def _check_namespace(name: bytes) -> None:
     if not name.startswith(USER_PREFIX):
         raise AttributeNamespace
@@ -153,6 +159,11 @@ class TreeVolume(TreeRename):
             self._change(inode, changes)
             return attributes
         is_resized = changes.size_bytes not in (None, attributes.st_size)
+        if _is_write(changes, handle) and (is_resized or inode.is_dirty()):
+            # Part of what is being written, as with O_TRUNC: a file that is cut and written anew is
+            # old or new after a power cut, and not what it was in between.
+            self._change(inode, changes)
+            return attributes
         if is_resized and inode.is_dirty():
             # What is cut off or added can be undone only down to what is committed.
             self.writer.commit(inode, is_interim=True)

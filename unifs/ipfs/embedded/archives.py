@@ -27,9 +27,10 @@ _PIECE_BYTES: Final = 1 << 20
 
 
 def missing(root: Cid, blocks: Blocks, limit: int) -> list[Cid]:
-    """Up to ``limit`` blocks of a DAG that are not here. Blocks; Corrupt if a node is damaged.
+    """Up to ``limit`` blocks of a DAG that are not here; Corrupt if a node is damaged.
 
-    What lies below a missing node cannot be known.
+    What lies below a missing node cannot be known. Runs in a thread of the loop, and ends where
+    that gives it up.
     """
     absent: list[Cid] = []
 
@@ -40,6 +41,7 @@ def missing(root: Cid, blocks: Blocks, limit: int) -> list[Cid]:
             return None
 
     for cid in walk(root, get):
+        trio.from_thread.check_cancelled()
         if not blocks.has(cid):
             absent.append(cid)
             if len(absent) == limit:
