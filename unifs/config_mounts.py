@@ -122,7 +122,7 @@ class S3Settings(RemoteBase, frozen=True, kw_only=True, tag="s3"):
 
     def check(self, where: str) -> None:
         if self.endpoint:
-            _check_endpoint(self.endpoint, f"{where}.endpoint")
+            check_endpoint(self.endpoint, f"{where}.endpoint")
         if self.bucket and not BUCKET.fullmatch(self.bucket):
             raise MistakeError(f"{where}.bucket: {self.bucket!r} cannot be a bucket's name")
         if self.prefix and not self.bucket:
@@ -139,8 +139,11 @@ class S3Settings(RemoteBase, frozen=True, kw_only=True, tag="s3"):
             raise MistakeError(f"{where}.encryption_key needs {where}.encryption: kms or c")
 
 
-def _check_endpoint(endpoint: str, place: str) -> None:
-    """What is wrong is said without the text: it may hold a password."""
+def check_endpoint(endpoint: str, place: str) -> None:
+    """MistakeError, about ``place``, where it cannot be a service's address.
+
+    What is wrong is said without the text: it may hold a password.
+    """
     form = "has to be like https://s3.example.com or http://127.0.0.1:8333"
     try:
         url = urlsplit(endpoint)
