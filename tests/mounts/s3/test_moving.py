@@ -297,6 +297,29 @@ async def test_where_copies_ignore_conditions_a_look_comes_first(moto: World) ->
     assert (moto.listed(), moto.get("b"), moto.get("there")) == (["b", "there"], b"a", b"theirs")
 
 
+async def test_where_copies_ignore_conditions_each_is_looked_for(
+    moto: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What somebody stores at the new place after the listing, before its own copy, stays."""
+    monkeypatch.setattr(moving, "COPIES_MAX", 1)
+    seeded(moto, "old", 4)
+    copied = moto.mount._moving.copies.copy_version
+    theirs = []
+
+    async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
+        made = await copied(source, version, target, headers)
+        if not theirs:
+            theirs.append(moto.put("new/sub/3", b"theirs"))
+        return made
+
+    monkeypatch.setattr(moto.mount._moving.copies, "copy_version", overtaken)
+    await moto.mount.rename("old", "new", "t1")
+    assert moto.get("new/sub/3") == b"theirs"
+    (beside,) = [key for key in moto.listed() if ".conflict-" in key]
+    assert moto.get(beside) == b"3"
+    assert not [key for key in moto.listed() if key.startswith("old")]
+
+
 async def test_a_file_changed_while_it_moves_stays_at_both_places(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

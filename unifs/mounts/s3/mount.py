@@ -264,8 +264,8 @@ class S3Mount(Mount):
         headers = await self.objects.stat(place)
         if storage_class_in(headers) == storage_class:
             return None
-        said = Copying({STORAGE_CLASS: storage_class})
-        made = await self._moving.copies.copy(place, headers, place, said)
+        said = {STORAGE_CLASS: storage_class}
+        made = await self._moving.copies.onto_itself(place, headers, said)
         await self.objects.check_class(place, storage_class)
         return version_in(headers), made
 

@@ -29,6 +29,7 @@ from unifs.mounts.s3.objects import if_match
 from unifs.mounts.s3.parallel import all_of
 from unifs.mounts.s3.payload import BytesPayload
 from unifs.mounts.s3.service import Request
+from unifs.types import Version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from unifs.mounts.s3.conditions import Conditions
     from unifs.mounts.s3.reading import Reading
     from unifs.mounts.s3.writing import Place
-    from unifs.types import Version
+
 
 log = logging.getLogger(__name__)
 
@@ -113,12 +114,13 @@ class Removing:
 
     async def _remove_directory(self, path: str) -> None:
         bucket, prefix = self.reading.places.prefix_at(path)
-        keys = await self.objects.first_keys(bucket, prefix, 2)
-        if any(key != prefix for key in keys):
+        found = (await self.objects.page(bucket, {"prefix": prefix, "max-keys": "2"})).objects
+        if any(one.key != prefix or one.size_bytes for one in found):
             raise NotEmpty(f"{path!r} is not empty")
-        if keys:
+        if found:
             await self.directories.keep_above(path)
-            await self._delete((bucket, prefix), None)
+            if not await self.delete_version((bucket, prefix), Version(found[0].etag)):
+                raise NotEmpty(f"{path!r} is not empty: somebody has stored something in it")
         await self.directories.clear(bucket, prefix.removesuffix("/"))
         self.directories.gone(path)
 
