@@ -20,6 +20,7 @@ from unifs.errors import (
     Exists,
     InvalidArgument,
     IsADirectory,
+    NotEmpty,
     NotFound,
     PermissionDenied,
     RateLimited,
@@ -300,6 +301,31 @@ async def test_buckets_are_the_root(world: World) -> None:
         await mount.remove(path, await version_of(mount, path), "t6")
     await mount.remove(made, None, "t7")
     await mount.remove(made, None, "t7")
+    mount.service.close()
+
+
+@pytest.mark.parametrize("kept", ["an object", "a version"])
+async def test_a_bucket_that_holds_anything_is_not_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    """The service is not even asked: SeaweedFS, unless told otherwise, removes the objects, too."""
+    mount, asked = world.another(bucket=""), []
+    remove = mount.control.remove_bucket
+
+    async def noted(bucket: str) -> None:
+        asked.append(bucket)
+        await remove(bucket)
+
+    monkeypatch.setattr(mount.control, "remove_bucket", noted)
+    if kept == "a version":
+        told = {"Status": "Enabled"}
+        world.client.put_bucket_versioning(Bucket=world.bucket, VersioningConfiguration=told)
+    world.put("theirs")
+    if kept == "a version":
+        world.client.delete_object(Bucket=world.bucket, Key="theirs")
+    with pytest.raises(NotEmpty):
+        await mount.remove(world.bucket, None, "t1")
+    assert asked == []
     mount.service.close()
 
 

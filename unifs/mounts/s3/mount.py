@@ -165,6 +165,7 @@ class S3Mount(Mount):
         if not path or not self.places.has_buckets:
             raise Unsupported("the root stays where it is")
         try:
+            await self._removing.need_empty(path)
             await self.control.remove_bucket(path)
         except NotFound:
             return

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 from unifs.errors import (
     Conflict,
+    InvalidArgument,
     NotEmpty,
     NotFound,
+    PermissionDenied,
     UnifsError,
+    Unsupported,
 )
 from unifs.mounts.s3.attributes import version_in, was
 from unifs.mounts.s3.conditions import NEVER
@@ -29,6 +32,7 @@ from unifs.mounts.s3.objects import if_match
 from unifs.mounts.s3.parallel import all_of
 from unifs.mounts.s3.payload import BytesPayload
 from unifs.mounts.s3.service import Request
+from unifs.mounts.s3.versions import version_page
 from unifs.types import Version
 
 if TYPE_CHECKING:
@@ -123,6 +127,22 @@ class Removing:
                 raise NotEmpty(f"{path!r} is not empty: somebody has stored something in it")
         await self.directories.clear(bucket, prefix.removesuffix("/"))
         self.directories.gone(path)
+
+    async def need_empty(self, bucket: str) -> None:
+        """NotEmpty where a bucket holds anything, earlier versions too.
+
+        Services refuse that themselves, but not all: SeaweedFS, unless it is told otherwise,
+        deletes a bucket with all that is in it.
+        """
+        if await self.objects.first_keys(bucket, "", 1):
+            raise NotEmpty(f"the bucket {bucket!r} is not empty")
+        try:
+            page = await version_page(self.service, (bucket, ""), limit=1)
+        except (Unsupported, InvalidArgument, PermissionDenied) as error:
+            log.debug("no versions to be had: bucket=%s error=%s", bucket, error)
+            return
+        if page.versions:
+            raise NotEmpty(f"the bucket {bucket!r} keeps earlier versions of what was in it")
 
     # --- many at once -----------------------------------------------------------------------------
 
