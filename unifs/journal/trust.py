@@ -1,6 +1,7 @@
 """Trust: which contents can be believed after a power cut, and what is left of the others.
 
-Used by recovery and by repairs. It looks, copies and links; it changes neither rows nor the bytes it judges.
+Used by recovery and by repairs. It looks, copies and links; it changes neither rows nor the bytes
+it judges.
 """
 
 from __future__ import annotations
