@@ -123,6 +123,9 @@ async def test_documents_that_are_none_are_named(nowhere: Bench, tmp_path: Path)
     file.write_text('{"Rules": []}')
     await nowhere.refused(2, "has no rules", "lifecycle", "put", "/s3", str(file))
     file.write_text('{"Rules": [{"Status": 7, "Nonsense": 1}]}')
+    directory = str(tmp_path)
+    sentence = f"{directory} is a directory, not a document"
+    await nowhere.refused(5, sentence, "lifecycle", "put", "/s3", directory)
     await nowhere.refused(2, "Nonsense", "lifecycle", "put", "/s3", str(file))
     file.write_text("{}")
     await nowhere.refused(3, "Could not connect", "bucket", "policy", "put", "/s3", str(file))
@@ -132,7 +135,13 @@ async def test_what_is_no_bucket_is_named(bench: Bench) -> None:
     bench.put("d/f")
     for path in ("/s3", f"{bench.top}/d", f"{bench.top}/d/f"):
         await bench.refused(2, "is no bucket", "bucket", "versioning", "get", path)
-    await bench.refused(4, "", "bucket", "versioning", "get", "/s3/no-such-bucket-here")
+    for words in (
+        ("bucket", "versioning", "get", "/s3/no-such-bucket"),
+        ("multipart", "ls", "/s3/no-such-bucket"),
+        ("versions", "ls", "/s3/no-such-bucket/f"),
+        ("presign", "/s3/no-such-bucket/f", "--method", "put"),
+    ):
+        await bench.refused(4, "/s3/no-such-bucket does not exist", *words)
     await bench.refused(2, "no absolute path", "bucket", "policy", "get", "s3")
     await bench.refused(2, "name a path below", "bucket", "policy", "get", "/")
 

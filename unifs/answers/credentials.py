@@ -12,7 +12,7 @@ import trio
 
 from unifs.answers.s3check import check
 from unifs.backends import s3_options
-from unifs.config_mounts import S3Settings, check_endpoint
+from unifs.config_mounts import S3Settings
 from unifs.config_table import MistakeError
 from unifs.control.daemon_protocol import CredentialInfo, CredentialTest
 from unifs.errors import Busy, InvalidArgument
@@ -80,7 +80,7 @@ class CredentialsAnswer:
         settings = self._service(name, endpoint.rstrip("/"))
         told = {"endpoint": endpoint, "region": region, "ca_file": ca_file}
         given = {key: value for key, value in told.items() if value}
-        settings = msgspec.structs.replace(settings, **given)
+        settings = _checked(msgspec.structs.replace(settings, **given))
         # AWS's files are read for the region.
         options = await trio.to_thread.run_sync(s3_options, settings, self._store)
         listed = await check(options, found)
@@ -95,8 +95,6 @@ class CredentialsAnswer:
 
         Of another backend at that endpoint, what holds for the whole service.
         """
-        if endpoint:
-            _check(endpoint)
         shown = [each.settings for each in self._remotes]
         services = [each for each in shown if isinstance(each, S3Settings)]
         users = [each for each in services if each.credentials == name]
@@ -123,11 +121,12 @@ def _at(endpoint: str, services: list[S3Settings]) -> list[S3Settings]:
     return sorted(found, key=lambda each: not each.ca_file)
 
 
-def _check(endpoint: str) -> None:
+def _checked(settings: S3Settings) -> S3Settings:
     try:
-        check_endpoint(endpoint, "the endpoint")
+        settings.check("")
     except MistakeError as mistake:
-        raise InvalidArgument(str(mistake)) from mistake.__cause__
+        raise InvalidArgument(str(mistake).removeprefix(".")) from mistake.__cause__
+    return settings
 
 
 def _check_key(text: str) -> None:
