@@ -147,6 +147,13 @@ class Mount:
         """
         return False
 
+    def moved(self, path: str) -> int | None:
+        """How many objects a ``rename`` of ``path`` that is under way has moved; None: none is.
+
+        For backends whose rename is not one step.
+        """
+        return None
+
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         """Keep mode, owner or times at the backend."""
         raise Unsupported(f"{self.kind} keeps no attributes")

@@ -221,6 +221,9 @@ class Observed(Mount):
         with self._calling("has_begun") as mount:
             return await mount.has_begun(new_path, token)
 
+    def moved(self, path: str) -> int | None:
+        return self.mount.moved(path)
+
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         with self._calling("set_attributes") as mount:
             await mount.set_attributes(path, changes, token)

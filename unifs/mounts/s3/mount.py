@@ -178,6 +178,9 @@ class S3Mount(Mount):
     async def has_begun(self, new_path: str, token: str) -> bool:
         return await self._moving.has_begun(new_path, token)
 
+    def moved(self, path: str) -> int | None:
+        return self._moving.moved(path)
+
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         await self._moving.set_attributes(path, changes, token)
 

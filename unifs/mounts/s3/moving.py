@@ -74,6 +74,8 @@ class Moving:
         self._directories = writing.directories
         self._options = writing.options
         self._writing = writing
+        #: Renames of directories under way, by the old path.
+        self._ways: dict[str, _Way] = {}
 
     # --- attributes -------------------------------------------------------------------------------
 
@@ -190,19 +192,31 @@ class Moving:
             raise InvalidArgument("a part of a key cannot be renamed")
         await self._markers.begin(source, target, new_path, token)
         way = _Way(source, target, await self._writing.conditions.copying(target[0]))
-        for _ in range(ROUNDS_MAX):
-            way.markers.clear()
-            if not await self._move_below(way):
-                await self._markers.delete(source[0], way.markers)
-                if len(way.markers) < MARKERS_MAX:
-                    break
-        else:
-            raise TryAgain(f"{path!r} is large, or somebody keeps changing it")
+        self._ways[path] = way
+        try:
+            await self._move_directory(path, way)
+        finally:
+            self._ways.pop(path, None)
         await self._directories.keep_above(path)
         await self._markers.end(source, target, token, way.is_honoured)
         await self._directories.clear(source[0], source[1].removesuffix("/"))
         self._directories.gone(path)
         self._directories.seen(new_path, is_marked=True)
+
+    def moved(self, path: str) -> int | None:
+        """How many objects the rename of a directory has moved; None where none is under way."""
+        way = self._ways.get(path)
+        return None if way is None else way.moved
+
+    async def _move_directory(self, path: str, way: _Way) -> None:
+        """Everything below, until nothing is left but the directory's own marker."""
+        for _ in range(ROUNDS_MAX):
+            way.markers.clear()
+            if not await self._move_below(way):
+                await self._markers.delete(way.source[0], way.markers)
+                if len(way.markers) < MARKERS_MAX:
+                    return
+        raise TryAgain(f"{path!r} is large, or somebody keeps changing it")
 
     async def _move_below(self, way: _Way) -> bool:
         """Copy everything below and delete it, but for markers; whether there was anything."""
@@ -261,7 +275,7 @@ class Moving:
         kept = None
         if stands is not None:
             if stands == version or await self.copies.is_copied(new, version):
-                await self._removing.delete_version(old, version)
+                way.moved += await self._removing.delete_version(old, version)
                 return
             kept = way.kept.get(new[1])
             if kept != stands:
@@ -278,7 +292,9 @@ class Moving:
             else:
                 new = beside(new, version)
                 made = await self._moved(old, version, headers, (new, {}))
-        if not await self._removing.delete_version(old, version):
+        if await self._removing.delete_version(old, version):
+            way.moved += 1
+        else:
             way.keep(new[1], made)
 
     async def _moved(
@@ -310,6 +326,8 @@ class _Way:
         self.target = target
         #: Whether copies keep conditions on what they replace.
         self.is_honoured = is_honoured
+        #: Objects that are at the new place and not at the old one any more.
+        self.moved = 0
         #: New keys, and the version copied there, whose old object was changed meanwhile: they
         #: are ours to replace.
         self.kept: dict[str, Version] = {}
