@@ -67,6 +67,8 @@ class Mount:
     #: that, as the class says or as one mount finds out, this is False and ``explain`` shows the
     #: remaining window.
     is_conditional: bool = True
+    #: The same of what a ``rename`` replaces; True until it is found out to be otherwise.
+    is_rename_conditional: bool = True
     #: The verbs that an overridden ``commit`` wants many of at once (None: all); the others come
     #: one in a call, and several calls at a time.
     batched: ClassVar[frozenset[str] | None] = None

@@ -147,6 +147,10 @@ class Observed(Mount):
         return self.mount.is_conditional
 
     @property
+    def is_rename_conditional(self) -> bool:  # type: ignore[override]
+        return self.mount.is_rename_conditional
+
+    @property
     def batched(self) -> frozenset[str] | None:  # type: ignore[override]
         return self.mount.batched
 

@@ -88,6 +88,10 @@ class S3Mount(Mount):
         self._removing = Removing(self._reading, self._conditions)
         self._moving = Moving(self._writing, self._removing, self._multipart)
 
+    @property
+    def is_rename_conditional(self) -> bool:  # type: ignore[override]
+        return self._conditions.are_copies_honoured
+
     # --- reading ----------------------------------------------------------------------------------
 
     async def stat(self, path: str) -> Node:

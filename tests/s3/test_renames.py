@@ -1,4 +1,4 @@
-"""A rename of a directory at the service takes as long as its objects are many: how far it is."""
+"""Renames at the service, which are copies and deletes: how far they are, and what guards them."""
 
 from __future__ import annotations
 
@@ -47,3 +47,20 @@ async def test_how_far_a_rename_is_can_be_asked(
     await bench.system.sync()
     assert mount.moved(f"{bench.bucket}/d") is None
     assert bench.get(f"e/{OBJECTS - 1}") == b"x"
+
+
+async def test_a_service_that_ignores_conditions_on_copies_is_explained(
+    both: Bench,
+) -> None:
+    """moto ignores them, SeaweedFS does not; the first rename finds it out."""
+    both.put("a")
+    await both.names()
+
+    async def notes() -> str:
+        (explained,) = await both.shell.json("explain", both.top)
+        return " ".join(explained["notes"])
+
+    assert "renames are not conditional" not in await notes()
+    await both.system.rename(f"{both.bucket}/a", f"{both.bucket}/b")
+    await both.system.sync()
+    assert ("renames are not conditional" in await notes()) == (both.server.kind == "moto")
