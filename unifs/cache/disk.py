@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Verifying this much inline costs 60 µs; more is left to a thread.
-VERIFY_INLINE_BYTES_MAX: Final = 256 << 10
 #: Descriptors kept open for extents in use.
 OPEN_FILES_MAX: Final = 64
 #: Extents waiting for the disk; beyond it a fetched extent stays in memory only. Readahead alone
@@ -159,8 +157,6 @@ class DiskTier:
         else:
             low = start - start % CHUNK_BYTES
             high = min(-(-(start + size) // CHUNK_BYTES) * CHUNK_BYTES, length)
-            if high - low > VERIFY_INLINE_BYTES_MAX:
-                return None
         try:
             file = self._open_nowait(digest, length)
             view = self._pread_nowait(file.fd, low, high - low) if file else None
