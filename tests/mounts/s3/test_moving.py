@@ -209,6 +209,33 @@ async def test_a_marker_that_is_delivered_twice_is_no_conflict(
     assert [entry.name for entry in await scanned(world.mount, "")] == [b"new"]
 
 
+async def test_a_marker_whose_removal_is_delivered_twice_is_gone(
+    world: World, moto: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in (world, moto):
+        call, refused = at.mount.service.call, []
+
+        async def twice(request: Request, call=call, refused=refused) -> object:  # type: ignore[no-untyped-def]
+            answer = await call(request)
+            if request.method == "DELETE" and request.key in ("d/", "old/"):
+                try:
+                    answer = await call(request)
+                except (Conflict, NotFound) as error:
+                    refused.append(request.key)
+                    raise error
+            return answer
+
+        at.put("d/", b"")
+        seeded(at, "old", 2)
+        at.put("old/", b"")
+        with monkeypatch.context() as patch:
+            patch.setattr(at.mount.service, "call", twice)
+            await at.mount.remove("d", None, "t1")
+            await at.mount.rename("old", "new", "t2")
+        assert refused == ["d/", "old/"]
+        assert [entry.name for entry in await scanned(at.mount, "")] == [b"new"]
+
+
 async def test_the_last_step_of_a_move_is_taken_up_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +253,25 @@ async def test_the_last_step_of_a_move_is_taken_up_again(
             await world.mount.rename("old", "new", "t1")
     await world.mount.rename("old", "new", "t1")
     assert [entry.name for entry in await scanned(world.mount, "")] == [b"new"]
+
+
+async def test_a_directory_of_nothing_is_in_no_directory_s_way(world: World) -> None:
+    seeded(world, "old", 2)
+    world.put("new/f")
+    world.client.delete_object(Bucket=world.bucket, Key="new/f")
+    await world.mount.rename("old", "new", "t1")
+    assert sorted(world.listed()) == ["new/", "new/0", "new/sub/1"]
+
+
+@pytest.mark.parametrize("marker", ["theirs", "with attributes"])
+async def test_an_empty_directory_gives_way_to_another(world: World, marker: str) -> None:
+    seeded(world, "old", 2)
+    if marker == "theirs":
+        world.put("new/", b"")
+    else:
+        await world.mount.make("new", DIRECTORY, "t0")
+    await world.mount.rename("old", "new", "t1")
+    assert sorted(world.listed()) == ["new/", "new/0", "new/sub/1"]
 
 
 async def test_a_directory_that_lost_its_last_file_is_in_no_file_s_way(world: World) -> None:

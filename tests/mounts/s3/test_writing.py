@@ -265,6 +265,13 @@ async def test_attributes_are_kept_as_s3fs_keeps_them(keeping: World) -> None:
     assert keeping.mount.service.requests == before + 1
 
 
+async def test_a_directory_without_a_marker_gets_one_for_its_attributes(keeping: World) -> None:
+    keeping.put("d/f")
+    for mode in (0o700, 0o711):
+        await keeping.mount.set_attributes("d", SetAttributes(mode=mode), "t1")
+    assert keeping.listed() == ["d/", "d/f"]
+
+
 async def test_names_that_cannot_be_keys_are_refused(world: World) -> None:
     for path in ("a%%2Fb", "x%%", "short%%+"):
         with pytest.raises(InvalidArgument):

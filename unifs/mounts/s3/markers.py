@@ -54,11 +54,13 @@ class Markers:
     async def set_attributes(self, path: str, changes: SetAttributes) -> None:
         """Keep a directory's attributes in its marker; where a file has its place, nowhere."""
         bucket, prefix = self._places.prefix_at(path)
-        if not await self._directories.is_there(path):
+        keys = await self._objects.first_keys(bucket, prefix, 1)
+        if not keys:
             raise NotFound(f"there is no {path!r}")
         metadata = told(changes, stat.S_IFDIR)
-        headers = await self._objects.head(bucket, prefix)
+        headers = await self._objects.head(bucket, prefix) if keys == [prefix] else None
         if headers is None:
+            # SeaweedFS answers HEAD of a directory without a marker, with the version of nothing.
             await self._directories.keep(bucket, prefix, {**marker_headers(""), **metadata})
             return
         if size_in(headers) or all(headers.get(name) == said for name, said in metadata.items()):
@@ -96,10 +98,11 @@ class Markers:
         is_marker = headers is not None and not size_in(headers)
         said = {**(copied(headers) if headers and is_marker else {}), **marker_headers(token)}
         try:
-            if there is None:
-                await self._directories.mark(*target, said)
-            else:
+            if there is not None and keys:
                 await self._replace(target, there, said)
+            else:
+                # No condition holds for a directory of nothing (``Directories.clear``).
+                await self._directories.mark(*target, said, is_new=there is None)
         except Conflict as error:
             # Perhaps it was delivered twice, and this is the second one's answer.
             made = await self._objects.head(*target)
@@ -107,7 +110,7 @@ class Markers:
                 return
             if made is not None and size_in(made):
                 raise NotEmpty(f"{new_path!r} is not empty") from error
-            raise
+            raise TryAgain(f"{target[1]!r} is being written to") from error
 
     async def put_anew(self, old: Place, new: Place) -> None:
         """Put the marker of a directory below at its new place, where none is."""
@@ -138,7 +141,9 @@ class Markers:
             version = Version(found.etag)
             if found.size_bytes:
                 version = await self._move_file(source, target, token, is_honoured)
-            if not await self._removing.delete_version(source, version):
+            is_gone = await self._removing.delete_version(source, version)
+            # A refused DELETE may be the second of two that were delivered.
+            if not is_gone and await self._objects.first_keys(*source, 1):
                 raise TryAgain(f"{source[1]!r} is being written to")
 
     async def _move_file(
