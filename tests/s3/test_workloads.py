@@ -25,7 +25,34 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
 
 source = workloads.source
-globals().update({name: each for name, each in vars(workloads).items() if name.startswith("test_")})
+test_cp_archives_a_tree = workloads.test_cp_archives_a_tree
+test_tar_goes_there_and_back = workloads.test_tar_goes_there_and_back
+test_rsync_copies_everything_and_then_nothing = (
+    workloads.test_rsync_copies_everything_and_then_nothing
+)
+test_git_clones_commits_collects_and_checks = workloads.test_git_clones_commits_collects_and_checks
+test_sqlite_with_two_writers = workloads.test_sqlite_with_two_writers
+test_an_atomic_save_is_never_seen_missing_or_half = (
+    workloads.test_an_atomic_save_is_never_seen_missing_or_half
+)
+test_vim_saves_in_place_with_a_backup = workloads.test_vim_saves_in_place_with_a_backup
+test_a_shared_mapping_reaches_the_file = workloads.test_a_shared_mapping_reaches_the_file
+test_appends_of_several_processes_are_all_there = (
+    workloads.test_appends_of_several_processes_are_all_there
+)
+test_hard_links_are_one_file = workloads.test_hard_links_are_one_file
+test_symlinks_are_followed_and_kept = workloads.test_symlinks_are_followed_and_kept
+test_sparse_files_read_as_zeros = workloads.test_sparse_files_read_as_zeros
+test_a_program_is_compiled_and_runs = workloads.test_a_program_is_compiled_and_runs
+test_a_virtual_environment_is_made_and_works = (
+    workloads.test_a_virtual_environment_is_made_and_works
+)
+test_dd_writes_syncs_and_reads_back = workloads.test_dd_writes_syncs_and_reads_back
+test_find_du_and_rm_agree = workloads.test_find_du_and_rm_agree
+test_a_removed_open_file_stays_readable_and_writable = (
+    workloads.test_a_removed_open_file_stays_readable_and_writable
+)
+test_many_names_are_each_listed_once = workloads.test_many_names_are_each_listed_once
 
 
 @pytest.fixture(scope="module")
