@@ -317,7 +317,7 @@ async def test_the_access_log_is_followed_until_its_reader_leaves(shell: Shell) 
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.to_thread.run_sync, follow)
-        with trio.fail_after(5):
+        with trio.fail_after(120):
             while not log.is_read:  # noqa: ASYNC110 (a thread's request brings it about)
                 await trio.sleep(0.001)
             log.record(access._replace(errno=0))
