@@ -24,7 +24,7 @@ import apsw
 from unifs.errors import Corrupt, DiskFailed, NoSpace, StateNewer, UnifsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 SCHEMA_VERSION: Final = 1
@@ -163,6 +163,18 @@ class BlockIndex:
         """As ``places``, but no more than a reader will ever try."""
         where = f"multihash=? ORDER BY kind,holder,offset LIMIT {PLACES_MAX}"
         return self._places(multihash, where)
+
+    def sections(self, multihashes: Sequence[bytes]) -> dict[bytes, list[BlockPlace]]:
+        """The places of many blocks that are sections, by block. One question to SQLite."""
+        found: dict[bytes, list[BlockPlace]] = {}
+        for multihash in multihashes:
+            waiting = [*self._pending.get(multihash, ()), *self._flushing.get(multihash, ())]
+            if waiting:
+                found[multihash] = [each for each in waiting if each.kind is PlaceKind.SECTION]
+        where = f"kind=0 AND multihash IN ({','.join('?' * len(multihashes))})"
+        for multihash, place in self._select(where, tuple(multihashes)):
+            found.setdefault(multihash, []).append(place)
+        return found
 
     def _places(self, multihash: bytes, where: str) -> list[BlockPlace]:
         # Before the commit's rows: what leaves these meanwhile is among those.

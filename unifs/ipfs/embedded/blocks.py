@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 #: The profile whose leaves are wrapped in dag-pb; the others' leaves are raw.
 _WRAPPING: Final = PROFILES["unixfs-v0-2015"]
+#: Blocks of ``put_all`` that the index is asked for at a time.
+_BATCH: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +126,34 @@ class Blocks:
         self.writers.before_put(multihash, self.own.position())
         if any(self._is_kept(place) for place in self.index.some_places(multihash)):
             return
+        self._append(cid, data)
+        self.writers.wrote(multihash)
+        if self.index.pending >= PENDING_MAX:
+            self.index.flush()
+
+    def put_all(self, blocks: Sequence[tuple[bytes, bytes]]) -> None:
+        """Keep many (CID, bytes): as ``put``, but the index is asked for a batch at a time."""
+        for start in range(0, len(blocks), _BATCH):
+            batch = [(Cid.decode(binary), data) for binary, data in blocks[start : start + _BATCH]]
+            position = self.own.position()
+            for cid, _ in batch:
+                self.writers.before_put(cid.multihash, position)
+            found = self.index.sections([cid.multihash for cid, _ in batch])
+            for cid, data in batch:
+                if not any(self._is_kept(place) for place in found.get(cid.multihash, ())):
+                    self._append(cid, data)
+                    self.writers.wrote(cid.multihash)
+            if self.index.pending >= PENDING_MAX:
+                self.index.flush()
+
+    def _append(self, cid: Cid, data: bytes | memoryview) -> None:
         with self._put_lock:
             place = self.own.append(cid.to_v1().binary, data)
             holder = section_holder(0, place.segment)
             found = BlockPlace(PlaceKind.SECTION, holder, place.offset, place.length)
-            self.index.add(multihash, found)
+            self.index.add(cid.multihash, found)
             self.index.advance(holder, place.offset + place.length)
             self._verified.add(found)
-        self.writers.wrote(multihash)
-        if self.index.pending >= PENDING_MAX:
-            self.index.flush()
 
     def _is_kept(self, place: BlockPlace) -> bool:
         is_own = place.kind is PlaceKind.SECTION and place.holder >> 32 == 0

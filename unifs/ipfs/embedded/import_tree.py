@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from unifs.errors import from_os_error
 from unifs.ipfs.embedded import large_directory
 from unifs.ipfs.embedded.importer import SMALL_BYTES, open_file
-from unifs.ipfs.embedded.large_directory import build_in_process, put_all
+from unifs.ipfs.embedded.large_directory import build_in_process
 from unifs.ipfs.unixfs.directory import build_directory
 from unifs.ipfs.unixfs.node import DirEntry
 
@@ -142,8 +142,8 @@ class TreeImport:
             work = partial(build_directory, entries, importer.profile, importer.put)
             return await importer.thread(work)
         link, made = await build_in_process(entries, importer.profile)
-        if importer.put is not None:
-            await importer.thread(partial(put_all, made, importer.put))
+        if importer.blocks is not None:
+            await importer.thread(partial(importer.blocks.put_all, made))
         return link
 
 

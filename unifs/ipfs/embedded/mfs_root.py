@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 import trio
 
 from unifs.errors import Corrupt, NotADirectory, NotAvailableOffline
 from unifs.ipfs.embedded import large_directory
-from unifs.ipfs.embedded.large_directory import build_in_process, put_all
+from unifs.ipfs.embedded.large_directory import build_in_process
 from unifs.ipfs.unixfs.builder import build_symlink
 from unifs.ipfs.unixfs.directory import build_directory, update_directory
 from unifs.ipfs.unixfs.node import DirEntry, Link
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from unifs.ipfs.cid import Cid
     from unifs.ipfs.embedded.blocks import Blocks
+    from unifs.ipfs.embedded.large_directory import LeafText
     from unifs.ipfs.unixfs.node import Get, Put
     from unifs.ipfs.unixfs.profiles import Profile
 
@@ -87,7 +88,14 @@ class TreeView(Protocol):
         ...
 
     def children(self, ino: int) -> Iterable[Child]:
-        """All entries of a directory, in any order."""
+        """All entries of a directory, in any order.
+
+        Rows may change meanwhile (their directory is then changed again): a name may come twice.
+        """
+        ...
+
+    def leaves(self, ino: int) -> tuple[list[LeafText], Iterable[Child]]:
+        """All entries of a large directory: those that can be text, and the others."""
         ...
 
     def child(self, ino: int, name: bytes) -> Child | None:
@@ -111,6 +119,13 @@ class MfsRoot:
     directories: dict[int, Link]
     unfinished: list[int] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
+
+
+class Large(NamedTuple):
+    """The entries of a large directory, as ``build_in_process`` takes them."""
+
+    entries: list[DirEntry]
+    leaves: list[LeafText]
 
 
 class RootBuilder:
@@ -141,7 +156,7 @@ class RootBuilder:
         assert root is not None, "the root is dirty until it was built once"
         return MfsRoot(root, self._links, sorted(self._unfinished), self._lost)
 
-    def run(self, budget: int) -> list[DirEntry] | None:
+    def run(self, budget: int) -> Large | None:
         """Build up to ``budget`` directories.
 
         Returns the entries of one that is large, for the caller to build elsewhere and ``accept``.
@@ -153,12 +168,12 @@ class RootBuilder:
             if ino in self._links:
                 self._stack.pop()
                 continue
-            entries = self._build(ino)
+            large = self._build(ino)
             if self._stack[-1] != ino:
                 continue
             budget -= 1
-            if entries is not None:
-                return entries
+            if large is not None:
+                return large
         return None
 
     def accept(self, link: Link) -> None:
@@ -222,7 +237,7 @@ class RootBuilder:
 
     # --- building -------------------------------------------------------------------------------
 
-    def _build(self, ino: int) -> list[DirEntry] | None:
+    def _build(self, ino: int) -> Large | None:
         """Build a directory; the entries of a large one, to be built elsewhere.
 
         Nothing is built where there are new directories in it: they are on the stack now.
@@ -232,20 +247,22 @@ class RootBuilder:
         if names is not None and old is not None:
             self._update(ino, names, old)
             return None
-        entries: list[DirEntry] = []
+        is_large = self._view.count(ino) >= large_directory.PROCESS_ENTRIES_MIN
+        leaves, children = self._view.leaves(ino) if is_large else ([], self._view.children(ino))
+        entries: dict[bytes, DirEntry] = {}
         new: list[int] = []
         # One at a time: the rows of 100,000 children are 80 MiB.
-        for child in self._view.children(ino):
+        for child in children:
             if self._is_new(child):
                 new.append(child.ino)
             elif not new and (link := self._child_link(child)) is not None:
-                entries.append(DirEntry(child.name, link.cid, link.tsize))
+                entries[child.name] = DirEntry(child.name, link.cid, link.tsize)
         if new:
             self._push(new)
-        elif len(entries) >= large_directory.PROCESS_ENTRIES_MIN:
-            return entries
+        elif is_large:
+            return Large([*entries.values()], leaves)
         else:
-            self._links[ino] = build_directory(entries, self._profile, self._put)
+            self._links[ino] = build_directory(entries.values(), self._profile, self._put)
         return None
 
     def _update(self, ino: int, names: set[bytes], old: Link) -> None:
@@ -287,10 +304,10 @@ async def build_root(
     """
     builder = RootBuilder(view, profile, blocks.get, blocks.put)
     while not builder.is_done:
-        entries = await trio.to_thread.run_sync(partial(builder.run, _SLICE), limiter=limiter)
-        if entries is not None:
-            link, made = await build_in_process(entries, profile)
-            await trio.to_thread.run_sync(partial(put_all, made, blocks.put), limiter=limiter)
+        large = await trio.to_thread.run_sync(partial(builder.run, _SLICE), limiter=limiter)
+        if large is not None:
+            link, made = await build_in_process(large.entries, profile, large.leaves)
+            await trio.to_thread.run_sync(partial(blocks.put_all, made), limiter=limiter)
             builder.accept(link)
     await trio.to_thread.run_sync(blocks.sync, limiter=limiter)
     return builder.result()

@@ -1,0 +1,61 @@
+"""A directory so large that a worker process builds it: the same CID as one that is built here."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.vfs.nodeworld import NodeSystem
+from unifs.ipfs.embedded import large_directory
+from unifs.ipfs.unixfs.directory import list_directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from unifs.ipfs.cid import Cid
+
+#: What the journal keeps as a content of its own.
+LARGE_BYTES = 200_000
+
+
+async def fill(system: NodeSystem) -> None:
+    """Every kind of entry, and names that only bytes can be."""
+    await system.mkdir("d")
+    for number in range(40):
+        await system.write(f"d/file {number}", b"%d" % number * number)
+    await system.write(b"d/\xff\xfe 'x' \n", b"odd")
+    await system.write("d/large", b"L" * LARGE_BYTES)
+    await system.write("d/empty", b"")
+    await system.mkdir("d/below")
+    await system.write("d/below/file", b"below")
+    await system.symlink(b"file 1", "d/symlink")
+    await system.mknod("d/fifo", stat.S_IFIFO | 0o644)
+    await system.link(await system.add(b"linked" * 1000, wrap=None), "d-linked")
+    await system.rename("d-linked", "d/linked")
+
+
+async def built(system: NodeSystem) -> Cid:
+    await system.settle()
+    root = system.roots.current()
+    assert root is not None
+    return root
+
+
+async def test_a_large_directory_has_the_same_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with NodeSystem(tmp_path / "one") as system:
+        await fill(system)
+        expected = await built(system)
+        entry = next(iter(list_directory(expected, system.storage.blocks.get)))
+        names = [each.name for each in list_directory(entry.cid, system.storage.blocks.get)]
+        assert len(names) == 46
+        assert {b"large", b"empty", b"below", b"symlink", b"linked"} < set(names)
+        assert b"fifo" not in names
+    monkeypatch.setattr(large_directory, "PROCESS_ENTRIES_MIN", 20)
+    async with NodeSystem(tmp_path / "two") as system:
+        await fill(system)
+        assert await built(system) == expected
+        assert system.has(expected)
