@@ -83,7 +83,8 @@ def full(tmp_path: Path) -> Iterator[FullDisk]:
         pytest.skip("only root mounts a small disk")
     made = FullDisk(tmp_path)
     options = ["-t", "tmpfs", "-o", f"size={DISK_MIB}m,mode=0700", "tmpfs"]
-    subprocess.run(["mount", *options, made.disk], check=True)
+    if subprocess.run(["mount", *options, made.disk], check=False, capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
     try:
         made.server.start()
         yield made
