@@ -18,7 +18,7 @@ from unifs.types import Version
 if TYPE_CHECKING:
     from pathlib import Path
 
-BYTES = bytes(range(256)) * 1024  # 256 KiB: four chunks
+BYTES = bytes(range(256)) * 3072  # 768 KiB: three chunks
 LIMITS = DiskLimits(bytes_max=64 << 20, free_bytes_min=0, extents_max=100)
 
 
@@ -85,7 +85,7 @@ async def test_a_read_waits_for_the_scan_instead_of_missing(tmp_path: Path) -> N
     tier.close()
 
 
-@pytest.mark.parametrize("at", [0, CHUNK_BYTES * 3 + 5, len(BYTES) - 1])
+@pytest.mark.parametrize("at", [0, CHUNK_BYTES + 5, len(BYTES) - 1])
 @pytest.mark.parametrize("inline", [True, False])
 async def test_a_flipped_bit_is_a_miss_and_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, at: int, inline: bool

@@ -5,14 +5,14 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.vfs.nodeworld import NodeSystem
 from unifs.ipfs.embedded import large_directory
 from unifs.ipfs.unixfs.directory import list_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from unifs.ipfs.cid import Cid
 

@@ -1,7 +1,7 @@
 """The disk tier: one flat file per extent of remote bytes, in ``cache/ab/<digest>``.
 
 ``ReadCache`` owns it. Everything here can be fetched again, so files are written to ``tmp.unifs``
-and renamed without fsync. What an earlier daemon wrote is checked (a CRC-32 per 64 KiB) at its
+and renamed without fsync. What an earlier daemon wrote is checked (a CRC-32 per 256 KiB) at its
 first use since the start: the index keeps a bit per chunk that has been checked or was written by
 this one. A fault of any kind, a failing disk, a damaged or vanished file, is a miss for the reader
 and one warning in the log, never an error. The directory may be deleted at any time.
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Verifying this much inline costs 60 µs; more is left to a thread.
-VERIFY_INLINE_BYTES_MAX: Final = 256 << 10
 #: Descriptors kept open for extents in use.
 OPEN_FILES_MAX: Final = 64
 #: Extents waiting for the disk; beyond it a fetched extent stays in memory only. Readahead alone
@@ -159,8 +157,6 @@ class DiskTier:
         else:
             low = start - start % CHUNK_BYTES
             high = min(-(-(start + size) // CHUNK_BYTES) * CHUNK_BYTES, length)
-            if high - low > VERIFY_INLINE_BYTES_MAX:
-                return None
         try:
             file = self._open_nowait(digest, length)
             view = self._pread_nowait(file.fd, low, high - low) if file else None
@@ -261,12 +257,21 @@ class DiskTier:
         return _Write(digest, data, victims, has_room)
 
     def _write_in_thread(self, tasks: list[_Write]) -> None:
+        try:
+            for task in tasks:
+                self._shelf.remove(task.victims)
+            free_bytes = self._shelf.free_bytes()
+        except OSError as error:
+            tasks[0].outcome = error
+            return
         for task in tasks:
             data = task.data if task.has_room else None
             try:
-                task.outcome = self._shelf.write(task.digest, data, task.victims)
+                written = self._shelf.write(task.digest, data, free_bytes)
             except OSError as error:
                 task.outcome = error
+            else:
+                task.outcome, free_bytes = written, written.free_bytes
 
     def _written(self, task: _Write) -> None:
         del self._writing[task.digest]

@@ -79,7 +79,7 @@ class Shelf:
         for _, digest, _ in found[:surplus]:
             Path(self.path(digest)).unlink(missing_ok=True)
         kept = tuple((digest, length) for _, digest, length in found[surplus:])
-        return Found(kept, self._free_bytes())
+        return Found(kept, self.free_bytes())
 
     def _scan_shard(self, shard: str) -> list[tuple[int, bytes, int]]:
         found: list[tuple[int, bytes, int]] = []
@@ -115,11 +115,13 @@ class Shelf:
         verify(memoryview(data), low // CHUNK_BYTES, sums)
         return data[start - low : start - low + size]
 
-    def write(self, digest: bytes, data: Extent | None, victims: list[bytes]) -> Written:
-        """Unlink ``victims``, then write the extent unless that would use the last free space."""
+    def remove(self, victims: list[bytes]) -> None:
+        """Unlink extents."""
         for victim in victims:
             Path(self.path(victim)).unlink(missing_ok=True)
-        free_bytes = self._free_bytes()
+
+    def write(self, digest: bytes, data: Extent | None, free_bytes: int) -> Written:
+        """Write an extent unless that would use the last of the free space, as just looked up."""
         if data is None or free_bytes - len(data) < self._free_bytes_min:
             return Written(False, free_bytes)
         tmp = f"{self._directory}/{_TMP}/{digest.hex()}"
@@ -136,7 +138,8 @@ class Shelf:
             raise
         return Written(True, free_bytes - len(data))
 
-    def _free_bytes(self) -> int:
+    def free_bytes(self) -> int:
+        """What the file system has left; makes the directory where somebody has removed it."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = os.statvfs(self._directory)
         return status.f_bavail * status.f_frsize
