@@ -75,6 +75,8 @@ def test_what_is_shown_is_a_settings_file_that_says_the_same(tmp_path: Path) -> 
         ("bucket = 'box'\nprefix = '/a/'", "'/a/' has to be like a/b/"),
         ("bucket = 'box'\nprefix = 'a'", "'a' has to be like a/b/"),
         ("bucket = 'a/b'", "'a/b' cannot be a bucket's name"),
+        ("region = 'eu west'", "region: 'eu west' has to be like eu-central-1"),
+        ("storage_class = 'no class'", "'no class' has to be like STANDARD_IA"),
         ("anonymous = true\nprofile = 'p'", "anonymous and profile cannot be given together"),
         ("credentials = 'c'\nprofile = 'p'", "credentials and profile cannot be given together"),
         ("encryption = 'c'", "encryption = 'c' needs mounts.s3.encryption_key"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import TYPE_CHECKING
 
 import pytest
@@ -95,3 +96,17 @@ def test_a_failure_has_its_name_however_deep_it_happens(tmp_path: Path) -> None:
     # Every part is open when the mount is tried, each with a nursery around the failure.
     with pytest.raises(MountFailed, match="cannot be mounted"):
         run(settings, str(tmp_path / "file" / "mnt"), lambda: None)
+
+
+@pytest.mark.filterwarnings("ignore:Previous default context leaving zombie workers")
+def test_a_daemon_leaves_no_core_dump(tmp_path: Path) -> None:
+    """It would hold the secrets of backends."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    settings = config.load(state=tmp_path / "state", environment={})
+    try:
+        with pytest.raises(MountFailed):
+            run(settings, str(tmp_path / "absent"), lambda: None)
+        assert resource.getrlimit(resource.RLIMIT_CORE) == (0, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)

@@ -258,10 +258,10 @@ def _home(environment: Mapping[str, str]) -> Path:
 
 
 def variable(name: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The environment variable in which somebody keeps a secret. ConfigInvalid if it is not set."""
+    """The environment variable in which somebody keeps a secret. ConfigInvalid if there is none."""
     value = environment.get(name)
     if not value:
-        raise ConfigInvalid(f"the environment variable {name} is not set")
+        raise ConfigInvalid(f"the environment variable {name} is not set, or empty")
     return value
 
 

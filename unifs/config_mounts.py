@@ -22,6 +22,9 @@ Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86_400)]
 
 #: Names of buckets: Amazon's rules of today and of before 2018, and of those who copy them.
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
+#: What stands in a signature, and in the name of Amazon's hosts.
+REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+STORAGE_CLASS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class MountBase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -123,6 +126,12 @@ class S3Settings(RemoteBase, frozen=True, kw_only=True, tag="s3"):
     def check(self, where: str) -> None:
         if self.endpoint:
             _check_endpoint(self.endpoint, f"{where}.endpoint")
+        if self.region and not REGION.fullmatch(self.region):
+            raise MistakeError(f"{where}.region: {self.region!r} has to be like eu-central-1")
+        if self.storage_class and not STORAGE_CLASS.fullmatch(self.storage_class):
+            raise MistakeError(
+                f"{where}.storage_class: {self.storage_class!r} has to be like STANDARD_IA"
+            )
         if self.bucket and not BUCKET.fullmatch(self.bucket):
             raise MistakeError(f"{where}.bucket: {self.bucket!r} cannot be a bucket's name")
         if self.prefix and not self.bucket:

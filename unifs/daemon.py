@@ -9,6 +9,7 @@ parts.
 from __future__ import annotations
 
 import logging
+import resource
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -326,6 +327,7 @@ def run(settings: Settings, mount_point: str, ready: Callable[[], None]) -> int:
 
     ``ready`` is called once the tree answers. Failures before that are raised as UnifsError.
     """
+    _leave_no_dump()
     daemon = Daemon(settings, mount_point)
     is_clean = False
     try:
@@ -342,3 +344,9 @@ def run(settings: Settings, mount_point: str, ready: Callable[[], None]) -> int:
     finally:
         daemon.close(is_clean)
     return 0
+
+
+def _leave_no_dump() -> None:
+    """A core dump would hold the secrets of backends: whoever wants one raises the limit again."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))

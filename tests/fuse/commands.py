@@ -50,7 +50,8 @@ def failing(what: str) -> Callable[[Settings, str, Callable[[], None]], int]:
         if what == "bug":
             raise ValueError("a bug")
         if what == "slow":
-            time.sleep(60)
+            # Longer than anybody waits for it to be ended.
+            time.sleep(3600)
         os.abort()
 
     return fail

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -167,23 +168,27 @@ def test_an_interrupt_ends_a_daemon_that_is_not_ready(commands: Commands) -> Non
     process = commands.start(
         "mount", commands.mount_point, "--state", commands.state, "--fail", "slow"
     )
-    until(lambda: len(_children_that_sleep(commands)) == 1, "the daemon is there")
-    (daemon,) = _children_that_sleep(commands)
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = _daemons(commands)
+        return len(found) == 1
+
+    until(is_there, "the daemon is there")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE_S)
-    until(lambda: has_ended(daemon), "the daemon has ended")
+    until(lambda: has_ended(found[0]), "the daemon has ended")
 
 
-def _children_that_sleep(commands: Commands) -> list[int]:
+def _daemons(commands: Commands) -> list[int]:
     """Daemons of this test: sessions of their own with the log as standard error."""
     log = str(commands.state / "unifs.log")
     found = []
-    for path in Path("/proc").glob("[0-9]*/fd/2"):
-        try:
-            if os.readlink(path) == log:
-                found.append(int(path.parts[2]))
-        except OSError:
-            continue
+    for name in os.listdir("/proc"):
+        # Others begin and end meanwhile, and some are not ours to look into.
+        with suppress(OSError):
+            if name.isdecimal() and os.readlink(f"/proc/{name}/fd/2") == log:
+                found.append(int(name))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -39,17 +39,34 @@ def writes(remote: RemoteMount) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("data", [b"", b"small", BIG])
 async def test_a_file_reaches_the_backend_two_seconds_after_close(
-    clock: MockClock, system: RemoteSystem, remote: RemoteMount, data: bytes
+    clock: MockClock,
+    system: RemoteSystem,
+    remote: RemoteMount,
+    data: bytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    put, quiet_s, is_sent = remote.put, [], trio.Event()
+
+    async def noted(*arguments: Any) -> Any:
+        (due,) = system.volume.writeback.dues.values()
+        assert due.changed_at >= began
+        quiet_s.append(trio.current_time() - due.changed_at)
+        is_sent.set()
+        return await put(*arguments)
+
+    monkeypatch.setattr(remote, "put", noted)
+    began = trio.current_time()
     await system.write("a", data)
     assert await system.getxattr("a", STATE) in (b"closed", b"sealed")
-    await trio.sleep(1.5)
-    assert writes(remote) == []
-    await trio.sleep(1)
-    assert writes(remote) == [("put", "a")]
-    assert remote.content("a") == data
+    with trio.fail_after(3600):
+        await is_sent.wait()
     await system.sync()
     assert await system.getxattr("a", STATE) == b"synced"
+    # What comes to rest does not wait for the age at which what goes on changing is sent.
+    limits = system.volume.writeback.limits
+    assert [2.0 <= each < limits.age_max_s for each in quiet_s] == [True]
+    assert writes(remote) == [("put", "a")]
+    assert remote.content("a") == data
     assert await system.read("a") == data
     assert remote.count("read") == 0
 

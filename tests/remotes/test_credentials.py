@@ -99,7 +99,14 @@ def test_a_damaged_file_is_named_and_not_quoted(tmp_path: Path, text: str) -> No
 
 @pytest.mark.parametrize(
     "entry",
-    [Entry("AK", ""), Entry("AK", f"{SECRET}\n"), Entry("AK", f" {SECRET}"), Entry("ä", SECRET)],
+    [
+        Entry("AK", ""),
+        Entry("AK", f"{SECRET}\n"),
+        Entry("AK", f" {SECRET}"),
+        Entry("ä", SECRET),
+        Entry("A K", SECRET),
+        Entry("A/K", SECRET),
+    ],
 )
 async def test_what_cannot_be_a_secret_is_refused_without_saying_it(
     tmp_path: Path, entry: Entry
@@ -294,6 +301,19 @@ async def test_credentials_in_use_stay(system: DaemonSystem) -> None:
     await system.daemon.remotes.add("x", {"kind": "s3", "credentials": "work"})
     with pytest.raises(Busy, match="work is used by x"):
         await system.daemon.credentials.remove("work")
+
+
+async def test_a_backend_is_added_with_credentials_that_are_there(
+    system: DaemonSystem, shell: Shell
+) -> None:
+    add = ("ctl", "backends", "add", "x", "--credentials")
+    code, _, err = await shell.run(*add, "wrok")
+    assert (code, "there are no credentials called 'wrok'" in err) == (4, True)
+    await system.daemon.credential_store.add("key", Entry("", KEY), replace=False)
+    code, _, err = await shell.run(*add, "key")
+    assert (code, "'key' is an encryption key and no identity" in err) == (2, True)
+    await system.daemon.credential_store.add("work", Entry("AK", SECRET), replace=False)
+    await shell.text(*add, "work")
 
 
 async def test_a_new_key_tries_again_what_the_old_one_was_refused(system: DaemonSystem) -> None:

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.control.conftest import Shell
 from tests.mounts.s3.identities import Fixed
+from tests.remotes.system import S3, DaemonSystem
+from tests.s3.operations import Bench
 from unifs.errors import NotFound, UnifsError, Unsupported
 from unifs.mounts.s3.bucketsettings import BucketSettings
 from unifs.mounts.s3.mount import S3Mount
 from unifs.mounts.s3.options import Credentials, S3Options
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
-
-    from tests.s3.operations import Bench
 
 RULES: dict[str, Any] = {
     "Rules": [
@@ -89,34 +91,57 @@ async def test_versions_are_kept_from_a_word_on_and_to_a_word(both: Bench) -> No
     assert (await both.one(*words, "get", both.top))["versioning"] == "suspended"
 
 
-async def test_documents_that_are_none_are_named(bench: Bench, tmp_path: Path) -> None:
+@pytest.fixture
+async def nowhere(
+    tmp_path: Path,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Bench]:
+    """One bucket of a service that nobody can reach: what is answered, is answered here."""
+    system = DaemonSystem(tmp_path, s3=S3 | {"bucket": "bucket"})
+    options = S3Options(endpoint=str(S3["endpoint"]), bucket="bucket")
+    system.backends["s3"] = S3Mount("s3", options, Fixed(Credentials("AK", "secret")))
+    async with system:
+        monkeypatch.setenv("UNIFS_HOME", str(system.path))
+        monkeypatch.setenv("XDG_RUNTIME_DIR", "")
+        yield Bench(None, "", system, Shell(system, capfdbinary))  # type: ignore[arg-type]
+
+
+async def test_documents_that_are_none_are_named(nowhere: Bench, tmp_path: Path) -> None:
     file = tmp_path / "document"
     cases = [
-        ("{", "is not JSON"),
-        ("[1]", "has to be a JSON object"),
-        ("\udcff", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"[1]", "has to be a JSON object"),
+        (b"\xff", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b" " * ((1 << 20) + 1), "larger than 1048576 bytes"),
     ]
-    for text, sentence in cases:
-        file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    for data, sentence in cases:
+        file.write_bytes(data)
         for words in (("bucket", "policy"), ("lifecycle",)):
-            await bench.refused(2, sentence, *words, "put", bench.top, str(file))
+            await nowhere.refused(2, sentence, *words, "put", "/s3", str(file))
     file.write_text('{"Rules": []}')
-    await bench.refused(2, "has no rules", "lifecycle", "put", bench.top, str(file))
+    await nowhere.refused(2, "has no rules", "lifecycle", "put", "/s3", str(file))
     file.write_text('{"Rules": [{"Status": 7, "Nonsense": 1}]}')
-    await bench.refused(2, "Nonsense", "lifecycle", "put", bench.top, str(file))
-    file.write_bytes(b" " * ((1 << 20) + 1))
-    code, _, error = await bench.shell.run(
-        "ctl", "s3", "bucket", "policy", "put", bench.top, str(file)
-    )
-    assert (code, "larger than 1048576 bytes" in error) == (2, True), (code, error)
+    directory = str(tmp_path)
+    sentence = f"{directory} is a directory, not a document"
+    await nowhere.refused(5, sentence, "lifecycle", "put", "/s3", directory)
+    await nowhere.refused(2, "Nonsense", "lifecycle", "put", "/s3", str(file))
+    file.write_text("{}")
+    await nowhere.refused(3, "Could not connect", "bucket", "policy", "put", "/s3", str(file))
 
 
 async def test_what_is_no_bucket_is_named(bench: Bench) -> None:
     bench.put("d/f")
     for path in ("/s3", f"{bench.top}/d", f"{bench.top}/d/f"):
         await bench.refused(2, "is no bucket", "bucket", "versioning", "get", path)
-    await bench.refused(4, "", "bucket", "versioning", "get", "/s3/no-such-bucket-here")
+    for words in (
+        ("bucket", "versioning", "get", "/s3/no-such-bucket"),
+        ("multipart", "ls", "/s3/no-such-bucket"),
+        ("versions", "ls", "/s3/no-such-bucket/f"),
+        ("presign", "/s3/no-such-bucket/f", "--method", "put"),
+    ):
+        await bench.refused(4, "/s3/no-such-bucket does not exist", *words)
     await bench.refused(2, "no absolute path", "bucket", "policy", "get", "s3")
     await bench.refused(2, "name a path below", "bucket", "policy", "get", "/")
 

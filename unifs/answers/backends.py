@@ -13,7 +13,7 @@ from unifs.answers.s3check import check
 from unifs.backends import credentials_of, s3_options
 from unifs.config_mounts import S3Settings
 from unifs.control.daemon_protocol import BackendInfo, BackendTest, Refreshed
-from unifs.errors import Unsupported
+from unifs.errors import InvalidArgument, Unsupported
 from unifs.vfs.remoterows import UNLISTED, RemoteInode, bounds
 from unifs.waiting import complete
 
@@ -77,7 +77,13 @@ class BackendsAnswer:
         )
 
     async def add(self, name: str, settings: dict[str, object]) -> BackendInfo:
-        """Shown now and after a restart. ConfigInvalid, Exists, Unsynced."""
+        """Shown now and after a restart. ConfigInvalid, Exists, Unsynced.
+
+        NotFound, InvalidArgument where it names credentials that are not there, or are none.
+        """
+        credentials = settings.get("credentials")
+        if isinstance(credentials, str) and credentials and self._store.get(credentials).is_key:
+            raise InvalidArgument(f"{credentials!r} is an encryption key and no identity")
         return self._info(await self._remotes.add(name, settings))
 
     async def remove(self, name: str, force: bool) -> None:

@@ -7,12 +7,16 @@ import binascii
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+import trio
+
 from unifs.answers.s3check import check
+from unifs.backends import s3_options
 from unifs.config_mounts import S3Settings
+from unifs.config_table import MistakeError
 from unifs.control.daemon_protocol import CredentialInfo, CredentialTest
 from unifs.errors import Busy, InvalidArgument
 from unifs.mounts.s3.credentials import StoredCredentials
-from unifs.mounts.s3.options import S3Options
 from unifs.state.credentials import Entry
 
 if TYPE_CHECKING:
@@ -69,19 +73,60 @@ class CredentialsAnswer:
             raise Busy(f"{name} is used by {', '.join(users)}")
         await self._store.remove(name)
 
-    async def test(self, name: str, endpoint: str, region: str) -> CredentialTest:
+    async def test(self, name: str, endpoint: str, region: str, ca_file: str) -> CredentialTest:
         """Whether a service takes them; raises what is wrong, in one sentence."""
         self._store.get(name)
-        settings = S3Settings(endpoint=endpoint, region=region)
         found = await StoredCredentials(self._store, name).current()
-        options = S3Options(endpoint=endpoint.rstrip("/"), region=region)
+        settings = self._service(name, endpoint.rstrip("/"))
+        told = {"endpoint": endpoint, "region": region, "ca_file": ca_file}
+        given = {key: value for key, value in told.items() if value}
+        settings = _checked(msgspec.structs.replace(settings, **given))
+        # AWS's files are read for the region.
+        options = await trio.to_thread.run_sync(s3_options, settings, self._store)
+        listed = await check(options, found)
         return CredentialTest(
-            name=name, endpoint=settings.source(), buckets=await check(options, found)
+            name=name,
+            endpoint=settings.source(),
+            buckets=[settings.bucket] if settings.bucket else listed,
         )
+
+    def _service(self, name: str, endpoint: str) -> S3Settings:
+        """What is asked where nothing is told: as a backend asks it that uses the entry.
+
+        Of another backend at that endpoint, what holds for the whole service.
+        """
+        shown = [each.settings for each in self._remotes]
+        services = [each for each in shown if isinstance(each, S3Settings)]
+        users = [each for each in services if each.credentials == name]
+        if endpoint:
+            services, users = _at(endpoint, services), _at(endpoint, users)
+        if len({each.endpoint.rstrip("/") for each in users}) > 1:
+            places = ", ".join(sorted({each.endpoint or "Amazon's own" for each in users}))
+            raise InvalidArgument(f"{name} is used at {places}: name one as the endpoint")
+        if users:
+            # What is encrypted, and how, is not asked for.
+            return msgspec.structs.replace(users[0], encryption="", encryption_key="")
+        if endpoint and services:
+            return S3Settings(region=services[0].region, ca_file=services[0].ca_file)
+        return S3Settings()
 
     async def list(self) -> list[CredentialInfo]:
         """All entries, by name."""
         return [self._info(name) for name in self._store.names()]
+
+
+def _at(endpoint: str, services: list[S3Settings]) -> list[S3Settings]:
+    """Those of one service; first those that say whom they trust."""
+    found = [each for each in services if each.endpoint.rstrip("/") == endpoint]
+    return sorted(found, key=lambda each: not each.ca_file)
+
+
+def _checked(settings: S3Settings) -> S3Settings:
+    try:
+        settings.check("")
+    except MistakeError as mistake:
+        raise InvalidArgument(str(mistake).removeprefix(".")) from mistake.__cause__
+    return settings
 
 
 def _check_key(text: str) -> None:

@@ -35,6 +35,10 @@ UNCONDITIONAL = (
     "this backend ignores conditions: unifs looks before it writes, and a change that somebody"
     " else makes between the look and the write (one request's time) is overwritten"
 )
+RENAMES_UNCONDITIONAL = (
+    "renames are not conditional: unifs looks at the new place before it moves an object there, and"
+    " what somebody else stores between the look and the copy (one request's time) is overwritten"
+)
 UNSYNCED_MAX = 20
 
 
@@ -106,4 +110,6 @@ def _notes(inode: RemoteInode, remote: Remote) -> list[str]:
     elif not volume.is_read_only():
         is_safe = remote.mount.is_conditional
         notes.append(CONDITIONAL.format(settings.conflicts) if is_safe else UNCONDITIONAL)
+        if is_safe and not remote.mount.is_rename_conditional:
+            notes.append(RENAMES_UNCONDITIONAL)
     return notes

@@ -93,7 +93,7 @@ class RemoteJournal:
             state=state,
             size_bytes=None if inode is None else inode.attributes.st_size,
             path=_path(volume, record.ino, volume.tree.path(record.ino)),
-            reason=str(due.error) if due is not None and due.error is not None else None,
+            reason=_reason(volume, due),
             tries=0 if due is None else due.attempts,
             next_try_s=None if due is None else _next_try_s(due),
         )
@@ -165,9 +165,27 @@ def _sentence(volume: RemoteVolume, waiting: Waiting) -> str:
     text = f"{_path(volume, waiting.ino, waiting.path)} is {waiting.state}"
     if waiting.path is None:
         text = f"a removal is {waiting.state}"
-    if waiting.reason:
+    moving = _moving(volume, due)
+    if moving:
+        text += f"; {moving}"
+    elif waiting.reason:
         text += f"; tried {due.attempts if due else 0} times: {waiting.reason}"
     return text
+
+
+def _reason(volume: RemoteVolume, due: Due | None) -> str | None:
+    """Why the backend does not have it yet, where there is more to say than that it is its turn."""
+    if due is None:
+        return None
+    return _moving(volume, due) or (None if due.error is None else str(due.error))
+
+
+def _moving(volume: RemoteVolume, due: Due | None) -> str:
+    """How far the rename of a directory is that is on its way; "" where none is."""
+    if due is None or due.step is None or due.step.verb != "rename":
+        return ""
+    moved = volume.mount.moved(due.step.path)
+    return "" if moved is None else f"{moved:,} objects of it are moved so far"
 
 
 def _path(volume: RemoteVolume, ino: int, path: bytes | None) -> str:

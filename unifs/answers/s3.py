@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 #: One request's worth of a version on its way out.
 PIECE_BYTES: Final = 4 << 20
+#: Where buckets stand in the tree: /s3/bucket.
+BUCKET_DEPTH: Final = 2
 _CLASS: Final = re.compile("[A-Z0-9][A-Z0-9_-]{0,63}")
 
 
@@ -105,7 +107,7 @@ class S3Answer:
         mount = remote.mount.mount
         if not isinstance(mount, S3Mount):
             raise Unsupported(f"/{top} is a mount of {remote.kind}, not of S3")
-        inode, missing = await self._nearest(names, is_new_fine)
+        inode, missing = await self._nearest(names, mount.places.has_buckets, is_new_fine)
         if inode.path is None:
             raise _unsynced(path)
         there = inode.path
@@ -117,13 +119,15 @@ class S3Answer:
         return place
 
     async def _nearest(
-        self, names: list[bytes], is_new_fine: bool
+        self, names: list[bytes], has_buckets: bool, is_new_fine: bool
     ) -> tuple[RemoteInode, tuple[bytes, ...]]:
         for depth in range(len(names), 0, -1):
             part = "/" + "/".join(os.fsdecode(name) for name in names[:depth])
             try:
                 inode = await self._paths.find(part)
             except (NotFound, NotADirectory):
+                if depth == BUCKET_DEPTH and has_buckets:
+                    raise
                 continue
             assert isinstance(inode, RemoteInode)
             if inode.path is None and is_new_fine:

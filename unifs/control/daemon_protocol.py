@@ -180,7 +180,9 @@ class CredentialInfo(Answer):
 
 
 class CredentialTest(Answer):
-    """What a service that knows an identity has answered."""
+    """What a service that knows an identity has answered: the buckets that it lists, or the one
+    that it was asked for.
+    """
 
     name: str
     endpoint: str
@@ -302,8 +304,12 @@ class Credentials(Protocol):
 
     async def remove(self, name: str) -> None: ...
 
-    async def test(self, name: str, endpoint: str, region: str) -> CredentialTest:
-        """Ask the service who that is; raises what is wrong, in one sentence."""
+    async def test(self, name: str, endpoint: str, region: str, ca_file: str) -> CredentialTest:
+        """Ask a service whether it takes them; raises what is wrong, in one sentence.
+
+        What is "" is taken from a backend that uses them. InvalidArgument where backends of
+        several services do and no endpoint is given.
+        """
         ...
 
 

@@ -67,6 +67,8 @@ class Mount:
     #: that, as the class says or as one mount finds out, this is False and ``explain`` shows the
     #: remaining window.
     is_conditional: bool = True
+    #: The same of what a ``rename`` replaces; True until it is found out to be otherwise.
+    is_rename_conditional: bool = True
     #: The verbs that an overridden ``commit`` wants many of at once (None: all); the others come
     #: one in a call, and several calls at a time.
     batched: ClassVar[frozenset[str] | None] = None
@@ -146,6 +148,13 @@ class Mount:
         For backends whose rename is not one step: the old path is still there then.
         """
         return False
+
+    def moved(self, path: str) -> int | None:
+        """How many objects a ``rename`` of ``path`` that is under way has moved; None: none is.
+
+        For backends whose rename is not one step.
+        """
+        return None
 
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         """Keep mode, owner or times at the backend."""

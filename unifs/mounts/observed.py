@@ -147,6 +147,10 @@ class Observed(Mount):
         return self.mount.is_conditional
 
     @property
+    def is_rename_conditional(self) -> bool:  # type: ignore[override]
+        return self.mount.is_rename_conditional
+
+    @property
     def batched(self) -> frozenset[str] | None:  # type: ignore[override]
         return self.mount.batched
 
@@ -220,6 +224,9 @@ class Observed(Mount):
     async def has_begun(self, new_path: str, token: str) -> bool:
         with self._calling("has_begun") as mount:
             return await mount.has_begun(new_path, token)
+
+    def moved(self, path: str) -> int | None:
+        return self.mount.moved(path)
 
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         with self._calling("set_attributes") as mount:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -115,6 +116,9 @@ def _check(name: str, entry: Entry) -> None:
             raise InvalidArgument(f"the {what} is not printable ASCII without line ends")
         if value != value.strip():
             raise InvalidArgument(f"the {what} begins or ends with a space")
+    if re.search(r"[\s,/]", entry.access_key):
+        # It stands between these in a signature, and is no secret.
+        raise InvalidArgument(f"the access_key {entry.access_key!r} has a space, comma or slash")
     if not entry.secret_key:
         raise InvalidArgument("the secret_key is empty")
 

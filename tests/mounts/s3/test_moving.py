@@ -209,6 +209,33 @@ async def test_a_marker_that_is_delivered_twice_is_no_conflict(
     assert [entry.name for entry in await scanned(world.mount, "")] == [b"new"]
 
 
+async def test_a_marker_whose_removal_is_delivered_twice_is_gone(
+    world: World, moto: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in (world, moto):
+        call, refused = at.mount.service.call, []
+
+        async def twice(request: Request, call=call, refused=refused) -> object:  # type: ignore[no-untyped-def]
+            answer = await call(request)
+            if request.method == "DELETE" and request.key in ("d/", "old/"):
+                try:
+                    answer = await call(request)
+                except (Conflict, NotFound) as error:
+                    refused.append(request.key)
+                    raise error
+            return answer
+
+        at.put("d/", b"")
+        seeded(at, "old", 2)
+        at.put("old/", b"")
+        with monkeypatch.context() as patch:
+            patch.setattr(at.mount.service, "call", twice)
+            await at.mount.remove("d", None, "t1")
+            await at.mount.rename("old", "new", "t2")
+        assert refused == ["d/", "old/"]
+        assert [entry.name for entry in await scanned(at.mount, "")] == [b"new"]
+
+
 async def test_the_last_step_of_a_move_is_taken_up_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +253,25 @@ async def test_the_last_step_of_a_move_is_taken_up_again(
             await world.mount.rename("old", "new", "t1")
     await world.mount.rename("old", "new", "t1")
     assert [entry.name for entry in await scanned(world.mount, "")] == [b"new"]
+
+
+async def test_a_directory_of_nothing_is_in_no_directory_s_way(world: World) -> None:
+    seeded(world, "old", 2)
+    world.put("new/f")
+    world.client.delete_object(Bucket=world.bucket, Key="new/f")
+    await world.mount.rename("old", "new", "t1")
+    assert sorted(world.listed()) == ["new/", "new/0", "new/sub/1"]
+
+
+@pytest.mark.parametrize("marker", ["theirs", "with attributes"])
+async def test_an_empty_directory_gives_way_to_another(world: World, marker: str) -> None:
+    seeded(world, "old", 2)
+    if marker == "theirs":
+        world.put("new/", b"")
+    else:
+        await world.mount.make("new", DIRECTORY, "t0")
+    await world.mount.rename("old", "new", "t1")
+    assert sorted(world.listed()) == ["new/", "new/0", "new/sub/1"]
 
 
 async def test_a_directory_that_lost_its_last_file_is_in_no_file_s_way(world: World) -> None:
@@ -295,6 +341,29 @@ async def test_where_copies_ignore_conditions_a_look_comes_first(moto: World) ->
         await moto.mount.rename("a", "there", "t1", Version("0" * 32))
     await moto.mount.rename("a", "b", "t2")
     assert (moto.listed(), moto.get("b"), moto.get("there")) == (["b", "there"], b"a", b"theirs")
+
+
+async def test_where_copies_ignore_conditions_each_is_looked_for(
+    moto: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What somebody stores at the new place after the listing, before its own copy, stays."""
+    monkeypatch.setattr(moving, "COPIES_MAX", 1)
+    seeded(moto, "old", 4)
+    copied = moto.mount._moving.copies.copy_version
+    theirs = []
+
+    async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
+        made = await copied(source, version, target, headers)
+        if not theirs:
+            theirs.append(moto.put("new/sub/3", b"theirs"))
+        return made
+
+    monkeypatch.setattr(moto.mount._moving.copies, "copy_version", overtaken)
+    await moto.mount.rename("old", "new", "t1")
+    assert moto.get("new/sub/3") == b"theirs"
+    (beside,) = [key for key in moto.listed() if ".conflict-" in key]
+    assert moto.get(beside) == b"3"
+    assert not [key for key in moto.listed() if key.startswith("old")]
 
 
 async def test_a_file_changed_while_it_moves_stays_at_both_places(

@@ -11,7 +11,7 @@ import trio
 
 from tests.contract.subjects import Bytes, Cut
 from tests.servers.faultproxy import Fault, FaultProxy
-from unifs.errors import Conflict, Corrupt, UnifsError, Unreachable
+from unifs.errors import Conflict, Corrupt, TryAgain, UnifsError, Unreachable
 from unifs.mounts.s3 import copies, multipart, writing
 from unifs.mounts.s3.fingerprint import PARTS, Fingerprint
 from unifs.mounts.s3.mount import S3Mount
@@ -209,6 +209,25 @@ async def test_a_copy_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) ->
         await after_restart.read("moved", made.version, 0, 10)
     assert replaced.size_bytes == 5
     after_restart.service.close()
+
+
+async def test_a_copy_onto_itself_spares_what_came_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large object's new attributes or class take minutes: its last step looks again."""
+    monkeypatch.setattr(copies, "COPY_MAX_BYTES", MIB)
+    await world.mount.put("big", Bytes(BIG), None, "t1")
+    completed = world.mount._multipart._completed
+
+    async def overtaken(upload: Upload, *how: Any) -> Any:
+        world.put("big", b"theirs")
+        return await completed(upload, *how)
+
+    monkeypatch.setattr(world.mount._multipart, "_completed", overtaken)
+    with pytest.raises(TryAgain, match="is being changed by somebody"):
+        await world.mount.set_storage_class("big", "STANDARD_IA")
+    assert world.get("big") == b"theirs"
+    assert world.uploads() == []
 
 
 def test_marks_are_as_long_as_the_sweep_expects() -> None:

@@ -20,6 +20,7 @@ from unifs.errors import (
     Exists,
     InvalidArgument,
     IsADirectory,
+    NotEmpty,
     NotFound,
     PermissionDenied,
     RateLimited,
@@ -264,6 +265,13 @@ async def test_attributes_are_kept_as_s3fs_keeps_them(keeping: World) -> None:
     assert keeping.mount.service.requests == before + 1
 
 
+async def test_a_directory_without_a_marker_gets_one_for_its_attributes(keeping: World) -> None:
+    keeping.put("d/f")
+    for mode in (0o700, 0o711):
+        await keeping.mount.set_attributes("d", SetAttributes(mode=mode), "t1")
+    assert keeping.listed() == ["d/", "d/f"]
+
+
 async def test_names_that_cannot_be_keys_are_refused(world: World) -> None:
     for path in ("a%%2Fb", "x%%", "short%%+"):
         with pytest.raises(InvalidArgument):
@@ -300,6 +308,31 @@ async def test_buckets_are_the_root(world: World) -> None:
         await mount.remove(path, await version_of(mount, path), "t6")
     await mount.remove(made, None, "t7")
     await mount.remove(made, None, "t7")
+    mount.service.close()
+
+
+@pytest.mark.parametrize("kept", ["an object", "a version"])
+async def test_a_bucket_that_holds_anything_is_not_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    """The service is not even asked: SeaweedFS, unless told otherwise, removes the objects, too."""
+    mount, asked = world.another(bucket=""), []
+    remove = mount.control.remove_bucket
+
+    async def noted(bucket: str) -> None:
+        asked.append(bucket)
+        await remove(bucket)
+
+    monkeypatch.setattr(mount.control, "remove_bucket", noted)
+    if kept == "a version":
+        told = {"Status": "Enabled"}
+        world.client.put_bucket_versioning(Bucket=world.bucket, VersioningConfiguration=told)
+    world.put("theirs")
+    if kept == "a version":
+        world.client.delete_object(Bucket=world.bucket, Key="theirs")
+    with pytest.raises(NotEmpty):
+        await mount.remove(world.bucket, None, "t1")
+    assert asked == []
     mount.service.close()
 
 

@@ -53,11 +53,18 @@ async def rm(daemon: Daemon, name: Name) -> Forgotten:
 async def check(
     daemon: Daemon,
     name: Name,
-    endpoint: Annotated[str, Param("http(s)://host[:port]; Amazon's own if it is left out")] = "",
-    region: Annotated[str, Param("the region")] = "us-east-1",
+    endpoint: Annotated[
+        str, Param("http(s)://host[:port]; else that of the backend that uses them, or Amazon's")
+    ] = "",
+    region: Annotated[str, Param("the region; else the backend's, or AWS's own rules")] = "",
+    ca_file: Annotated[
+        str,
+        Param("PEM file of the authorities to trust; else the backend's", place="host"),
+    ] = "",
 ) -> CredentialTest:
     """Ask a service whether it takes an entry.
 
-    Lists buckets and changes nothing.
+    Where a backend uses the entry, it is asked as that backend asks: with its region, its
+    authorities and, where it shows one bucket only, for that bucket. Changes nothing.
     """
-    return await daemon.credentials.test(name, endpoint, region)
+    return await daemon.credentials.test(name, endpoint, region, ca_file)

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Final, Literal, cast
 
+import trio
+
 from unifs.control.daemon_protocol import Daemon
 from unifs.control.ops.source import host_path, pieces_of
 from unifs.control.registry import Download, Emit, Param, Upload, operation
@@ -23,7 +25,7 @@ from unifs.control.s3_protocol import (
     UploadAborted,
     UploadInfo,
 )
-from unifs.errors import TooLarge
+from unifs.errors import IsADirectory, TooLarge
 
 #: What the groups of commands below the noun are about.
 GROUPS: Final = {
@@ -264,7 +266,10 @@ async def _read(upload: Upload, document: str | None, identity: str | None) -> b
     """A document whole: a file of this machine, or what the caller sends."""
     pieces = upload.chunks
     if document is not None:
-        pieces = pieces_of((await host_path(document, identity)).path)
+        found = await host_path(document, identity)
+        if await trio.to_thread.run_sync(found.path.is_dir):
+            raise IsADirectory(f"{document} is a directory, not a document")
+        pieces = pieces_of(found.path)
     data = bytearray()
     # Both are generators with something open.
     async with aclosing(cast("AsyncGenerator[bytes, None]", pieces)):

@@ -210,9 +210,9 @@ class Blocks:
             with self._put_lock:
                 entries = list(segments.iterate(segment, upto))
                 for binary, place in entries:
-                    at = binary.find(b"\x12\x20") if binary[0] == 0x12 else _multihash_at(binary)
+                    multihash = binary if binary[0] == 0x12 else Cid.decode(binary).multihash
                     found = BlockPlace(PlaceKind.SECTION, holder, place.offset, place.length)
-                    self.index.add(binary[at:], found)
+                    self.index.add(multihash, found)
                 if entries:
                     end = max(end, entries[-1][1].offset + entries[-1][1].length)
                 self.index.advance(holder, end)
@@ -376,11 +376,6 @@ def _sync(segments: Segments) -> None:
     target = segments.sync_target()
     if target is not None:
         target.run()
-
-
-def _multihash_at(binary: bytes) -> int:
-    cid = Cid.decode(binary)
-    return len(binary) - len(cid.multihash)
 
 
 def _wrapping_bytes(place: BlockPlace) -> int:

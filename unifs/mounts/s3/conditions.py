@@ -71,6 +71,8 @@ class Conditions:
         self._known: dict[str, Honoured] = {}
         #: Bucket -> whether CopyObject keeps conditions on what it replaces.
         self._copying: dict[str, bool] = {}
+        #: In all buckets in which it is known.
+        self.are_copies_honoured = True
         self._locks: dict[str, trio.Lock] = {}
 
     async def of(self, bucket: str) -> Honoured:
@@ -95,12 +97,14 @@ class Conditions:
         try it.
         """
         try:
-            return await self.tried(self._copying, bucket, self._copies_by_conditions)
+            is_honoured = await self.tried(self._copying, bucket, self._copies_by_conditions)
         except UnifsError as error:
             if error.is_transient:
                 raise
             log.debug("copies are not tried: bucket=%s error=%s", bucket, error)
-            return False
+            is_honoured = False
+        self.are_copies_honoured = self.are_copies_honoured and is_honoured
+        return is_honoured
 
     async def _copies_by_conditions(self, bucket: str, key: str) -> bool:
         copy = {

@@ -119,17 +119,20 @@ class Directories:
         bucket, prefix = self._places.prefix_at(above)
         if not prefix.endswith("/"):
             return
-        headers = marker_headers("")
         try:
-            try:
-                await self.mark(bucket, prefix, headers)
-            except Conflict:
-                # SeaweedFS says so of every directory; only one that is listed stays.
-                if await self._objects.first_keys(bucket, prefix, 1) != [prefix]:
-                    await self.mark(bucket, prefix, headers, is_new=False)
+            await self.keep(bucket, prefix, marker_headers(""))
         except PermissionDenied:
             return
         self.seen(above, is_marked=True)
+
+    async def keep(self, bucket: str, prefix: str, headers: dict[str, str]) -> None:
+        """Put a directory's marker where there is none."""
+        try:
+            await self.mark(bucket, prefix, headers)
+        except Conflict:
+            # SeaweedFS says so of every directory; only one that is listed stays.
+            if await self._objects.first_keys(bucket, prefix, 1) != [prefix]:
+                await self.mark(bucket, prefix, headers, is_new=False)
 
     async def clear(self, bucket: str, key: str) -> bool:
         """Whether a directory of nothing stood at a key, and is gone now.

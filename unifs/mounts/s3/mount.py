@@ -88,6 +88,10 @@ class S3Mount(Mount):
         self._removing = Removing(self._reading, self._conditions)
         self._moving = Moving(self._writing, self._removing, self._multipart)
 
+    @property
+    def is_rename_conditional(self) -> bool:  # type: ignore[override]
+        return self._conditions.are_copies_honoured
+
     # --- reading ----------------------------------------------------------------------------------
 
     async def stat(self, path: str) -> Node:
@@ -165,6 +169,7 @@ class S3Mount(Mount):
         if not path or not self.places.has_buckets:
             raise Unsupported("the root stays where it is")
         try:
+            await self._removing.need_empty(path)
             await self.control.remove_bucket(path)
         except NotFound:
             return
@@ -176,6 +181,9 @@ class S3Mount(Mount):
 
     async def has_begun(self, new_path: str, token: str) -> bool:
         return await self._moving.has_begun(new_path, token)
+
+    def moved(self, path: str) -> int | None:
+        return self._moving.moved(path)
 
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         await self._moving.set_attributes(path, changes, token)
@@ -264,8 +272,8 @@ class S3Mount(Mount):
         headers = await self.objects.stat(place)
         if storage_class_in(headers) == storage_class:
             return None
-        said = Copying({STORAGE_CLASS: storage_class})
-        made = await self._moving.copies.copy(place, headers, place, said)
+        said = {STORAGE_CLASS: storage_class}
+        made = await self._moving.copies.onto_itself(place, headers, said)
         await self.objects.check_class(place, storage_class)
         return version_in(headers), made
 

@@ -15,33 +15,28 @@ from __future__ import annotations
 import logging
 import stat
 from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import (
     Conflict,
     InvalidArgument,
     IsADirectory,
-    NotADirectory,
-    NotEmpty,
     NotFound,
     TryAgain,
     Unsupported,
 )
 from unifs.mounts.s3.attributes import (
     TOKEN,
-    copied,
-    marker_headers,
     size_in,
     token_in,
     told,
     version_in,
     write_headers,
 )
-from unifs.mounts.s3.copies import COPY_MAX_BYTES, Copies
+from unifs.mounts.s3.copies import COPY_MAX_BYTES, Copies, beside
+from unifs.mounts.s3.markers import Markers
 from unifs.mounts.s3.multipart import Copying
 from unifs.mounts.s3.parallel import all_of
-from unifs.mounts.s3.service import Request
 from unifs.mounts.s3.writing import condition_of
 from unifs.types import Node, Version
 
@@ -64,8 +59,6 @@ LOOKS: Final = 3
 KEPT_MAX: Final = 10_000
 #: Markers below a directory that are deleted at a time.
 MARKERS_MAX: Final = 100_000
-#: What is moved goes beside what somebody put there meanwhile: this and the start of its version.
-CONFLICT: Final = ".conflict-"
 
 
 class Moving:
@@ -74,12 +67,15 @@ class Moving:
     def __init__(self, writing: Writing, removing: Removing, multipart: Multipart) -> None:
         self._removing = removing
         self.copies = Copies(writing, multipart)
+        self._markers = Markers(writing, removing, self.copies)
         self._reading = writing.reading
         self._objects = writing.objects
         self._service = writing.service
         self._directories = writing.directories
         self._options = writing.options
         self._writing = writing
+        #: Renames of directories under way, by the old path.
+        self._ways: dict[str, _Way] = {}
 
     # --- attributes -------------------------------------------------------------------------------
 
@@ -92,29 +88,18 @@ class Moving:
         place = self._reading.places.maybe_object_at(path)
         headers = None if place is None else await self._object(place)
         if place is None or headers is None:
-            await self._set_directory(path, changes)
+            await self._markers.set_attributes(path, changes)
             return
         node = await self._reading.node_of(place, headers)
         metadata = told(changes, stat.S_IFMT(node.mode))
         if any(headers.get(name) != value for name, value in metadata.items()):
-            await self.copies.copy(place, headers, place, Copying(metadata))
+            await self.copies.onto_itself(place, headers, metadata)
 
     async def _object(self, place: Place) -> dict[str, str] | None:
         """What HEAD says of an object; None where there is none, or a directory's marker."""
         headers = await self._objects.head(*place)
         is_marker = headers is not None and place[1].endswith("/") and not size_in(headers)
         return None if is_marker else headers
-
-    async def _set_directory(self, path: str, changes: SetAttributes) -> None:
-        bucket, prefix = self._reading.places.prefix_at(path)
-        if not await self._directories.is_there(path):
-            raise NotFound(f"there is no {path!r}")
-        metadata = told(changes, stat.S_IFDIR)
-        headers = await self._objects.head(bucket, prefix)
-        if headers is not None and all(headers.get(n) == value for n, value in metadata.items()):
-            return
-        said = {**marker_headers(""), **({} if headers is None else copied(headers)), **metadata}
-        await self._directories.mark(bucket, prefix, said, is_new=False)
 
     # --- rename -----------------------------------------------------------------------------------
 
@@ -205,44 +190,33 @@ class Moving:
         target = self._reading.places.prefix_at(new_path)
         if not target[1].endswith("/") or not source[1].endswith("/"):
             raise InvalidArgument("a part of a key cannot be renamed")
-        await self._begin_directory(source, target, new_path, token)
+        await self._markers.begin(source, target, new_path, token)
         way = _Way(source, target, await self._writing.conditions.copying(target[0]))
-        for _ in range(ROUNDS_MAX):
-            way.markers.clear()
-            if not await self._move_below(way):
-                await self._delete_markers(way)
-                if len(way.markers) < MARKERS_MAX:
-                    break
-        else:
-            raise TryAgain(f"{path!r} is large, or somebody keeps changing it")
+        self._ways[path] = way
+        try:
+            await self._move_directory(path, way)
+        finally:
+            self._ways.pop(path, None)
         await self._directories.keep_above(path)
-        await self._service.call(Request("DELETE", *source))
+        await self._markers.end(source, target, token, way.is_honoured)
         await self._directories.clear(source[0], source[1].removesuffix("/"))
         self._directories.gone(path)
         self._directories.seen(new_path, is_marked=True)
 
-    async def _begin_directory(
-        self, source: Place, target: Place, new_path: str, token: str
-    ) -> None:
-        """The new directory's marker, with the token, unless it is there from an earlier try."""
-        await self._directories.need_above(new_path)
-        if await self._objects.head(target[0], target[1][:-1]) is not None:
-            raise NotADirectory(f"{new_path!r} is a file")
-        there = await self._objects.head(*target)
-        if there is not None and token_in(there) == token:
-            return
-        keys = await self._objects.first_keys(*target, 2)
-        if any(key != target[1] for key in keys):
-            raise NotEmpty(f"{new_path!r} is not empty")
-        headers = await self._objects.head(*source)
-        said = {**({} if headers is None else copied(headers)), **marker_headers(token)}
-        try:
-            await self._directories.mark(*target, said, is_new=there is None)
-        except Conflict:
-            # Perhaps it was delivered twice, and this is the second one's answer.
-            made = await self._objects.head(*target)
-            if made is None or token_in(made) != token:
-                raise
+    def moved(self, path: str) -> int | None:
+        """How many objects the rename of a directory has moved; None where none is under way."""
+        way = self._ways.get(path)
+        return None if way is None else way.moved
+
+    async def _move_directory(self, path: str, way: _Way) -> None:
+        """Everything below, until nothing is left but the directory's own marker."""
+        for _ in range(ROUNDS_MAX):
+            way.markers.clear()
+            if not await self._move_below(way):
+                await self._markers.delete(way.source[0], way.markers)
+                if len(way.markers) < MARKERS_MAX:
+                    return
+        raise TryAgain(f"{path!r} is large, or somebody keeps changing it")
 
     async def _move_below(self, way: _Way) -> bool:
         """Copy everything below and delete it, but for markers; whether there was anything."""
@@ -283,7 +257,7 @@ class Moving:
         version = Version(found.etag)
         if _is_marker(found):
             if there is None:
-                await self._mark_anew(old, new)
+                await self._markers.put_anew(old, new)
             if len(way.markers) < MARKERS_MAX:
                 way.markers[found.key] = version
             return
@@ -293,14 +267,19 @@ class Moving:
             if headers is None:
                 return
             version = version_in(headers)
+        stands = None if there is None else there.etag
+        if not way.is_honoured:
+            # The listing is seconds old, and the service will not look.
+            now = await self._objects.head(*new)
+            stands = None if now is None else version_in(now)
         kept = None
-        if there is not None:
-            if there.etag == version or await self.copies.is_copied(new, version):
-                await self._removing.delete_version(old, version)
+        if stands is not None:
+            if stands == version or await self.copies.is_copied(new, version):
+                way.moved += await self._removing.delete_version(old, version)
                 return
             kept = way.kept.get(new[1])
-            if kept != there.etag:
-                new, kept = self._beside(new, version), None
+            if kept != stands:
+                new, kept = beside(new, version), None
         try:
             made = await self._moved(old, version, headers, (new, way.condition(new[1], kept)))
         except NotFound:
@@ -311,9 +290,11 @@ class Moving:
             if await self.copies.is_copied(new, version):
                 made = version
             else:
-                new = self._beside(new, version)
+                new = beside(new, version)
                 made = await self._moved(old, version, headers, (new, {}))
-        if not await self._removing.delete_version(old, version):
+        if await self._removing.delete_version(old, version):
+            way.moved += 1
+        else:
             way.keep(new[1], made)
 
     async def _moved(
@@ -332,33 +313,6 @@ class Moving:
         self._objects.remember(new, version, made)
         return made
 
-    def _beside(self, new: Place, version: Version) -> Place:
-        """Where ours goes if somebody's object stands at ``new``."""
-        beside = f"{new[1]}{CONFLICT}{version[:8]}"
-        log.warning("somebody's object stays: key=%r ours=%r", new[1], beside)
-        return (new[0], beside)
-
-    async def _mark_anew(self, old: Place, new: Place) -> None:
-        """Put the marker of a directory below at its new place."""
-        headers = await self._objects.head(*old)
-        if headers is not None:
-            await self._directories.mark(*new, copied(headers), is_new=False)
-
-    async def _delete_markers(self, way: _Way) -> None:
-        """Delete the markers below, those within others first."""
-        bucket = way.source[0]
-        deepest = sorted(way.markers, key=_depth, reverse=True)
-
-        async def delete(key: str) -> None:
-            await self._removing.delete_version((bucket, key), way.markers[key])
-
-        for _, keys in groupby(deepest, _depth):
-            await all_of(COPIES_MAX, [partial(delete, key) for key in keys])
-
-
-def _depth(key: str) -> int:
-    return key.count("/")
-
 
 def _is_marker(found: Listed) -> bool:
     return found.key.endswith("/") and not found.size_bytes
@@ -372,6 +326,8 @@ class _Way:
         self.target = target
         #: Whether copies keep conditions on what they replace.
         self.is_honoured = is_honoured
+        #: Objects that are at the new place and not at the old one any more.
+        self.moved = 0
         #: New keys, and the version copied there, whose old object was changed meanwhile: they
         #: are ours to replace.
         self.kept: dict[str, Version] = {}

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 from unifs.errors import (
     Conflict,
+    InvalidArgument,
     NotEmpty,
     NotFound,
+    PermissionDenied,
     UnifsError,
+    Unsupported,
 )
 from unifs.mounts.s3.attributes import version_in, was
 from unifs.mounts.s3.conditions import NEVER
@@ -29,6 +32,8 @@ from unifs.mounts.s3.objects import if_match
 from unifs.mounts.s3.parallel import all_of
 from unifs.mounts.s3.payload import BytesPayload
 from unifs.mounts.s3.service import Request
+from unifs.mounts.s3.versions import version_page
+from unifs.types import Version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
     from unifs.mounts.s3.conditions import Conditions
     from unifs.mounts.s3.reading import Reading
     from unifs.mounts.s3.writing import Place
-    from unifs.types import Version
+
 
 log = logging.getLogger(__name__)
 
@@ -113,14 +118,33 @@ class Removing:
 
     async def _remove_directory(self, path: str) -> None:
         bucket, prefix = self.reading.places.prefix_at(path)
-        keys = await self.objects.first_keys(bucket, prefix, 2)
-        if any(key != prefix for key in keys):
+        found = (await self.objects.page(bucket, {"prefix": prefix, "max-keys": "2"})).objects
+        if any(one.key != prefix or one.size_bytes for one in found):
             raise NotEmpty(f"{path!r} is not empty")
-        if keys:
+        if found:
             await self.directories.keep_above(path)
-            await self._delete((bucket, prefix), None)
+            is_gone = await self.delete_version((bucket, prefix), Version(found[0].etag))
+            # A refused DELETE may be the second of two that were delivered.
+            if not is_gone and await self.objects.first_keys(bucket, prefix, 1):
+                raise NotEmpty(f"{path!r} is not empty: somebody has stored something in it")
         await self.directories.clear(bucket, prefix.removesuffix("/"))
         self.directories.gone(path)
+
+    async def need_empty(self, bucket: str) -> None:
+        """NotEmpty where a bucket holds anything, earlier versions too.
+
+        Services refuse that themselves, but not all: SeaweedFS, unless it is told otherwise,
+        deletes a bucket with all that is in it.
+        """
+        if await self.objects.first_keys(bucket, "", 1):
+            raise NotEmpty(f"the bucket {bucket!r} is not empty")
+        try:
+            page = await version_page(self.service, (bucket, ""), limit=1)
+        except (Unsupported, InvalidArgument, PermissionDenied) as error:
+            log.debug("no versions to be had: bucket=%s error=%s", bucket, error)
+            return
+        if page.versions:
+            raise NotEmpty(f"the bucket {bucket!r} keeps earlier versions of what was in it")
 
     # --- many at once -----------------------------------------------------------------------------
 

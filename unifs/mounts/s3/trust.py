@@ -1,6 +1,7 @@
 """Whom a mount believes that it speaks to the right service: the system's authorities, or its own.
 
-The data path, boto3 and ``backends test`` ask here, so that what one of them trusts the others do.
+The data path, boto3, ``backends test`` and ``credentials test`` ask here, so that what one of them
+trusts the others do.
 """
 
 from __future__ import annotations
