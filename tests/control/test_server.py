@@ -78,6 +78,7 @@ async def test_the_socket_is_private_and_goes_with_the_server(
         (b'{"text": "a", "number": "1"}', "number: expected a whole number, got text"),
         (b'{"text": "a", "number": 1.5}', "number: expected a whole number"),
         (b'{"text": "a", "number": -1}', "number: expected a whole number >= 0"),
+        (b'{"text": "a", "number": 9223372036854775808}', "number: a number has 64 bits at most"),
         (b'{"text": "a", "flag": 1}', "flag: expected true or false"),
         (b'{"text": "a", "color": "green"}', "color: invalid enum value 'green'"),
         (b'{"text": "a", "names": "b"}', "names: expected a list, got text"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+import pyfuse3
 import pytest
 import trio
 import trio.testing
 
 from tests.driver.handlers import Driver
+from unifs.driver.latereads import HANDLES_MAX, LateReads
 from unifs.errors import DeadlineExceeded
 from unifs.waiting import RETRY, WouldBlock
 
@@ -40,6 +42,61 @@ async def test_waiting_ends_at_the_deadline(
     assert trio.current_time() - started == pytest.approx(deadline_s)
     assert driver.waits.statistics()["timed_out"] == 1
     assert driver.waits.waiting_by_mount() == {}
+
+
+async def test_a_read_that_was_late_is_refused_once_and_then_waits_again(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    driver = Driver(WouldBlock(trio.sleep_forever, "remote"), read_s=10)
+    started = trio.current_time()
+    passed = []
+    for _ in range(4):
+        assert await driver.errno_of("read") == errno.ETIMEDOUT
+        passed.append(trio.current_time() - started)
+    assert passed == pytest.approx([10, 10, 20, 20])
+    assert driver.waits.statistics()["timed_out"] == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "after_s", "is_refused"),
+    [
+        ((3, 10, 20), 0.0, True),
+        ((3, 29, 4096), 0.0, True),
+        ((3, 30, 20), 0.0, False),
+        ((3, 9, 20), 0.0, False),
+        ((4, 10, 20), 0.0, False),
+        ((3, 10, 20), 1.0, False),
+    ],
+)
+async def test_a_read_of_something_else_or_later_has_its_own_deadline(
+    autojump_clock: trio.abc.Clock, other: tuple[int, int, int], after_s: float, is_refused: bool
+) -> None:
+    driver = Driver(WouldBlock(trio.sleep_forever, "remote"), read_s=10)
+    assert await driver.errno_of("read") == errno.ETIMEDOUT
+    await trio.sleep(after_s)
+    started = trio.current_time()
+    with pytest.raises(pyfuse3.FUSEError):
+        await driver.operations.read(*other)
+    assert (trio.current_time() == started) is is_refused
+
+
+async def test_a_late_read_that_need_not_wait_any_more_is_answered(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    driver = Driver(WouldBlock(trio.sleep_forever, "remote"))
+    assert await driver.errno_of("read") == errno.ETIMEDOUT
+    driver.served.answer = b"here"
+    assert await driver.request("read") == b"here"
+
+
+async def test_only_so_many_late_reads_are_remembered(autojump_clock: trio.abc.Clock) -> None:
+    late = LateReads()
+    for fh in range(HANDLES_MAX + 1):
+        late.note(fh, 0, 10)
+    late.refuse_second(0, 0, 10)
+    with pytest.raises(DeadlineExceeded, match="just now"):
+        late.refuse_second(1, 0, 10)
+    assert len(late._late) == HANDLES_MAX - 1
 
 
 async def test_the_deadline_holds_over_every_wait_of_one_request(

@@ -10,6 +10,8 @@ import pytest
 import trio
 
 from tests.vfs.nodeworld import NodeSystem
+from unifs.fsck import look as looks
+from unifs.fsck import records
 from unifs.fsck.online import examine_beside
 
 if TYPE_CHECKING:
@@ -42,18 +44,23 @@ async def _churn(fs: NodeSystem, rng: random.Random) -> None:
             await trio.lowlevel.checkpoint()
 
 
-async def test_a_tree_that_changes_is_not_called_wrong(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [looks.KEYS, 7])
+async def test_a_tree_that_changes_is_not_called_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(looks, "KEYS", rows)
+    monkeypatch.setattr(records, "KEYS", rows)
     async with NodeSystem(tmp_path) as fs:
         for number in range(4):
             await fs.mkdir(f"d{number}")
         found: list[Finding] = []
-        looks = 0
+        count = 0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_churn, fs, random.Random(3))
             while len(nursery.child_tasks):
                 found += await look(tmp_path)
-                looks += 1
-        assert looks > 1
+                count += 1
+        assert count > 1
         assert [(each.code, each.sentence) for each in found] == []
 
 

@@ -1,7 +1,7 @@
 """A tree bound into containers: it is seen again after a crash and a remount, and by whom.
 
-The containers are a mount namespace of util-linux, and those of crun, runc and podman where they
-can be started here; a root file system is put together from this machine's own programs, so
+The containers are a mount namespace of util-linux, and those of crun, runc, podman and Docker where
+they can be started here; a root file system is put together from this machine's own programs, so
 nothing is fetched.
 """
 
@@ -290,3 +290,146 @@ def test_podman_sees_the_tree_again(host: Host, tmp_path: Path, short: Path) -> 
         assert survives(host, container.look) == "data"
     finally:
         container.close("rm", "--force", "--time=0")
+
+
+#: A user with subordinate ids, in namespaces that end with him: podman leaves a process behind.
+USER = 4000
+ROOTLESS = (
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+    *("--propagation", "slave", "sh", "-ec"),
+    f"""
+mkdir "$0/etc" "$0/home"
+cp -a /etc/passwd /etc/group /etc/alternatives /etc/containers "$0/etc/"
+echo "unifs-test:x:{USER}:{USER}::$0/home:/bin/sh" >> "$0/etc/passwd"
+echo "unifs-test:400000:65536" | tee "$0/etc/subuid" > "$0/etc/subgid"
+mount --bind "$0/etc" /etc
+mount -t tmpfs tmpfs /run
+mkdir /run/unifs-test
+chown -R {USER}:{USER} "$0/home" "$0/root" /run/unifs-test
+umount /sys/fs/cgroup/unified 2>/dev/null || true
+cd /
+exec setpriv --reuid {USER} --regid {USER} --clear-groups \\
+    env HOME="$0/home" XDG_RUNTIME_DIR=/run/unifs-test sh -c "$1" sh "$@"
+""",
+)
+#: Starts a container and looks into it once for each line that it reads.
+LOOKS = """
+shift
+"$@" > "$HOME/log" 2>&1 || { cat "$HOME/log"; exit 1; }
+echo
+while read -r name; do
+    podman --cgroup-manager=cgroupfs --storage-driver=vfs exec "$name" cat /host/mnt/mfs/file 2>&1
+    echo
+done
+"""
+
+
+def test_podman_of_a_user_sees_the_tree_again(short: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root becomes another user here")
+    for program in ("podman", "newuidmap"):
+        if shutil.which(program) is None:
+            pytest.skip(f"lane containers: {program} is not installed")
+    short.chmod(0o755)
+    host = Host(short / "host")
+    binds = [f"--volume={each}:{each}:ro" for each in PROGRAMS if os.path.isdir(each)]
+    run = ["podman", "--cgroup-manager=cgroupfs", "--events-backend=file", "--storage-driver=vfs"]
+    run += ["run", "--detach", "--name=test", "--network=none", "--cgroups=disabled"]
+    run += ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", *binds]
+    run += [f"--volume={host.directory}:/host:rslave", "--rootfs", str(root_directory(short))]
+    words = [*ROOTLESS, str(short), LOOKS, *run, "sleep", "600"]
+    pipe = subprocess.PIPE
+    user = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    assert user.stdin is not None
+    assert user.stdout is not None
+    asked, answers = user.stdin, user.stdout
+
+    def heard() -> str:
+        return "".join(iter(answers.readline, "\n")) if user.poll() is None else answers.read()
+
+    def look() -> str:
+        asked.write("test\n")
+        asked.flush()
+        said = answers.readline().strip()
+        if said == "data":
+            return said
+        assert os.strerror(errno.ENOTCONN) in said + heard(), said
+        return str(errno.ENOTCONN)
+
+    try:
+        if said := answers.readline().strip():
+            pytest.skip(f"lane containers: no container can be started here: {said} {heard()}")
+        host.start()
+        assert survives(host, look) == "data"
+    finally:
+        user.kill()
+        user.communicate()
+        host.close()
+
+
+# --- Docker -------------------------------------------------------------------------------------
+
+
+#: The engine writes to /etc, /opt and /run, whatever it is told: those are its own.
+ENGINE = (
+    *("unshare", "--mount", "--propagation", "slave", "sh", "-ec"),
+    'mkdir "$0/etc"; cp -a /etc/passwd /etc/group /etc/alternatives "$0/etc/"\n'
+    'mount --bind "$0/etc" /etc; for d in /opt /run; do mount -t tmpfs tmpfs $d; done; exec "$@"',
+)
+
+
+@pytest.fixture
+def docker(short: Path) -> Iterator[list[str]]:
+    """An engine of its own, without networks; the words with which it is told."""
+    if shutil.which("dockerd") is None or shutil.which("docker") is None:
+        pytest.skip("lane containers: dockerd or docker is not installed")
+    socket = f"unix://{short}/socket"
+    command = [
+        *ENGINE,
+        str(short),
+        "dockerd",
+        f"--host={socket}",
+        f"--pidfile={short}/pid",
+        "--bridge=none",
+    ]
+    command += [f"--data-root={short}/data", f"--exec-root={short}/exec", "--storage-driver=vfs"]
+    command += ["--iptables=false", "--ip-forward=false", "--ip-masq=false"]
+    log = short / "log"
+    words = ["docker", f"--host={socket}"]
+
+    def answers() -> bool:
+        if engine.poll() is not None:
+            reason = " ".join(log.read_text(errors="replace").split())[-500:]
+            pytest.skip(f"lane containers: no Docker engine can be started here: {reason}")
+        return subprocess.run([*words, "version"], capture_output=True, check=False).returncode == 0
+
+    with log.open("wb") as output:
+        engine = subprocess.Popen(command, stdout=output, stderr=output, cwd=short)
+    try:
+        until(answers, "the engine answers")
+        yield words
+    finally:
+        engine.terminate()
+        engine.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("propagation", HEARD_AGAIN)
+def test_docker_sees_the_tree_again(
+    host: Host, tmp_path: Path, docker: list[str], propagation: str
+) -> None:
+    host.start()
+    image = f"unifs-test-{os.getpid()}"
+    archive = tmp_path / "root.tar"
+    subprocess.run(["tar", "-C", root_directory(tmp_path), "-cf", archive, "."], check=True)
+    subprocess.run([*docker, "import", archive, image], stdout=subprocess.DEVNULL, check=True)
+    container = Container(docker, tmp_path / "log")
+    binds = [f"--volume={each}:{each}:ro" for each in PROGRAMS if os.path.isdir(each)]
+    bind = f"type=bind,source={host.directory},target=/host,bind-propagation={propagation}"
+    try:
+        container.start(
+            *("run", "--detach", "--name", container.name, "--network=none", "--mount", bind),
+            *(*binds, image, "sleep", "600"),
+        )
+        assert survives(host, container.look) == HEARD_AGAIN[propagation]
+    finally:
+        container.close("rm", "--force")

@@ -186,6 +186,26 @@ def test_deadlines_end_system_calls(mounts: Mounts, loop: tuple[str, ...], verb:
     calls[verb]()
 
 
+@pytest.mark.parametrize("content", [b"small", LARGE])
+def test_a_read_waits_for_one_deadline_though_the_kernel_asks_twice(
+    mounts: Mounts, loop: tuple[str, ...], content: bytes
+) -> None:
+    mounted = start(mounts, *loop, "--deadline", "1")
+    file = mounted.path / "file"
+    file.write_bytes(content)
+    drop_pages(file)
+    mounted.fault("read wait")
+    started = time.monotonic()
+    with file.open("rb", buffering=0) as stream:
+        for deadlines in (1, 2):
+            with pytest.raises(OSError, match="timed out"):
+                stream.read(10)
+            # Each read of the program has a deadline of its own, and none of them two.
+            assert deadlines <= time.monotonic() - started < deadlines + 0.9
+        mounted.fault()
+        assert stream.read() == content
+
+
 def test_proven_absence_is_asked_for_once(mounts: Mounts, loop: tuple[str, ...]) -> None:
     mounted = start(mounts, *loop)
     root = mounted.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 from tests.fuse.calling import Commands, has_ended, other_mount
 from tests.fuse.conftest import PATIENCE_S, Mounts, until
 from unifs.driver import replacing, unmounting
-from unifs.driver.mountinfo import mounted_at
+from unifs.driver.mountinfo import mounted_at, umount
 from unifs.driver.unmounting import umount_command
 from unifs.errors import Busy, MountFailed
 
@@ -41,6 +42,32 @@ def test_umount_names_who_uses_it(commands: Commands) -> None:
         user.kill()
     assert code == 5
     assert f"is in use by sleep (pid {user.pid})" in said
+    assert commands.umount() == (0, "")
+
+
+def test_umount_names_programs_that_run_from_it_and_what_is_mounted_below(
+    commands: Commands,
+) -> None:
+    assert commands.mount() == (0, "")
+    program = commands.mount_point / "sleep"
+    shutil.copy("/usr/bin/sleep", program)
+    with subprocess.Popen([program, "60"], cwd="/") as user:
+        code, said = commands.umount()
+        user.kill()
+    assert (code, f"is in use by sleep (pid {user.pid})" in said) == (5, True), said
+    with (commands.mount_point / "data").open("w+b") as file:
+        file.write(bytes(4096))
+        file.flush()
+        memory = mmap.mmap(file.fileno(), 4096)
+    code, said = commands.umount()
+    assert (code, f"(pid {os.getpid()})" in said) == (5, True), said
+    memory.close()
+    below = commands.mount_point / "below"
+    below.mkdir()
+    other_mount(below)
+    code, said = commands.umount()
+    assert (code, f"is in use by what is mounted at {below}" in said) == (5, True), said
+    umount(str(below))
     assert commands.umount() == (0, "")
 
 

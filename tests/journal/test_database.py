@@ -20,7 +20,8 @@ from unifs.errors import Corrupt, NoSpace, StateInUse, StateNewer, StateUnusable
 from unifs.state import database as database_module
 from unifs.state import schema
 from unifs.state.database import Database, Reader
-from unifs.state.directory import StateDirectory
+from unifs.state.directory import RESERVE_BYTES, StateDirectory
+from unifs.vfs.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -228,36 +229,29 @@ async def test_a_full_disk(small_disk: Path) -> None:
 
 
 @pytest.mark.root
-async def test_recovery_on_a_full_disk(small_disk: Path) -> None:
+@pytest.mark.parametrize("has_reserve", [True, False])
+async def test_an_end_on_a_full_disk(
+    small_disk: Path, caplog: pytest.LogCaptureFixture, has_reserve: bool
+) -> None:
+    """What needs room at the end takes the reserve; without one the next start needs some."""
     state = small_disk / "state"
     async with FileSystem(state, upkeep=False) as fs:
-        for index in range(50):
-            await fs.write(f"f{index}", b"x" * 100)
-        await fs.kill(start=False)
+        await fs.write("kept", b"k" * 5000, fsync=True)
+        await fs.open_file("pending", os.O_WRONLY | os.O_CREAT)
+        if not has_reserve:
+            fs.storage.state.give_up_reserve()
         fill(small_disk)
-        await fs.start()
-        assert await fs.read("f7") == b"x" * 100
-        for index in range(50):
-            await fs.unlink(f"f{index}")
-        assert await fs.listdir() == []
+        with pytest.raises(NoSpace):
+            await fs.mkdir("d")
+    # What the end took of it is a small part.
+    assert ((state / "reserve").stat().st_size >= RESERVE_BYTES // 2) is has_reserve
+    if not has_reserve:
+        assert "not everything fitted on the disk at the end" in caplog.text
+        with pytest.raises(NoSpace):
+            Storage(state)
+        (small_disk / "filler").unlink()
+    async with FileSystem(state, upkeep=False) as fs:
+        assert await fs.read("kept") == b"k" * 5000
+        (small_disk / "filler").unlink(missing_ok=True)
+        await fs.mkdir("d")
         check(fs)
-
-
-def test_what_version_1_carried_is_carried_on(tmp_path: Path) -> None:
-    connection = apsw.Connection(str(tmp_path / "tree.db"))
-    for statement in schema.MIGRATIONS[0]:
-        connection.execute(statement)
-    rows = [(7, 1, 0, b"old"), (7, 2, 0, b"new"), (3, 9, 5, b"x")]
-    connection.executemany("insert into redo values(?,?,?,?)", rows)
-    connection.execute("pragma user_version=1")
-    connection.close()
-    database = Database(tmp_path / "tree.db")
-    assert database.all(
-        "select container,offset,bytes from redo where container=7 order by id"
-    ) == [
-        (7, 0, b"old"),
-        (7, 0, b"new"),
-    ]
-    assert database.all("select offset,bytes from redo where container=3") == [(5, b"x")]
-    assert database.one("pragma user_version")[0] == schema.VERSION
-    database.close()

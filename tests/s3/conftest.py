@@ -9,9 +9,10 @@ import pytest
 
 from tests.control.conftest import Shell
 from tests.s3.operations import Bench, daemon_of
+from tests.s3.story import Story
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from tests.servers.s3 import S3Server
@@ -66,3 +67,13 @@ async def both(
     server = request.getfixturevalue(name)
     async with bench_on(server, tmp_path, capfdbinary, monkeypatch) as made:
         yield made
+
+
+@pytest.fixture
+def story(tmp_path: Path, s3_server: S3Server) -> Iterator[Story]:
+    made = Story(tmp_path, s3_server)
+    try:
+        yield made
+        made.daemon.stop()
+    finally:
+        made.daemon.close()

@@ -408,9 +408,33 @@ async def test_an_untracked_directory_has_no_past(fs: HistorySystem) -> None:
     assert restored.skipped == ["/cache"]
     assert await fs.read("cache/a2") == b"new"
     assert await fs.read("kept/c") == LARGE
-    for path in ("/mfs/cache", "/mfs/cache/a2"):
-        with pytest.raises(InvalidArgument, match="lies in /mfs/cache, which is not tracked"):
-            await fs.answer.rollback(path, str(number))
+    with pytest.raises(InvalidArgument, match="/mfs/cache is not tracked"):
+        await fs.answer.rollback("/mfs/cache", str(number))
+    with pytest.raises(InvalidArgument, match="lies in /mfs/cache, which is not tracked"):
+        await fs.answer.rollback("/mfs/cache/a2", str(number))
+
+
+async def test_a_checkpoint_loses_a_directory_only_where_that_is_asked_for(
+    fs: HistorySystem,
+) -> None:
+    await fs.write("before", b"one")
+    await fs.mkdir("d")
+    await fs.write("d/a", b"one")
+    for number in range(5):
+        await fs.answer.checkpoint(f"c{number}")
+    await fs.mkdir("later")
+    with pytest.raises(Busy, match=r"/mfs/d is in the checkpoint c0, c1, c2 and 2 more: with"):
+        await fs.answer.track("/mfs/d", False)
+    with pytest.raises(Busy, match=r"/mfs is in"):
+        await fs.answer.track("/mfs", False)
+    assert await fs.at("/.unifs/history/mfs/c0/d/a")
+    # What no checkpoint shows needs no word, nor what it shows no more.
+    assert not (await fs.answer.track("/mfs/later", False)).is_tracked
+    assert not (await fs.answer.track("/mfs/d", False, is_sure=True)).is_tracked
+    with pytest.raises(NotFound):
+        await fs.at("/.unifs/history/mfs/c0/d")
+    await fs.answer.track("/mfs/d", True)
+    assert not (await fs.answer.track("/mfs/d", False)).is_tracked
 
 
 async def test_what_was_not_tracked_once_is_not_shown_as_it_never_was(fs: HistorySystem) -> None:

@@ -279,6 +279,8 @@ def state_warnings(storage: Storage) -> list[str]:
         warnings.append(str(storage.database.failed))
     if not storage.state.has_reserve:
         warnings.append("the disk is full: the reserve for deletes is in use")
+    elif storage.state.is_full():
+        warnings.append("the disk is full: nothing but deletes can be done, which works")
     if storage.receipt is not None and storage.receipt.has_losses():
         receipt = storage.receipt
         files = len(receipt.reverted) + len(receipt.returned)

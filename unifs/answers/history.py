@@ -258,8 +258,8 @@ class HistoryAnswer:
         self._view.renamed(name)
         return known[name]
 
-    async def track(self, path: str, is_tracked: bool) -> Tracked:
-        """Keep a past of a directory, or none."""
+    async def track(self, path: str, is_tracked: bool, is_sure: bool = False) -> Tracked:
+        """Keep a past of a directory, or none; Busy where checkpoints would lose theirs."""
         volume, names = self._place(path)
         inode = await self._live(volume, names)
         if inode is None:
@@ -267,6 +267,8 @@ class HistoryAnswer:
         if not stat.S_ISDIR(inode.attributes.st_mode):
             raise NotADirectory(f"{path} is not a directory: what is tracked are directories")
         await self._check_tracked(volume, names[:-1], path)
+        if not is_tracked and not is_sure:
+            await self._history.check_checkpoints(inode.ino, path)
         await self._history.set_tracked(inode.ino, is_tracked)
         return Tracked(path=path, is_tracked=is_tracked)
 
@@ -274,8 +276,10 @@ class HistoryAnswer:
         """InvalidArgument where a path lies in a directory that is not tracked now."""
         for depth, above in enumerate(await self._walk(volume, names)):
             if above.ino in volume.tree.tracking.untracked:
-                where = "/".join([volume.name, *map(os.fsdecode, names[:depth])])
-                raise InvalidArgument(f"{path} lies in /{where}, which is not tracked")
+                where = "/".join(["", volume.name, *map(os.fsdecode, names[:depth])])
+                if where == path.rstrip("/"):
+                    raise InvalidArgument(f"{path} is not tracked")
+                raise InvalidArgument(f"{path} lies in {where}, which is not tracked")
 
     async def tracked(self) -> list[Tracked]:
         """Mounts whose past is kept, and the directories in them whose past is not."""

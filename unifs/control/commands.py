@@ -7,6 +7,7 @@ its help, its parameters, its answer. What it adds is rendering only: ``--json``
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import sys
@@ -154,7 +155,18 @@ def _click_type(parameter: Parameter) -> Any:
     if parameter.param.place in ("host", "upload"):
         return click.Path(allow_dash=parameter.param.place == "upload")
     kind = parameter.type.__args__[0] if parameter.is_list else parameter.type
-    return {int: click.INT, float: click.FLOAT}.get(kind, click.STRING)
+    return {int: click.INT, float: _FiniteFloat()}.get(kind, click.STRING)
+
+
+class _FiniteFloat(click.types.FloatParamType):
+    """A number. JSON has no others: ``nan`` and ``inf`` would arrive as if nothing was said."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """The number; UsageError where it is none."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 def _sentence(text: str) -> str:

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
     from types import ModuleType
 
+#: Numbers are SQLite's and the kernel's: 64 bits.
+NUMBER_END = 1 << 63
+
 F = TypeVar("F", bound="Callable[..., Any]")
 E = TypeVar("E", contravariant=True)
 
@@ -225,7 +228,11 @@ class Operation:
         except msgspec.ValidationError as error:
             message = sentence(str(error), "").removeprefix("the file: ")
             raise InvalidArgument(message, field=message.partition(":")[0]) from error
-        return {name: getattr(request, name) for name in known}
+        arguments = {name: getattr(request, name) for name in known}
+        for name, value in arguments.items():
+            if isinstance(value, int) and not -NUMBER_END <= value < NUMBER_END:
+                raise InvalidArgument(f"{name}: a number has 64 bits at most", field=name)
+        return arguments
 
     def call(
         self,

@@ -29,7 +29,8 @@ import pyfuse3
 import trio
 
 from unifs.driver.access import line
-from unifs.errors import NotFound, UnifsError
+from unifs.driver.latereads import LateReads
+from unifs.errors import DeadlineExceeded, NotFound, UnifsError
 from unifs.telemetry import REQUEST_BUGS, REQUEST_DURATION, REQUEST_ERRORS
 from unifs.types import SetAttributes
 from unifs.waiting import WouldBlock
@@ -68,6 +69,8 @@ class _Request:
     encode: Callable[[Any], Any] | None = None
     #: The answer to a failure that is none for the kernel, or None.
     recover: Callable[[Exception], Any] | None = None
+    #: Of reads: those that the kernel asks for twice.
+    late: LateReads | None = None
 
 
 class Operations(pyfuse3.Operations):
@@ -197,7 +200,8 @@ class Operations(pyfuse3.Operations):
     ) -> Callable[..., Any]:
         """The handler of one kind of request: a coroutine function in pyfuse3's shape."""
         counts = self._metrics.histogram(REQUEST_DURATION, verb).counts
-        request = _Request(verb, call, deadline_s, counts, {}, encode, recover)
+        late = LateReads() if verb == "read" else None
+        request = _Request(verb, call, deadline_s, counts, {}, encode, recover, late)
         access_log = self._access_log
         clock_ns = time.perf_counter_ns
         inode_of = self._inode_of
@@ -228,7 +232,9 @@ class Operations(pyfuse3.Operations):
     ) -> Any:
         """Answer a request that has to wait. No checkpoint between the vfs's answer and ours."""
         try:
-            answer = await self._waits.finish(block, request.deadline_s, request.call, args)
+            if request.late is not None:
+                request.late.refuse_second(*args)
+            answer = await self._finish(request, block, args)
             if request.encode is not None:
                 answer = request.encode(answer)
         except Exception as error:
@@ -236,6 +242,14 @@ class Operations(pyfuse3.Operations):
             return self._refuse(request, started_ns, error, args)
         self._record(request, started_ns, args, 0)
         return answer
+
+    async def _finish(self, request: _Request, block: WouldBlock, args: tuple[Any, ...]) -> Any:
+        try:
+            return await self._waits.finish(block, request.deadline_s, request.call, args)
+        except DeadlineExceeded:
+            if request.late is not None:
+                request.late.note(*args)
+            raise
 
     def _refuse(
         self, request: _Request, started_ns: int, error: Exception, args: tuple[Any, ...]

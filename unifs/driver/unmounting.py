@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from unifs.driver.fusectl import Connection, ensure_mounted
-from unifs.driver.mountinfo import mounted_at, resolved, umount
+from unifs.driver.mountinfo import mounted_at, mounts, resolved, umount
 from unifs.driver.replacing import fusermount, is_dead, remove_dead
 from unifs.errors import (
     Busy,
@@ -135,8 +135,9 @@ def _have_ended(daemons: list[int], seconds: float | None) -> bool:
 
 
 def _users(place: str) -> str:
-    """The programs that use it, as " by NAME (pid N), …"; /proc tells, the tree is not touched."""
-    users = []
+    """What uses it, as " by NAME (pid N), …"; /proc tells, the tree is not touched."""
+    below = {mount.mount_point for mount in mounts() if mount.mount_point.startswith(f"{place}/")}
+    users = [f"what is mounted at {path}" for path in sorted(below)]
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if any(_is_within(link, place) for link in _links(f"/proc/{pid}")):
             try:
@@ -151,14 +152,15 @@ def _users(place: str) -> str:
 
 
 def _links(process: str) -> list[str]:
-    """Where a process stands and what it has open, as far as it may be seen."""
+    """Where a process stands, what it runs and has open or mapped, as far as it may be seen."""
     try:
-        paths = [f"{process}/cwd", f"{process}/root"]
+        paths = [f"{process}/cwd", f"{process}/root", f"{process}/exe"]
         paths += [f"{process}/fd/{name}" for name in os.listdir(f"{process}/fd")]
+        with open(f"{process}/maps", errors="surrogateescape") as file:
+            links = [line[line.index("/") :].rstrip("\n") for line in file if "/" in line]
     except OSError:
         # Another user's, or gone meanwhile.
         return []
-    links = []
     for path in paths:
         with suppress(OSError):
             links.append(os.readlink(path))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from unifs.fsck.look import Check, Finding
@@ -161,7 +162,7 @@ COLUMNS = (
     ),
     *_columns(
         "dentry_past",
-        "parent,until,id",
+        "parent,id,until",
         ("parent", WHOLE, REMOVED),
         ("until", WHOLE, REMOVED),
         ("id", WHOLE, REMOVED),
@@ -201,8 +202,8 @@ def columns(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         wrong = " or ".join(f"({column.is_wrong()})" for column in known)
         marks = ",".join(column.is_wrong() for column in known)
         count = len(key.split(","))
-        query = f"select {key},{marks} from {table} where {wrong} limit 10000"
-        for row in look.all(query):
+        query = f"select {key},{marks} from {table} where ({wrong}) and {{page}}"
+        for row in chain.from_iterable(look.pages(query, table, key)):
             for column, is_wrong in zip(known, row[count:], strict=True):
                 if is_wrong:
                     yield _wrong(look, column, row[:count])
@@ -229,4 +230,4 @@ def _set_column(column: Column, key: tuple[Any, ...], mending: Mending) -> None:
         mending.update(column.table, f"{column.name}=?", where, column.instead, *key)
 
 
-CHECKS = (Check(columns),)
+CHECKS = (Check(columns, is_exact=True),)

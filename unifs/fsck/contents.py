@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from unifs.fsck.look import Check, Finding, is_cid, mode_of, size_of
@@ -49,16 +50,16 @@ def extents_problem(blob: bytes, size: int) -> str:
 def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
     """What stands in a content's own row."""
     query = (
-        "select id,state,size,extents,proof,durable_size,durable_extents,cid,leaves from content"
-        " where id>? and id<=?"
+        "select id,state,size,extents,proof,durable_size,durable_extents,cid,length(leaves)"
+        " from content where id>? and id<=?"
     )
     chunk = _profile(look).chunk_bytes
-    for number, state, size, extents, proof, durable_size, durable, cid, leaves in look.all(
+    for number, state, size, extents, proof, durable_size, durable, cid, hashes in look.all(
         query, (after, upto)
     ):
         chunks = -(-size // chunk)
-        is_hashed = state == SEALED and cid is not None and bool(leaves)
-        if not 0 <= size <= SIZE_MAX or (is_hashed and len(leaves) != chunks * 32):
+        is_hashed = state == SEALED and cid is not None and bool(hashes)
+        if not 0 <= size <= SIZE_MAX or (is_hashed and hashes != chunks * 32):
             sentence = f"content {number} cannot have {size} bytes"
             yield Finding("CONTENT_SIZE", sentence, number, partial(_set_length, number))
         elif problem := extents_problem(extents, size):
@@ -75,7 +76,7 @@ def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
         if state not in (CLOSED, SEALED):
             sentence = f"content {number} is neither closed nor sealed"
             yield Finding("CONTENT_STATE", sentence, number, partial(_reopen, number))
-        elif state == SEALED and not (cid and is_cid(cid[8:]) and (leaves or not size)):
+        elif state == SEALED and not (cid and is_cid(cid[8:]) and (hashes or not size)):
             sentence = f"content {number} is sealed and its hashes are not complete"
             yield Finding("CONTENT_STATE", sentence, number, partial(_reopen, number))
 
@@ -202,6 +203,7 @@ def _set_size(ino: int, content: bytes, size: int, mending: Mending) -> None:
 def small_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
     """Small contents whose bytes are not those that their digest names; where that is asked for."""
     query = "select ino,content from inode where ino>? and ino<=? and substr(content,1,1)=x'01'"
+    still = "select 1 from inode where ino=? and content=?"
     for ino, content in look.all(query, (after, upto)) if look.is_thorough else ():
         look.check_cancelled()
         small = small_content(content)
@@ -209,7 +211,9 @@ def small_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
         if descriptor is None:
             continue
         data = os.pread(descriptor, small.length, small.offset)
-        if hashlib.sha256(data).digest() != small.digest:
+        is_damaged = hashlib.sha256(data).digest() != small.digest
+        # A row that names the place still named it while the bytes were read.
+        if is_damaged and look.one(still, (ino, content)) is not None:
             sentence = f"the bytes of {look.path(ino)} do not match their hash"
             yield Finding("CONTENT_DAMAGED", sentence, ino, partial(give_up, ino, content))
 
@@ -217,30 +221,41 @@ def small_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
 def large_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
     """Sealed contents with a leaf that does not match its hash; where that is asked for."""
     profile = _profile(look)
-    query = "select id,size,extents,leaves from content where id>? and id<=? and state=2"
-    for number, size, extents, leaves in look.all(query, (after, upto)) if look.is_thorough else ():
+    query = "select id from content where id>? and id<=? and state=2"
+    form = "select size,extents,leaves from content where id=? and state=2"
+    for (number,) in look.all(query, (after, upto)) if look.is_thorough else ():
+        row = look.one(form, (number,))
+        if row is None:
+            continue
+        size, extents, leaves = row
         known = ExtentMap.unpack(extents)
         for leaf in range(len(leaves) // 32):
             look.check_cancelled()
             start = leaf * profile.chunk_bytes
             data = read(look, known, start, min(start + profile.chunk_bytes, size))
-            if data is None or hash_leaf(profile, data) != leaves[leaf * 32 : leaf * 32 + 32]:
+            if data is not None and hash_leaf(profile, data) == leaves[leaf * 32 : leaf * 32 + 32]:
+                continue
+            # The same form still: what it names had to be there while it was read.
+            if look.one(form, (number,)) == row:
                 sentence = f"content {number} does not match its hash at {start}"
                 yield Finding("CONTENT_DAMAGED", sentence, number, partial(_lost, number))
-                break
+            break
 
 
-def past(look: Look, after: int, upto: int) -> Iterator[Finding]:
+def past(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     """Contents of the past that are gone."""
-    query = "select ino,until,content from inode_past where ino>? and ino<=?"
-    for ino, until, content in look.all(query, (after, upto)):
+    query = "select ino,until,content from inode_past where {page}"
+    still = "select 1 from inode_past where ino=? and until=? and content=?"
+    pages = look.pages(query, "inode_past", "ino,until")
+    for ino, until, content in chain.from_iterable(pages):
         is_lost = False
         if content and content[0] == LARGE and len(content) == 9:
             row = look.one("select 1 from content where id=?", (large_id(content),))
             is_lost = row is None
         elif content and content[0] == SMALL:
             is_lost = len(content) != 49 or not look.holds_small(small_content(content))
-        if is_lost:
+        # A row of the past that is still there needs what it names.
+        if is_lost and look.one(still, (ino, until, content)) is not None:
             sentence = f"what inode {ino} contained until epoch {until} is gone"
             mend = partial(_forget_past, ino, until)
             yield Finding("PAST_LOST", sentence, ino, mend)
@@ -369,9 +384,9 @@ CHECKS = (
     Check(rows, "content", "id"),
     Check(pointers, "inode", "ino", needs_recovery=True),
     Check(containers, "content", "id", needs_recovery=True),
-    Check(small_hashes, "inode", "ino", needs_recovery=True),
-    Check(large_hashes, "content", "id", needs_recovery=True),
-    Check(past, "inode_past", "ino", needs_recovery=True),
+    Check(small_hashes, "inode", "ino", needs_recovery=True, is_exact=True),
+    Check(large_hashes, "content", "id", needs_recovery=True, is_exact=True),
+    Check(past, needs_recovery=True, is_exact=True),
     Check(references, is_for_rest=True),
     Check(carried, is_for_rest=True),
     Check(unnamed, is_for_rest=True),

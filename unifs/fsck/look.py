@@ -29,7 +29,7 @@ from unifs.types import SYMLINK_MAX_BYTES
 from unifs.vfs.tree import ATTRIBUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from unifs.fsck.mending import Mending
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 #: Names above one that are looked at before a path counts as a loop; PATH_MAX allows fewer.
 DEPTH_MAX = 4096
-#: Keys that one query looks at: no read transaction beside a daemon takes longer than 20 ms.
+#: Rows that one query looks at: no read transaction beside a daemon takes longer than 20 ms.
 KEYS = 10_000
 KINDS = (
     stat.S_IFREG,
@@ -82,6 +82,8 @@ class Check:
     needs_names: bool = False
     #: Reads all of a table in one statement: not beside a daemon.
     is_long: bool = False
+    #: What it finds is wrong though rows change meanwhile: it need not be asked again.
+    is_exact: bool = False
 
     def run(self, look: Look) -> Iterator[Finding]:
         """Everything that it finds."""
@@ -118,6 +120,8 @@ class Look:
         self.state = path
         #: Hash contents too.
         self.is_thorough = False
+        #: Nobody reads the sentences: no path is looked for.
+        self.is_silent = False
         self._segments: dict[tuple[str, int], int | None] = {}
 
     def close(self) -> None:
@@ -140,6 +144,8 @@ class Look:
 
     def path(self, ino: int) -> str:
         """One path of an inode for a sentence; its number where it has none."""
+        if self.is_silent:
+            return ""
         names: list[bytes] = []
         at: Any = ino
         for _ in range(DEPTH_MAX):
@@ -149,8 +155,7 @@ class Look:
             row = self.one("select parent from inode where ino=?", (at,))
             if row is None or not isinstance(row[0], int):
                 break
-            query = "select parent,name from dentry where parent=? and ino=?"
-            found = self.one(query, (row[0], at)) if row[0] else None
+            found = self._name_in(row[0], at) if row[0] else None
             found = found or self.one("select parent,name from link where ino=?", (at,))
             if found is None or not isinstance(found[1], bytes):
                 break
@@ -159,25 +164,41 @@ class Look:
         tail = "/".join(["", *map(os.fsdecode, reversed(names))]) if names else ""
         return f"inode {at}{tail}"
 
+    def _name_in(self, parent: int, ino: int) -> tuple[int, Any] | None:
+        """A directory and a name that an inode has in it."""
+        query = (
+            "select max(id),max(case when ino=? then id end) from"
+            f" (select id,ino from dentry where parent=? and id>? order by id limit {KEYS})"
+        )
+        last: Any = -(1 << 63)
+        while last is not None:
+            last, found = self.one(query, (ino, parent, last))
+            if found is not None:
+                row = self.one("select name from dentry where parent=? and id=?", (parent, found))
+                return (parent, row[0]) if row is not None else None
+        return None
+
     def place(self, parent: object, name: object) -> str:
         """A name in a directory, for a sentence."""
         text = os.fsdecode(name) if isinstance(name, bytes) else repr(name)
         return f"{self.path(parent)}/{text}" if isinstance(parent, int) else f"{parent!r}/{text}"
 
-    def gather(self, ino: int | None = None) -> None:
-        """Count the names of every inode, or of one, into the temporary table ``named``."""
+    def gather(self, inos: Iterable[int] | None = None) -> None:
+        """Count the names of every inode, or of these, into the temporary table ``named``."""
         self.all("create temp table if not exists named(ino integer primary key, n, low, high)")
+        self.all("create temp table if not exists suspect(ino integer primary key)")
         self.all("delete from temp.named")
+        self.all("delete from temp.suspect")
+        for ino in inos or ():
+            self.all("insert into temp.suspect values(?)", (ino,))
+        is_one = "typeof(ino)='integer'" if inos is None else "ino in (select ino from suspect)"
         insert = (
             "insert into temp.named select ino,count(*),min(parent),max(parent) from dentry"
-            " where typeof(ino)='integer'{} group by ino on conflict(ino) do update set"
+            f" where {is_one} and {{page}} group by ino on conflict(ino) do update set"
             " n=n+excluded.n,low=min(low,excluded.low),high=max(high,excluded.high)"
         )
-        if ino is not None:
-            self.all(insert.format(" and ino=?"), (ino,))
-            return
-        for after, upto in self.ranges("dentry", "parent"):
-            self.all(insert.format(" and parent>? and parent<=?"), (after, upto))
+        for _ in self.pages(insert, "dentry", "parent,id"):
+            pass
 
     def ranges(self, table: str, key: str) -> Iterator[tuple[int, int]]:
         """Ranges (after, upto] that cover all whole-numbered keys of a table."""
@@ -193,6 +214,25 @@ class Look:
             after, upto = max(least - 1, -(1 << 63)), min(least + KEYS, (1 << 63) - 1)
             yield after, upto
             after = upto
+
+    def pages(self, query: str, table: str, key: str) -> Iterator[list[Any]]:
+        """What a query finds in a table, ``KEYS`` rows after ``KEYS`` rows.
+
+        ``key`` are the columns of an index that no two rows share. The query has ``{page}`` where
+        it says which rows it looks at; each page is a statement of its own.
+        """
+        marks = f"({','.join('?' * (key.count(',') + 1))})"
+        last: tuple[Any, ...] = ()
+        while True:
+            self.check_cancelled()
+            page = f"({key})>{marks}" if last else "1"
+            tail = f"where {page} order by {key} limit 1 offset {KEYS - 1}"
+            end = self.one(f"select {key} from {table} {tail}", last) or ()
+            page += f" and ({key})<={marks}" if end else ""
+            yield self.all(query.format(page=page), (*last, *end))
+            if not end:
+                return
+            last = end
 
     # --- contents ---------------------------------------------------------------------------------
 

@@ -21,11 +21,9 @@ KINDS = {"mfs": "mfs", "ipfs": "ipfs"}
 
 
 def mounts(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
-    """Rows of the mount table, and mounts that have none."""
+    """Rows of the mount table."""
     known: dict[int, Shown] = look.mounts()
-    is_there = False
     for number, name, kind, root in look.all("select id,name,kind,root from mount"):
-        is_there = is_there or name == "mfs"
         is_sound = number in known and 0 < number < 1 << 31 and bool(name) and "/" not in name
         if not is_sound or KINDS.get(name, kind) != kind or not 1 < root < 1 << INO_SHIFT:
             sentence = f"row {number} of the mount table is {name!r}, {kind!r}, {root!r}"
@@ -36,11 +34,19 @@ def mounts(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         if not is_root:
             sentence = f"the root of the mount {name}, inode {root}, is no directory of it"
             yield Finding("MOUNT_ROOT", sentence, number, partial(_find_root, number))
-    query = "select distinct mount from inode where mount not in (select id from mount)"
-    for (number,) in look.all(query):
+
+
+def strays(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
+    """Inodes of mounts that the mount table does not have."""
+    query = "select distinct mount from inode where mount not in (select id from mount) and {page}"
+    for number in {row[0] for rows in look.pages(query, "inode", "ino") for row in rows}:
         sentence = f"there are inodes of a mount {number}, which is not in the mount table"
         yield Finding("MOUNT_MISSING", sentence, number, partial(_make_mount, number))
-    if not is_there:
+
+
+def absent(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
+    """The mount that is always there."""
+    if look.one("select 1 from mount where name='mfs'") is None:
         sentence = "the mount mfs is not in the mount table"
         yield Finding("MOUNT_MISSING", sentence, 0, partial(_make_mount, 0))
 
@@ -139,4 +145,4 @@ def _find_root(number: int, mending: Mending) -> None:
     database.execute("update mount set root=? where id=?", (roots[0], number))
 
 
-CHECKS = (Check(mounts),)
+CHECKS = (Check(mounts), Check(strays, is_exact=True), Check(absent))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from unifs.fsck.look import Check, Finding, mode_of
@@ -58,13 +59,15 @@ def duplicates(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         yield Finding("NAME_DUPLICATE", sentence, parent, mend)
 
 
-def illegal(look: Look, after: int, upto: int) -> Iterator[Finding]:
+def illegal(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     """Names that no program can give or open."""
+    # With ino: else the index by name has all columns and is taken, and no page ends in it.
     query = (
-        "select parent,id,name from dentry where parent>? and parent<=? and (length(name)>? or"
-        " name in (x'',x'2e',x'2e2e') or instr(name,x'2f') or instr(name,x'00'))"
+        "select parent,id,name,ino from dentry where {page} and"
+        f" (length(name)>{NAME_MAX_BYTES} or name in (x'',x'2e',x'2e2e')"
+        " or instr(name,x'2f') or instr(name,x'00'))"
     )
-    for parent, number, name in look.all(query, (after, upto, NAME_MAX_BYTES)):
+    for parent, number, name, _ in chain.from_iterable(look.pages(query, "dentry", "parent,id")):
         sentence = f"{look.path(parent)} has the name {name[:300]!r}, which cannot be one"
         mend = partial(_rename, parent, number, b"illegal")
         yield Finding("NAME_ILLEGAL", sentence, parent, mend)
@@ -81,13 +84,13 @@ def _rename(parent: int, number: int, why: bytes, mending: Mending) -> None:
     mending.kept.append(f"a name in inode {parent} is {name.decode()} now")
 
 
-def targets(look: Look, after: int, upto: int) -> Iterator[Finding]:
+def targets(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     """Names of objects that have no row."""
     query = (
         "select d.parent,d.name,d.ino from dentry d left join inode i on i.ino=d.ino"
-        " where d.parent>? and d.parent<=? and i.ino is null"
+        " where {page} and i.ino is null"
     )
-    for parent, name, ino in look.all(query, (after, upto)):
+    for parent, name, ino in chain.from_iterable(look.pages(query, "dentry d", "d.parent,d.id")):
         sentence = f"{look.place(parent, name)} names inode {ino}, which has no row"
         yield Finding("NAME_NO_INODE", sentence, parent, partial(_restore, parent, name, ino))
 
@@ -123,9 +126,12 @@ def _restore(parent: int, name: bytes, ino: int, mending: Mending) -> None:
 
 def places(look: Look, after: int, upto: int) -> Iterator[Finding]:
     """Directories that have names in them and are none."""
+    # One step of the index for each directory, however many names are in it.
     query = (
-        "select distinct d.parent,i.ino,i.gone,i.attributes from dentry d"
-        " left join inode i on i.ino=d.parent where d.parent>? and d.parent<=?"
+        "with recursive above(parent) as (select min(parent) from dentry where parent>?1 union all"
+        " select (select min(parent) from dentry d where d.parent>above.parent) from above"
+        " where parent<?2) select a.parent,i.ino,i.gone,i.attributes from above a"
+        " left join inode i on i.ino=a.parent where a.parent<=?2"
     )
     for parent, ino, gone, attributes in look.all(query, (after, upto)):
         if ino is None:
@@ -307,15 +313,22 @@ def counts(look: Look, after: int, upto: int) -> Iterator[Finding]:
 def leftovers(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     """Rows that belong to inodes which are not there."""
     stale = (
-        ("xattr", "ino not in (select ino from inode)", "XATTR_NO_INODE"),
+        (
+            "xattr",
+            "ino,name",
+            "not exists (select 1 from inode i where i.ino=xattr.ino)",
+            "XATTR_NO_INODE",
+        ),
         (
             "link",
+            "ino,parent,name",
             "exists (select 1 from inode i where i.ino=link.ino and i.parent<>0 and gone is null)",
             "LINK_STALE",
         ),
     )
-    for table, where, code in stale:
-        for (ino,) in look.all(f"select distinct ino from {table} where {where} limit 10000"):
+    for table, key, where, code in stale:
+        query = f"select distinct ino from {table} where {where} and {{page}}"
+        for ino in dict.fromkeys(row[0] for rows in look.pages(query, table, key) for row in rows):
             sentence = f"there are rows of {table} for inode {ino} and nothing that they belong to"
             yield Finding(code, sentence, ino, partial(_delete, table, ino))
 
@@ -327,11 +340,11 @@ def _delete(table: str, ino: int, mending: Mending) -> None:
 CHECKS = (
     Check(duplicates, is_long=True),
     Check(indexes),
-    Check(illegal, "dentry", "parent"),
-    Check(targets, "dentry", "parent"),
-    Check(places, "dentry", "parent"),
+    Check(illegal, is_exact=True),
+    Check(targets, is_exact=True),
+    Check(places, "dentry", "parent", is_exact=True),
     Check(linked, "inode", "ino", needs_names=True),
     Check(loops, "inode", "ino"),
-    Check(leftovers),
+    Check(leftovers, is_exact=True),
     Check(counts, "inode", "ino", is_for_rest=True),
 )

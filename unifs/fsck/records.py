@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from unifs.fsck.look import Check, Finding, is_cid, mode_of
+from unifs.fsck.look import KEYS, Check, Finding, is_cid, mode_of
 from unifs.journal.log import Op, pack_pair, unpack_pair, unpack_rename
 from unifs.vfs.remoterows import content_key
 
@@ -21,6 +22,11 @@ OPS = frozenset(each.value for each in Op)
 NAMED = frozenset((Op.CREATE.value, Op.UNLINK.value, Op.RMDIR.value, Op.LINK.value))
 #: Transactions that are rolled back use numbers too, but never so many without one that is not.
 UNUSED_MAX = 1_000_000
+#: Of a row of the past: no epoch, the present one included, can have shown it.
+NEVER = (
+    "(epoch>=until or epoch<0"
+    " or until>(select coalesce((select value from meta where key='epoch'),1)))"
+)
 
 
 def records(look: Look, after: int, upto: int) -> Iterator[Finding]:
@@ -95,25 +101,30 @@ def newest(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     """The last change of a file's bytes that the journal knows, and what the file's row says."""
     mounts = {number for number, each in look.mounts().items() if each.kind == "mfs"}
     seen: set[int] = set()
-    before = 1 << 62
-    query = (
-        "select seq,ino,data from journal where seq<? and op=2 and typeof(ino)='integer'"
-        " order by seq desc limit 4096"
+    # The row, and nothing where the file has been written to since the check began.
+    present = (
+        "select content,mount,gone from inode where ino=?1 and not exists"
+        " (select 1 from journal where seq>?2 and op=2 and ino=?1)"
     )
-    while rows := look.all(query, (before,)):
+    query = (
+        "select ino,data from journal where seq>? and seq<=? and op=2 and typeof(ino)='integer'"
+        " order by seq desc"
+    )
+    first = last = look.one("select max(seq) from journal")[0]
+    while last is not None:
         look.check_cancelled()
-        before = rows[-1][0]
-        for _, ino, data in rows:
+        for ino, data in look.all(query, (last - KEYS, last)):
             if ino in seen or problem_of(Op.CONTENT, data):
                 continue
             seen.add(ino)
-            row = look.one("select content,mount,gone from inode where ino=?", (ino,))
+            row = look.one(present, (ino, first))
             if row is None or row[1] not in mounts or row[2] is not None:
                 continue
             if content_key(row[0]) != content_key(unpack_pair(data)[1]):
                 sentence = f"the journal's last record of {look.path(ino)} says another content"
                 mend = partial(_record_content, ino, unpack_pair(data)[1])
                 yield Finding("RECORD_CONTENT", sentence, ino, mend)
+        last = look.one("select max(seq) from journal where seq<=?", (last - KEYS,))[0]
 
 
 def _record_content(ino: int, recorded: bytes, mending: Mending) -> None:
@@ -125,6 +136,7 @@ def _record_content(ino: int, recorded: bytes, mending: Mending) -> None:
 
 def sequence(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     """How far the journal says that things have come."""
+    # In this order, because all of them only grow.
     known: dict[str, Any] = dict(look.all("select key,value from meta"))
     last = look.one("select coalesce(max(seq),0) from journal")[0]
     last = max(last, known.get("pruned_seq", 0))
@@ -133,7 +145,8 @@ def sequence(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         sentence = f"records up to {sealed} are called sealed, the last one is {last}"
         yield Finding("SEALED_AHEAD", sentence, mend=partial(_set_sealed, last))
     last = max(last, sealed) + UNUSED_MAX
-    for epoch, seq, root in look.all("select epoch,seq,root from epoch order by epoch"):
+    query = "select epoch,seq,root from epoch where {page} order by epoch"
+    for epoch, seq, root in chain.from_iterable(look.pages(query, "epoch", "epoch")):
         if seq > last or seq < 0:
             sentence = f"epoch {epoch} contains records up to {seq}, the last one is {last}"
             yield Finding("EPOCH_AHEAD", sentence, epoch, partial(_forget_root, epoch))
@@ -156,26 +169,27 @@ def _forget_root(epoch: int, mending: Mending) -> None:
 
 def past(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     """Rows of the past that no epoch can show."""
-    epoch = look.one("select coalesce((select value from meta where key='epoch'),1)")[0]
-    tables = (("inode_past", "ino"), ("dentry_past", "parent"), ("xattr_past", "ino"))
+    tables = (
+        ("inode_past", "ino,until"),
+        ("dentry_past", "parent,id,until"),
+        ("xattr_past", "ino,until,name"),
+    )
     for table, key in tables:
-        query = (
-            f"select distinct {key} from {table} where epoch>=until or until>? or epoch<0"
-            " limit 10000"
-        )
-        for (number,) in look.all(query, (epoch,)):
+        owner = key.partition(",")[0]
+        query = f"select distinct {owner} from {table} where {NEVER} and {{page}}"
+        for number in dict.fromkeys(
+            row[0] for rows in look.pages(query, table, key) for row in rows
+        ):
             sentence = f"{table} has a row of {number} that was in force in no epoch"
-            mend = partial(_forget, table, key, number, epoch)
-            yield Finding("PAST_EPOCHS", sentence, number, mend)
-    query = "select ino,until from inode_past where length(attributes)<>56 limit 10000"
-    for ino, until in look.all(query):
+            yield Finding("PAST_EPOCHS", sentence, number, partial(_forget, table, owner, number))
+    query = "select ino,until from inode_past where length(attributes)<>56 and {page}"
+    for ino, until in chain.from_iterable(look.pages(query, "inode_past", "ino,until")):
         sentence = f"the attributes of inode {ino} until epoch {until} are none"
         yield Finding("PAST_SHAPE", sentence, ino, partial(_forget_form, ino, until))
 
 
-def _forget(table: str, key: str, number: int, epoch: int, mending: Mending) -> None:
-    where = f"{key}=? and (epoch>=until or until>? or epoch<0)"
-    mending.delete(table, where, number, epoch)
+def _forget(table: str, owner: str, number: int, mending: Mending) -> None:
+    mending.delete(table, f"{owner}=? and {NEVER}", number)
 
 
 def _forget_form(ino: int, until: int, mending: Mending) -> None:
@@ -184,7 +198,7 @@ def _forget_form(ino: int, until: int, mending: Mending) -> None:
 
 CHECKS = (
     Check(records, "journal", "seq"),
-    Check(newest),
-    Check(sequence),
-    Check(past),
+    Check(newest, is_exact=True),
+    Check(sequence, is_exact=True),
+    Check(past, is_exact=True),
 )

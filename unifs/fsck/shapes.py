@@ -35,7 +35,7 @@ def meta(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         value = known.get(key, 0)
         limit = 2 * EPOCHS_MAX if key == "epoch" else NUMBERS_MAX
         if not isinstance(value, int) or not 0 <= value <= limit:
-            mend = partial(_set_meta, key, _worked_out(look, key))
+            mend = partial(_set_number, key)
             yield Finding("META_VALUE", f"{key} of the state directory is {value!r}", mend=mend)
     if "profile" in known and known["profile"] not in PROFILES:
         sentence = f"the profile of the state directory is {known['profile']!r}"
@@ -44,24 +44,33 @@ def meta(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         # Another boot would mean that nothing is trusted which is not proven.
         mend = partial(_set_meta, "boot", directory.boot_id())
         yield Finding("META_VALUE", "boot is no text", mend=mend)
-    newest = _worked_out(look, "epoch")
-    epoch = known.get("epoch", 1)
+
+
+def behind(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
+    """Rows of an epoch that has not come."""
+    newest = _newest_epoch(look)
+    # Asked after the rows: it only grows.
+    row = look.one("select value from meta where key='epoch'")
+    epoch = 1 if row is None else row[0]
     if isinstance(epoch, int) and 0 <= epoch < newest:
         sentence = f"rows are of epoch {newest}, and it is epoch {epoch}"
-        yield Finding("EPOCH_BEHIND", sentence, mend=partial(_set_meta, "epoch", newest))
+        yield Finding("EPOCH_BEHIND", sentence, mend=partial(_set_number, "epoch"))
 
 
-def _worked_out(look: Look, key: str) -> int:
-    if key == "epoch":
-        columns = ("epoch from inode", "epoch from dentry", "until from inode_past")
-        newest = " union all ".join(
-            f"select max(e) e from (select {each.replace(' ', ' e ', 1)})"
-            for each in (*columns, "until from dentry_past")
-        )
-        ended = "select max(epoch)+1 from epoch"
-        return int(look.one(f"select coalesce(max(e),1) from ({newest} union all {ended})")[0])
+def _newest_epoch(look: Look) -> int:
+    """The newest one that a row is of."""
+    epochs = [1]
+    for table, key in (("inode", "ino"), ("dentry", "parent,id")):
+        query = f"select coalesce(max(epoch),1) from {table} where {{page}}"
+        epochs += [rows[0][0] for rows in look.pages(query, table, key)]
+    for column in ("until) from inode_past", "until) from dentry_past", "epoch)+1 from epoch"):
+        epochs.append(look.one(f"select max({column}")[0] or 1)
+    return max(epochs)
+
+
+def _set_number(key: str, mending: Mending) -> None:
     # Nothing is known to be sealed, pruned or told, and the journal has what it has.
-    return 0
+    _set_meta(key, _newest_epoch(mending.look) if key == "epoch" else 0, mending)
 
 
 def _set_meta(key: str, value: object, mending: Mending) -> None:
@@ -189,4 +198,4 @@ def _forget_remote(ino: int, column: str, mending: Mending) -> None:
 
 
 CHECKS = (Check(inodes, "inode", "ino"), Check(remotes, "remote", "ino"))
-META_CHECKS = (Check(meta),)
+META_CHECKS = (Check(meta), Check(behind, is_exact=True))

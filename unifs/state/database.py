@@ -40,6 +40,8 @@ WAL_LIMIT_BYTES = 64 << 20
 PASSIVE_BYTES = 16 << 20
 #: The part of the limit, 1 MiB, that is left for what a request commits once it was admitted.
 WAL_ROOM = 64
+#: A fact about the whole state directory: key, value.
+SET_META = "insert or replace into meta values(?,?)"
 #: Values in one statement.
 AMONG_MAX = 250
 FRAME_BYTES = schema.PAGE_BYTES + 24
@@ -182,7 +184,7 @@ class Database(Queries):
 
     def set_meta(self, key: str, value: Any) -> None:
         """Inside the caller's transaction."""
-        self.execute("insert or replace into meta values(?,?)", (key, value))
+        self.execute(SET_META, (key, value))
 
     # --- transactions -----------------------------------------------------------------------------
 

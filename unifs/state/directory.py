@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Given up so that commits that free space work on a full disk.
 RESERVE_BYTES = 8 << 20
+#: With less than this a commit may find no room for its pages of the log.
+FULL_BYTES = 256 << 10
 
 FOLDERS = ("segments", "data", "cache", "lost+found", "nodes")
 
@@ -84,7 +86,10 @@ class StateDirectory:
         return lock
 
     def restore_reserve(self) -> bool:
-        """Hold ``RESERVE_BYTES`` of real blocks again; False where the disk has none to give."""
+        """Hold ``RESERVE_BYTES`` of real blocks again, or an eighth of it at least.
+
+        False where the disk has none to give.
+        """
         if self.has_reserve:
             return True
         try:
@@ -94,15 +99,20 @@ class StateDirectory:
                 return False
             raise _unusable(self.path, error) from error
         try:
-            os.posix_fallocate(reserve, 0, RESERVE_BYTES)
-            self.has_reserve = True
+            return any(self._hold(reserve, RESERVE_BYTES // part) for part in (1, 2, 4, 8))
+        finally:
+            os.close(reserve)
+
+    def _hold(self, reserve: int, size: int) -> bool:
+        try:
+            os.posix_fallocate(reserve, 0, size)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise _unusable(self.path, error) from error
             os.ftruncate(reserve, 0)
-        finally:
-            os.close(reserve)
-        return self.has_reserve
+            return False
+        self.has_reserve = True
+        return True
 
     def give_up_reserve(self) -> bool:
         """Free the reserve for a commit that will free more; False if it is gone already."""
@@ -116,6 +126,11 @@ class StateDirectory:
         """What ordinary writes may still use of the disk."""
         disk = os.statvfs(self.path)
         return max(0, disk.f_bavail * disk.f_frsize - RESERVE_BYTES)
+
+    def is_full(self) -> bool:
+        """Whether the disk has too little for any change that does not make room."""
+        disk = os.statvfs(self.path)
+        return disk.f_bavail * disk.f_frsize < FULL_BYTES
 
     def close(self) -> None:
         """Unlock. The database must be closed."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from unifs.errors import Exists, InvalidArgument, NotFound, TooLarge
+from unifs.errors import Busy, Exists, InvalidArgument, NotFound, TooLarge
 from unifs.state.database import Reader
 from unifs.vfs.epochs import next_epoch
 from unifs.waiting import complete
@@ -350,6 +350,18 @@ class History:
         statement = ("delete from checkpoint where name=?", (name,))
         await complete(self.writer.tree.commit, [statement])
         return int(row[0])
+
+    async def check_checkpoints(self, ino: int, path: str) -> None:
+        """Busy where a checkpoint shows an inode; ``path`` is what the sentence calls it."""
+        hidden = self.writer.tree.tracking.hidden
+        known = [(name, number) for name, number in self.checkpoints() if ino not in hidden(number)]
+        names = await self.in_thread(
+            lambda ask: [name for name, number in known if form_at(ask, ino, number) is not None]
+        )
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            shown = f"{', '.join(names[:3])}{more}"
+            raise Busy(f"{path} is in the checkpoint {shown}: with --yes it is lost there too")
 
     # --- tracking ---------------------------------------------------------------------------------
 

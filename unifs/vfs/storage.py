@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from unifs.errors import ConfigInvalid, DiskFailed
+from unifs.errors import ConfigInvalid, DiskFailed, NoSpace
 from unifs.ipfs.embedded.blocks import Blocks
 from unifs.ipfs.embedded.segments import Segments
 from unifs.ipfs.unixfs.profiles import PROFILES
@@ -24,7 +24,7 @@ from unifs.journal.flush import Flusher
 from unifs.journal.log import Log
 from unifs.journal.overlay import Overlays
 from unifs.journal.recovery import Recovery, unnamed_files
-from unifs.state.database import Database, reading_failed
+from unifs.state.database import SET_META, Database, reading_failed
 from unifs.state.directory import StateDirectory
 from unifs.vfs.tree import Tree
 
@@ -159,11 +159,10 @@ class Storage:
             if is_clean and self.is_tidy:
                 # Sealing lets go of files that readers may still have: the next start removes them.
                 self.is_tidy = next(unnamed_files(self.database, self.state), None) is None
-            self.database.begin()
-            self.database.set_meta("sealed_seq", self.flusher.sealed_seq)
-            self.database.set_meta("last_ino", self.tree.last_ino)
-            self.database.set_meta("is_clean", int(is_clean and self.is_tidy))
-            self.database.commit()
+            try:
+                self._note_end(is_clean)
+            except NoSpace as error:
+                log.warning("recovery will run at the next start: the end is not noted: %s", error)
         # Each of the two databases waits for the disk twice.
         with ThreadPoolExecutor(1) as beside:
             index = beside.submit(self.blocks.close)
@@ -172,4 +171,17 @@ class Storage:
             self.segments.close()
             self.database.close()
         index.result()
+        # What the log took is free now.
+        self.state.restore_reserve()
         self.state.close()
+
+    def _note_end(self, is_clean: bool) -> None:
+        batch = [
+            (SET_META, (key, value))
+            for key, value in (
+                ("sealed_seq", self.flusher.sealed_seq),
+                ("last_ino", self.tree.last_ino),
+                ("is_clean", int(is_clean and self.is_tidy)),
+            )
+        ]
+        self.tree.commit(batch, frees=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from unifs.errors import UnifsError
+from unifs.errors import NoSpace, UnifsError
 from unifs.journal.content import SEALED, LargeContent, large_id
 from unifs.vfs.epochs import time_rows, times_written
 from unifs.vfs.tree import KEEP_XATTRS
@@ -73,7 +73,23 @@ class Upkeep:
                         nursery.start_soon(self._flush)
 
     async def finish(self) -> None:
-        """Before a clean stop: commit and flush everything. Raises what that raises."""
+        """Before a clean stop: commit and flush everything. Raises what that raises.
+
+        On a full disk the reserve is given up for it. What does not fit even so was refused to its
+        writers, or acknowledged nothing: it is left, and recovery runs at the next start.
+        """
+        try:
+            try:
+                await self._finish()
+            except NoSpace:
+                if not self.storage.state.give_up_reserve():
+                    raise
+                await self._finish()
+        except NoSpace as error:
+            self.storage.is_tidy = False
+            log.warning("not everything fitted on the disk at the end: %s", error)
+
+    async def _finish(self) -> None:
         writer = self.writer
         for inode in [*writer.pending.values(), *writer.open.values()]:
             if inode.is_dirty() and not inode.is_gone:

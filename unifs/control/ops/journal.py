@@ -108,12 +108,17 @@ async def track(daemon: Daemon, path: Directory) -> Tracked:
 
 
 @operation("journal.untrack", mutates=True)
-async def untrack(daemon: Daemon, path: Directory) -> Tracked:
+async def untrack(
+    daemon: Daemon,
+    path: Directory,
+    yes: Annotated[bool, Param("take it out of checkpoints too; else that is refused")] = False,
+) -> Tracked:
     """Keep no past of a directory and what is below it: caches, builds.
 
-    It is not shown in the past any more, and a rollback of what is above leaves it as it is.
+    It is not shown in the past any more, what was kept of it until now included, and a rollback of
+    what is above leaves it as it is.
     """
-    return await daemon.history.track(path, False)
+    return await daemon.history.track(path, False, yes)
 
 
 @operation("journal.tracked")
