@@ -61,6 +61,28 @@ async def test_a_file_that_was_changed_before_its_upload_was_confirmed(
         assert await ended(system, mount) == {"changed": b"again"}
 
 
+@pytest.mark.parametrize("data", [b"", b"small", bytes(9 << 20)])
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_an_upload_that_is_found_when_nothing_can_arrive_any_more(
+    clock: MockClock, tmp_path: Path, data: bytes, is_new: bool
+) -> None:
+    """The backend was away for as long as a request may be late."""
+    mount = RemoteMount()
+    async with RemoteSystem(tmp_path / "state", mount) as system:
+        if not is_new:
+            await system.write("a", b"before")
+            await system.sync()
+        mount.fail("put", Unreachable(), after=True)
+        await system.write("a", data)
+        await trio.sleep(DELAY_S)
+        assert everything(mount) == {"a": data}
+        mount.fail("stat", *[Unreachable()] * 8)
+        await system.write("a", b"again")
+        begun = trio.current_time()
+        assert await ended(system, mount) == {"a": b"again"}
+        assert trio.current_time() - begun > 60
+
+
 async def test_a_file_that_was_replaced_before_its_upload_was_confirmed(
     clock: MockClock, tmp_path: Path
 ) -> None:
