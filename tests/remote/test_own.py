@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -185,6 +186,24 @@ async def test_other_bytes_are_never_taken_for_those_that_the_backend_has(
         await system.write("a", LARGE[1:])
         mount.thaw()
         assert await ended(system, mount) == {"a": LARGE[1:]}
+
+
+async def test_a_tree_that_went_back_to_a_copy_of_its_state(
+    clock: MockClock, tmp_path: Path
+) -> None:
+    """The records since have numbers that earlier ones had, which the backend may know."""
+    mount = RemoteMount()
+    async with RemoteSystem(tmp_path / "state", mount) as system:
+        await system.write("a", b"base")
+        await system.sync()
+    shutil.copytree(tmp_path / "state", tmp_path / "copy")
+    for name, data in (("state", b"one"), ("copy", b"other")):
+        async with RemoteSystem(tmp_path / name, mount) as system:
+            await system.write("a", data)
+            await system.sync()
+            assert await shown(system) == everything(mount)
+    assert sorted(filter(None, everything(mount).values())) == [b"one", b"other"]
+    assert mount.content("a") == b"one"
 
 
 async def test_two_trees_that_make_one_name_at_a_backend(clock: MockClock, tmp_path: Path) -> None:
