@@ -44,7 +44,7 @@ def share(source: TreeInode, parent: TreeInode, name: bytes, caller: Caller) -> 
     if not settle(source):
         return False
     content = _volume(source).writer.content_of(source)
-    if not isinstance(content, LargeContent) or content.state != SEALED or source.overlay:
+    if not isinstance(content, LargeContent) or content.state != SEALED:
         return False
     volume = _volume(parent)
     volume.check_new(parent, name)
