@@ -33,7 +33,7 @@ async def host_path(path: str, identity: str | None) -> HostPath:
 
 
 def _checked(path: str, identity: str | None) -> HostPath:
-    if not os.path.isabs(path):
+    if not os.path.isabs(path) or "\0" in path:
         raise InvalidArgument(f"{path!r} has to be an absolute path", field="path")
     try:
         found = os.stat(path)
