@@ -9,13 +9,18 @@ import sys
 import pytest
 
 from tests.campaigns.mutations import ROOT
-from tests.campaigns.simulate import play
+from tests.campaigns.simulate import Renaming, play
 
 
 @pytest.mark.parametrize("first", range(0, 40, 10))
 def test_what_was_synced_is_there_and_the_backend_agrees(first: int) -> None:
     cuts = sum(play(seed)[0] for seed in range(first, first + 10))
     assert cuts >= 5
+
+
+@pytest.mark.parametrize("first", [0, 100, 5620])
+def test_names_that_move_meanwhile_lose_nothing(first: int) -> None:
+    assert sum(play(seed, Renaming)[0] for seed in range(first, first + 10)) >= 5
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:

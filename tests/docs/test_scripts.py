@@ -119,4 +119,5 @@ def test_what_a_test_may_lack_is_set_up_by_the_test_script() -> None:
         for program in lacking.findall(path.read_text())
     }
     assert {program for program, _ in found} >= {"vim", "gcc", "fusermount3"}
-    assert sorted(each for each in found if each[0] not in installed) == []
+    # Debian's package of Docker starts a server: its tests run where somebody has it.
+    assert sorted(each for each in found if each[0] not in installed | {"docker", "dockerd"}) == []

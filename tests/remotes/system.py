@@ -113,12 +113,12 @@ class DaemonSystem(FileSystem):
 
     async def until_given_up(self, count: int) -> None:
         """So many changes of the mount are quarantined."""
-        with trio.fail_after(10):
+        with trio.fail_after(120):
             given_up = 0
             while given_up < count:
                 await trio.sleep(0.01)
                 given_up = (await self.daemon.journal.status(f"/{self.at}")).quarantined
 
     async def sync(self, path: str | None = None) -> Any:
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             return await self.daemon.journal.sync(path, "synced", None)

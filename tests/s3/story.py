@@ -84,7 +84,7 @@ class Story:
         return body
 
 
-def until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
+def until(condition: Callable[[], bool], what: str, limit_s: float = 120.0) -> None:
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end, f"not within {limit_s} s: {what}"

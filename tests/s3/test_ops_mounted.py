@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.s3.test_user_story import Story
+from tests.s3.story import Story
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

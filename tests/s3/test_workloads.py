@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fuse import test_workloads as workloads
-from tests.s3.test_user_story import Story
+from tests.s3.story import Story
 from unifs.mounts.s3.names import key_of
 
 if TYPE_CHECKING:

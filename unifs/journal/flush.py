@@ -59,7 +59,7 @@ AHEAD_MARGIN_BYTES = 64 << 10
 #: what a large commit holds it up.
 PAUSE_S = 0.000_5
 #: How long a round waits for requests that the loop has not read yet.
-GATHER_S = 0.000_5
+GATHER_S = 0.002
 #: After a pause that was too short, or that kept another request waiting, so many rounds go by
 #: without one.
 NO_PAUSE_ROUNDS = 32

@@ -58,6 +58,7 @@ class Overlay:
         "extents",
         "hash",
         "hashed",
+        "hides_holes",
         "is_dirty",
         "is_rewritten",
         "proven",
@@ -81,6 +82,8 @@ class Overlay:
         self.content: LargeContent | None = None
         #: The nearest sealed content below.
         self.base: LargeContent | None = None
+        #: Extents lie over holes of their files, as those of a sealed base may.
+        self.hides_holes = True
         #: Ranges written since the last fsync; None when they are too many or too long for a proof.
         self.unsynced: list[tuple[int, int]] | None = []
         #: How many ranges were ever taken off ``unsynced``.

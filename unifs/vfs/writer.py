@@ -94,11 +94,13 @@ class Writer:
             inode.attributes.st_blocks = blocks_of(inode.attributes.st_size)
             return
         blocks = blocks_of(overlay.extents.held_bytes())
-        if overlay.base is not None:
-            # Where a sealed content has holes, its extents lie over holes of files.
+        if overlay.base is not None and overlay.hides_holes:
+            # Where a sealed content has holes, its extents lie over holes of files. What is written
+            # from now on leaves none: to look once is enough where there are none.
             descriptor = self.contents.containers.descriptor
             names = set(overlay.extents.containers)
             allocated = sum(os.fstat(descriptor(name)).st_blocks for name in names)
+            overlay.hides_holes = allocated < blocks
             blocks = min(blocks, allocated)
         inode.attributes.st_blocks = blocks
 
