@@ -374,6 +374,7 @@ OS_ERRORS: dict[int, type[UnifsError]] = {
     _errno.EMLINK: TooManyLinks,
     _errno.ESTALE: Stale,
     _errno.ETIMEDOUT: DeadlineExceeded,
+    _errno.EHOSTUNREACH: Unreachable,
     _errno.EOPNOTSUPP: Unsupported,
     _errno.EBUSY: Busy,
 }

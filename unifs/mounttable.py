@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import trio
+
 from unifs.errors import (
     Exists,
     InvalidArgument,
@@ -87,7 +89,7 @@ class MountTable:
         for names, is_removable in ((directories, False), (self._remembered(), True)):
             for name, directory in names.items():
                 try:
-                    self._add_host(name, directory, is_removable)
+                    self._add_host(name, _resolved(directory), is_removable)
                 except (OSError, NotADirectory, NotFound, Exists, InvalidArgument) as error:
                     problems.append(f"local/{name}: {error}")
         return problems
@@ -135,7 +137,9 @@ class MountTable:
         if not os.path.isabs(directory):
             raise InvalidArgument(f"{directory!r} has to be an absolute path")
         self._vfs.check_name(os.fsencode(short))
-        self._add_host(short, directory, True)
+        # In a thread: a path of the tree itself is answered by this event loop.
+        path = await trio.to_thread.run_sync(self._looked_at, directory, abandon_on_cancel=True)
+        self._add_host(short, path, True)
         await complete(self._remember, {**self._remembered(), short: directory})
         self._tell()
         return next(info for info in self.list() if info.name == f"local/{short}")
@@ -179,17 +183,18 @@ class MountTable:
             raise Unsupported("the mount /local is switched off in the settings")
         return short
 
-    def _add_host(self, name: str, directory: str, is_removable: bool) -> None:
+    def _looked_at(self, directory: str) -> Path:
+        """A host directory, which is no part of this tree by another path either. Blocks."""
+        path = _resolved(directory)
+        self._check_not_own(path)
+        if self._mount_point and path.stat().st_dev == os.stat(self._mount_point).st_dev:
+            raise InvalidArgument(f"{path} is a part of this tree")
+        return path
+
+    def _add_host(self, name: str, path: Path, is_removable: bool) -> None:
         if self._local is None or name in self._hosts:
             raise Exists(f"there is a mount local/{name} already")
-        path = Path(os.path.realpath(os.path.expanduser(directory)))
         self._check_not_own(path)
-        if not path.is_dir():
-            raise (
-                NotADirectory(f"{path} is not a directory")
-                if path.exists()
-                else NotFound(f"{path} does not exist")
-            )
         if self._prefix > LAST_PREFIX:
             raise Unsupported("too many host directories were added since the start")
         vfs = self._vfs
@@ -226,3 +231,17 @@ class MountTable:
     def _tell(self) -> None:
         assert self._local is not None
         self._notifications.for_mount("local").inode(self._local.ino)
+
+
+def _resolved(directory: str) -> Path:
+    """The directory without symlinks; InvalidArgument, NotFound or NotADirectory. Blocks."""
+    if "\0" in directory:
+        raise InvalidArgument(f"{directory!r} is no path")
+    path = Path(os.path.realpath(os.path.expanduser(directory)))
+    if not path.is_dir():
+        raise (
+            NotADirectory(f"{path} is not a directory")
+            if path.exists()
+            else NotFound(f"{path} does not exist")
+        )
+    return path

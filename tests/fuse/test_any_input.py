@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -128,5 +129,54 @@ def test_no_operation_calls_any_input_a_bug(server: Daemon, tmp_path: Path) -> N
             assert code != "INTERNAL", (operation.name, given, server.tail()[-1500:])
             asked += 1
     assert asked > 500
-    assert server.ctl("status")["status"] == "success"
-    assert "Traceback" not in server.tail()
+    for words in (("status",), ("fsck",), ("journal", "verify"), ("verify", "/mfs")):
+        answer = server.ctl(*words)
+        assert "error_code" not in answer, answer
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("parent", ["file", "soft", "fifo"])
+def test_nothing_is_put_into_what_is_no_directory(server: Daemon, parent: str) -> None:
+    (server.root / "file").write_bytes(b"file")
+    (server.root / "d").mkdir()
+    os.symlink("d", server.root / "soft")
+    os.mkfifo(server.root / "fifo")
+    within = f"/mfs/{parent}/x"
+    for words in (
+        ("files", "mkdir", within),
+        ("files", "mkdir", "--parents", f"{within}/y"),
+        ("files", "cp", "/mfs/file", within),
+        ("files", "cp", f"/ipfs/{CID}", within),
+        ("files", "mv", "/mfs/d", within),
+        ("files", "rm", within),
+    ):
+        assert server.ctl(*words)["error_code"] in ("NOT_A_DIRECTORY", "EXISTS"), words
+    assert "error_code" not in server.ctl("fsck")
+
+
+def test_a_path_of_the_tree_itself_freezes_nothing(server: Daemon, tmp_path: Path) -> None:
+    """The event loop would wait for its own answer, and every program with it."""
+    place = tmp_path / "bound"
+    place.mkdir()
+    subprocess.run(["mount", "--bind", server.root, place], check=True)
+    try:
+        for directory, code in (
+            # Names that the kernel has to ask for.
+            (server.root / "never/looked/up", "NOT_FOUND"),
+            (server.root, "INVALID_ARGUMENT"),
+            (server.mount, "INVALID_ARGUMENT"),
+            (server.mount.parent, "INVALID_ARGUMENT"),
+            (place / "never", "NOT_FOUND"),
+            (place, "INVALID_ARGUMENT"),
+        ):
+            answer = server.ctl("mounts", "add", "local/x", str(directory))
+            assert answer.get("error_code") == code, answer
+        missing = str(server.root / "no/such.pem")
+        words = ("backends", "add", "t", "--endpoint", "https://127.0.0.1:1", "--ca-file", missing)
+        assert server.ctl(*words)["error_code"] == "CONFIG_INVALID"
+        server.ctl("credentials", "add", "key", "--access-key", "a", "--secret-key-env", "HOME")
+        words = ("credentials", "test", "key", "--endpoint", "https://127.0.0.1:1")
+        assert server.ctl(*words, "--ca-file", missing)["error_code"] == "CONFIG_INVALID"
+    finally:
+        subprocess.run(["umount", place], check=True)
+    assert server.ctl("explain", "/local/x")["error_code"] == "NOT_FOUND"

@@ -92,11 +92,16 @@ async def check(options: S3Options, credentials: Credentials | None) -> list[str
     answer = None
     with trio.move_on_after(PATIENCE_S):
         await _find(target)
-        trust = context_of(options) or ssl.create_default_context()
+        # In a thread: the file may lie in the mounted tree, which this event loop serves.
+        trust = await trio.to_thread.run_sync(_trust, options, abandon_on_cancel=True)
         answer = await _get(target, _signed(target, options, credentials), trust)
     if answer is None:
         raise DeadlineExceeded(f"{target.host} does not answer within {PATIENCE_S:g} s")
     return _names(target, answer, credentials)
+
+
+def _trust(options: S3Options) -> ssl.SSLContext:
+    return context_of(options) or ssl.create_default_context()
 
 
 async def _find(target: Target) -> None:

@@ -243,6 +243,11 @@ class History:
         """(name, epoch) of all checkpoints, by name."""
         return self.database.all("select name,epoch from checkpoint order by name")
 
+    def _checkpoint(self, name: str) -> Any:
+        # No name has bytes that are no text, and SQLite takes none.
+        known = name.encode(errors="replace").decode()
+        return self.database.one("select epoch from checkpoint where name=?", (known,))
+
     def is_shown(self, number: int) -> bool:
         return self.database.one(f"select 1 {SHOWN} and epoch=?", (number,)) is not None
 
@@ -251,7 +256,7 @@ class History:
 
         NotFound where it is not, or no longer, kept; InvalidArgument where it is none of these.
         """
-        row = self.database.one("select epoch from checkpoint where name=?", (text,))
+        row = self._checkpoint(text)
         if row is not None:
             return int(row[0])
         if text.isascii() and text.isdigit() and len(text) < 19:
@@ -344,9 +349,9 @@ class History:
 
     async def remove_checkpoint(self, name: str) -> int:
         """Its epoch is kept no longer than others; which it was. NotFound."""
-        row = self.database.one("select epoch from checkpoint where name=?", (name,))
+        row = self._checkpoint(name)
         if row is None:
-            raise NotFound(f"there is no checkpoint called {name}")
+            raise NotFound(f"there is no checkpoint called {name!r}")
         statement = ("delete from checkpoint where name=?", (name,))
         await complete(self.writer.tree.commit, [statement])
         return int(row[0])

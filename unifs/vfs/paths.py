@@ -112,7 +112,11 @@ class Paths:
         names = self.split(path)
         if not names:
             raise InvalidArgument("the root itself cannot be changed")
-        return await self._walk(names[:-1], path), names[-1]
+        above = await self._walk(names[:-1], path)
+        # The kernel asks for no name in a file, so nobody below looks.
+        if not stat.S_ISDIR(above.attributes.st_mode):
+            raise NotADirectory(f"{path}: what it lies in is not a directory")
+        return above, names[-1]
 
     async def stat(self, path: str) -> PathEntry:
         """What is at a path."""
@@ -203,12 +207,16 @@ class Paths:
         self._invalidate(below)
 
     async def into(self, source: str, target: str) -> str:
+        """``target``, or the source's name in it where it is a directory."""
+        names = self.split(source)
+        if not names:
+            raise InvalidArgument("the root itself cannot be copied or moved")
         try:
             inode = await self.find(target)
         except NotFound:
             return target
         if stat.S_ISDIR(inode.attributes.st_mode):
-            return f"{target.rstrip('/')}/{os.fsdecode(self.split(source)[-1])}"
+            return f"{target.rstrip('/')}/{os.fsdecode(names[-1])}"
         return target
 
     async def copy_file(self, source: str, target: str) -> int:

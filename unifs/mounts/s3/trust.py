@@ -26,6 +26,8 @@ def context_of(options: S3Options) -> ssl.SSLContext | None:
         return ssl.create_default_context(cafile=options.ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigInvalid(f"ca_file {options.ca_file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigInvalid(f"ca_file {options.ca_file!r} is no path") from error
 
 
 def bundle_of(options: S3Options) -> str | bool:
