@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from tests.vfs.nodeworld import NodeSystem
 from unifs.ipfs.embedded import large_directory
 from unifs.ipfs.unixfs.directory import list_directory
+from unifs.vfs import roots
+from unifs.vfs.roots import RowView
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,3 +61,36 @@ async def test_a_large_directory_has_the_same_root(
         await fill(system)
         assert await built(system) == expected
         assert system.has(expected)
+
+
+async def test_no_name_is_missed_whose_bytes_become_few_while_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with NodeSystem(tmp_path) as system:
+        await fill(system)
+        await system.settle()
+        ino = (await system.stat("d")).ino
+        database = system.storage.database
+        names = database.all("select name from dentry where parent=?", (ino,))
+        small = "select content from inode where substr(content,1,1)=x'01' limit 1"
+        change = "update inode set content=? where ino in (select ino from dentry where name=?)"
+        view = RowView(system.storage, system.mfs.root, {})
+        ask = view._connection.one
+
+        def one(sql: str, bindings: tuple[object, ...] = ()) -> object:
+            row = ask(sql, bindings)
+            if sql == roots.LEAVES:
+                # Whoever fills the directory closes what was large, and what was empty.
+                content = database.one(small)[0]
+                batch = [(change, (content, name)) for name in (b"large", b"empty")]
+                database.execute_batch(batch)
+            return row
+
+        monkeypatch.setattr(view._connection, "one", one)
+        found = []
+        for child in view.many_children(ino):
+            words = child.split(" ")[::2] if isinstance(child, str) else [child.name.hex()]
+            found += [(bytes.fromhex(word),) for word in words]
+        view.close()
+        assert len(found) == 47
+        assert sorted(found) == sorted(names)

@@ -20,6 +20,7 @@ import logging
 import os
 import queue
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -93,6 +94,15 @@ class Reader(Queries):
 
     def close(self) -> None:
         self._connection.close()
+
+    @contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """What is asked inside sees one state; keep it short, for the WAL cannot start over."""
+        self.all("begin")
+        try:
+            yield
+        finally:
+            self.all("rollback")
 
 
 def reading_failed(error: apsw.Error) -> Exception:

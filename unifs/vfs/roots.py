@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from unifs.ipfs.embedded.blocks import Blocks
+    from unifs.ipfs.embedded.large_directory import LeafText
     from unifs.ipfs.embedded.mfs_root import MfsRoot
     from unifs.journal.content import SmallContent
     from unifs.vfs.sealing import Sealer
@@ -76,6 +77,8 @@ LEAVES = (
     " (select d.name,i.content,d.id from dentry d join inode i on i.ino=d.ino"
     " where d.parent=? and d.id>? order by d.id limit ?)"
 )
+#: The others of that page.
+NO_LEAVES = f"{CHILDREN} and d.id>? and d.id<=? and substr(i.content,1,1) is not x'01'"
 IS_THINNED = (
     "insert or ignore into thinned select ?,1 where not exists (select 1 from epoch where epoch=?)"
 )
@@ -130,21 +133,26 @@ class RowView:
         """How many entries a directory has."""
         return int(self._one("select count(*) from dentry where parent=?", ino)[0])
 
-    def leaves(self, ino: int) -> tuple[list[str], Iterator[Child]]:
+    def many_children(self, ino: int) -> Iterator[Child | LeafText]:
         """All entries of a large directory: SQLite packs 10,000 in 15 ms, without the GIL."""
         if not self._profile.has_raw_leaves:
-            return [], self.children(ino)
-        texts: list[str] = []
+            yield from self.children(ino)
+            return
         last: Any = 0
         while last is not None:
-            text, last = self._one(LEAVES, ino, last, PAGE)
+            after = last
+            # At two moments, what becomes a small content between them would be in neither.
+            with self._connection.at_one_moment():
+                text, last = self._one(LEAVES, ino, after, PAGE)
+                others = self._connection.all(NO_LEAVES, (ino, after, last))
             if text is not None:
-                texts.append(text)
-        return texts, self.children(ino, "and substr(i.content,1,1) is not x'01'")
+                yield text
+            for row in others:
+                yield self._child(row)
 
-    def children(self, ino: int, only: str = "") -> Iterator[Child]:
-        """All entries of a directory, or ``only`` some."""
-        query = f"{CHILDREN} and d.id>? {only} order by d.id limit ?"
+    def children(self, ino: int) -> Iterator[Child]:
+        """All entries of a directory."""
+        query = f"{CHILDREN} and d.id>? order by d.id limit ?"
         last: Any = 0
         while rows := self._connection.all(query, (ino, last, PAGE)):
             for row in rows:

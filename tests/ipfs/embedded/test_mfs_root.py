@@ -20,7 +20,7 @@ from unifs.ipfs.unixfs.profiles import PROFILES, Profile
 from .stores import Store, raw
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     import pytest
@@ -85,18 +85,16 @@ class Tree:
         self.asked += len(self.rows[ino])
         return self.rows[ino].values()
 
-    def leaves(self, ino: int) -> tuple[list[str], list[Child]]:
+    def many_children(self, ino: int) -> Iterator[Child | str]:
         """Half of the leaves as text; every tenth as a child too, as if it had changed."""
-        texts, others = [], []
         for number, child in enumerate(self.children(ino)):
             if child.cid is None or number % 2:
-                others.append(child)
+                yield child
                 continue
             leaf = child.tsize.to_bytes(4, "little") + child.cid.multihash[2:]
-            texts.append(f"{child.name.hex()} {leaf.hex()}")
+            yield f"{child.name.hex()} {leaf.hex()}"
             if number % 10 == 0:
-                others.append(child)
-        return texts, others
+                yield child
 
     def child(self, ino: int, name: bytes) -> Child | None:
         self.asked += 1

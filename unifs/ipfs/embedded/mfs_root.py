@@ -94,8 +94,8 @@ class TreeView(Protocol):
         """
         ...
 
-    def leaves(self, ino: int) -> tuple[list[LeafText], Iterable[Child]]:
-        """All entries of a large directory: those that can be text, and the others."""
+    def many_children(self, ino: int) -> Iterable[Child | LeafText]:
+        """As ``children``, of a large directory: those that can be text as text."""
         ...
 
     def child(self, ino: int, name: bytes) -> Child | None:
@@ -248,12 +248,15 @@ class RootBuilder:
             self._update(ino, names, old)
             return None
         is_large = self._view.count(ino) >= large_directory.PROCESS_ENTRIES_MIN
-        leaves, children = self._view.leaves(ino) if is_large else ([], self._view.children(ino))
+        view = self._view
+        leaves: list[LeafText] = []
         entries: dict[bytes, DirEntry] = {}
         new: list[int] = []
         # One at a time: the rows of 100,000 children are 80 MiB.
-        for child in children:
-            if self._is_new(child):
+        for child in view.many_children(ino) if is_large else view.children(ino):
+            if isinstance(child, str):
+                leaves.append(child)
+            elif self._is_new(child):
                 new.append(child.ino)
             elif not new and (link := self._child_link(child)) is not None:
                 entries[child.name] = DirEntry(child.name, link.cid, link.tsize)
