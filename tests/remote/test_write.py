@@ -232,6 +232,12 @@ async def test_writing_through_an_old_handle_is_stale(
         await system.stat("a")
         with pytest.raises(Stale):
             await old.write(0, b"x")
+        for size in (0, 2):
+            with pytest.raises(Stale):
+                await old.truncate(size)
+    await system.sync()
+    assert remote.content("a") == b"4567"
+    assert await system.read("a") == b"4567"
 
 
 async def test_an_open_file_is_written_back_at_thirty_seconds(

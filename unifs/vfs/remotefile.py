@@ -29,7 +29,7 @@ class RemoteHandle(TreeHandle):
 
     While ``pinned`` names a version, reads give exactly that version's bytes, whatever the backend
     has meanwhile. A handle whose version is the one that local changes are laid over follows them;
-    one that is pinned to an older version keeps it, and writing through it is Stale.
+    one that is pinned to an older version keeps it, and to write or cut through it is Stale.
     """
 
     __slots__ = ("local", "pinned", "size_bytes", "source", "window")
@@ -84,13 +84,17 @@ class RemoteHandle(TreeHandle):
         return self.volume.cache.read_nowait(self.source, offset, size, self.window)
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        inode = self.inode
-        assert isinstance(inode, RemoteInode)
         if not self.can_write:
             raise BadHandle
+        self.check_version()
+        return super().write(offset, data)
+
+    def check_version(self) -> None:
+        """Stale where another version than the one that was opened would be changed."""
+        inode = self.inode
+        assert isinstance(inode, RemoteInode)
         if not self._follows(inode) and self.pinned != inode.version:
             raise Stale("the file changed at its backend since it was opened")
-        return super().write(offset, data)
 
     def fsync(self, datasync: bool) -> None:
         inode = self.inode

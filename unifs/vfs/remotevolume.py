@@ -272,6 +272,8 @@ class RemoteVolume(TreeVolume):
         self, inode: Inode, changes: SetAttributes, handle: Handle | None, caller: Caller
     ) -> Attributes:
         self._check_writable()
+        if changes.size_bytes is not None and isinstance(handle, RemoteHandle):
+            handle.check_version()
         return super().setattr(inode, changes, handle, caller)
 
     def check_new(self, parent: Inode, name: bytes) -> None:
