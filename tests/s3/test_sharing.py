@@ -169,6 +169,27 @@ async def test_what_is_not_sealed_yet_is_not_shared(
     assert await complete(shared)
 
 
+@pytest.mark.parametrize("is_removed", [True, False], ids=["removed", "written-anew"])
+async def test_what_has_gone_meanwhile_is_not_shared(bench: Bench, is_removed: bool) -> None:
+    """Its content is let go of while the copy waits, by the inode that it found at first too."""
+    system = bench.system
+    await write(bench, "a", os.urandom(MIB))
+    find = system.daemon.files._paths.find
+    inode, parent = await find("/mfs/a"), await find(bench.top)
+    assert isinstance(inode, TreeInode)
+    assert isinstance(parent, TreeInode)
+    await system.daemon.sealer.seal(inode)
+    if is_removed:
+        with in_mfs(bench):
+            await system.unlink("a")
+    else:
+        # Nobody needs the object: it has made room for others.
+        del system.vfs.inodes.hot[inode.ino]
+        await write(bench, "a", b"anew")
+    assert not await complete(partial(share, inode, parent, b"b", system.caller))
+    assert await system.listdir(bench.bucket) == []
+
+
 async def test_nothing_is_made_where_nothing_may_change(bench: Bench) -> None:
     await write(bench, "a", os.urandom(MIB))
     bench.system.volume.refuses_changes = True

@@ -47,6 +47,10 @@ def share(source: TreeInode, parent: TreeInode, name: bytes, caller: Caller) -> 
     if not isinstance(content, LargeContent) or content.state != SEALED:
         return False
     volume = _volume(parent)
+    # Whoever waited has an inode of before: what it named may have been let go of.
+    row = volume.tree.inode_row(source.ino)
+    if row is None or row[3] is not None or row[5] != source.stored:
+        return False
     volume.check_new(parent, name)
     is_sent = isinstance(volume, RemoteVolume)
     if is_sent:
