@@ -255,3 +255,32 @@ async def test_an_end_on_a_full_disk(
         (small_disk / "filler").unlink(missing_ok=True)
         await fs.mkdir("d")
         check(fs)
+
+
+def test_a_part_of_the_reserve_becomes_all_of_it_where_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate, room = os.posix_fallocate, RESERVE_BYTES // 4
+
+    def some(descriptor: int, offset: int, size: int) -> None:
+        if size > room:
+            raise OSError(errno.ENOSPC, "no space")
+        allocate(descriptor, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", some)
+    state = StateDirectory(tmp_path / "state")
+    reserve = tmp_path / "state" / "reserve"
+    assert state.has_reserve
+    assert reserve.stat().st_size == room
+    with monkeypatch.context() as patch:
+        # It is not let go of for nothing.
+        patch.setattr(StateDirectory, "free_bytes", lambda _: 0)
+        room = 0
+        assert state.restore_reserve()
+    assert reserve.stat().st_size == RESERVE_BYTES // 4
+    room = RESERVE_BYTES
+    assert state.restore_reserve()
+    assert reserve.stat().st_size == RESERVE_BYTES
+    assert state.give_up_reserve()
+    assert not state.has_reserve
+    state.close()

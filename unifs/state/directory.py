@@ -44,7 +44,7 @@ class StateDirectory:
         #: DAG nodes and added blocks; a segment store apart from the journal's.
         self.nodes = path / "nodes"
         self.boot_id = boot_id()
-        self.has_reserve = False
+        self._reserved_bytes = 0
         self._reserve = path / "reserve"
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -85,12 +85,18 @@ class StateDirectory:
                 raise _unusable(self.path, error) from error
         return lock
 
+    @property
+    def has_reserve(self) -> bool:
+        """Whether there is something to give up."""
+        return self._reserved_bytes > 0
+
     def restore_reserve(self) -> bool:
         """Hold ``RESERVE_BYTES`` of real blocks again, or an eighth of it at least.
 
         False where the disk has none to give.
         """
-        if self.has_reserve:
+        is_whole = self._reserved_bytes == RESERVE_BYTES
+        if is_whole or (self.has_reserve and not self.free_bytes()):
             return True
         try:
             reserve = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -110,15 +116,15 @@ class StateDirectory:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise _unusable(self.path, error) from error
             os.ftruncate(reserve, 0)
-            return False
-        self.has_reserve = True
-        return True
+            size = 0
+        self._reserved_bytes = size
+        return size > 0
 
     def give_up_reserve(self) -> bool:
         """Free the reserve for a commit that will free more; False if it is gone already."""
         if not self.has_reserve:
             return False
-        self.has_reserve = False
+        self._reserved_bytes = 0
         os.truncate(self._reserve, 0)
         return True
 
