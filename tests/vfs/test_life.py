@@ -6,7 +6,9 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from tests.ipfs.embedded.stores import put_raw
 from tests.vfs.harness import FileSystem
+from tests.vfs.nodeworld import NodeSystem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,3 +99,18 @@ async def test_a_stop_closes_the_block_index_beside_the_tree(tmp_path: Path) -> 
         storage.database.close = tree  # type: ignore[method-assign]
         await fs.remount()
         assert await fs.read("a") == b"x"
+
+
+async def test_a_block_index_without_room_ends_no_stop(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path / "state") as system:
+        blocks = system.storage.blocks
+        (pages,) = blocks.index._writer.execute("pragma page_count").fetchone()
+        blocks.index._writer.execute(f"pragma max_page_count={pages}")
+        cids = [put_raw(blocks, b"%d" % number) for number in range(500)]
+        assert blocks.index.pending == 500
+        await system.stop()
+        await system.start()
+        # A clean end it was.
+        assert system.receipt is None
+        system.storage.blocks.catch_up()
+        assert all(map(system.storage.blocks.has, cids))

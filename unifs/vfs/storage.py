@@ -162,7 +162,10 @@ class Storage:
             self.nodes.close()
             self.segments.close()
             self.database.close()
-        index.result()
+        try:
+            index.result()
+        except NoSpace as error:
+            log.warning("the next start reads again where blocks lie: %s", error)
         # What the log took is free now.
         self.state.restore_reserve()
         self.state.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from unifs.errors import Corrupt, DiskFailed, NotAvailableOffline, StateNewer
+from unifs.errors import Corrupt, DiskFailed, NoSpace, NotAvailableOffline, StateNewer
 from unifs.ipfs.cid import Cid, identity
 from unifs.ipfs.embedded.block_index import BlockIndex, BlockPlace, PlaceKind
 from unifs.ipfs.embedded.blocks import Blocks
@@ -256,6 +256,21 @@ def test_a_damaged_index_is_rebuilt_at_the_start(store: Store) -> None:
 def test_the_index_does_not_wait_for_the_disk(store: Store) -> None:
     writer = store.blocks.index._writer
     assert (writer.pragma("journal_mode"), writer.pragma("synchronous")) == ("wal", 1)
+
+
+def test_a_full_disk_is_called_so_and_loses_no_place(store: Store) -> None:
+    index = store.blocks.index
+    (pages,) = index._writer.execute("pragma page_count").fetchone()
+    index._writer.execute(f"pragma max_page_count={pages}")
+    cids = [put_raw(store.blocks, b"%d" % number) for number in range(500)]
+    for _ in range(2):
+        with pytest.raises(NoSpace):
+            index.flush()
+        assert index.pending == 500
+    index._writer.execute("pragma max_page_count=1000000")
+    index.flush()
+    assert index.pending == 0
+    assert all(map(store.blocks.has, cids))
 
 
 def test_a_newer_index_is_refused_in_words(tmp_path: Path) -> None:

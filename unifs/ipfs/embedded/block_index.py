@@ -14,17 +14,18 @@ writer's taken before the reader's.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, cast
 
 import apsw
 
-from unifs.errors import Corrupt, DiskFailed, NoSpace, StateNewer, UnifsError
+from unifs.errors import StateNewer
+from unifs.ipfs.embedded.index_failures import mapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 SCHEMA_VERSION: Final = 1
@@ -111,7 +112,7 @@ class BlockIndex:
         self._upto: dict[int, int] = {}
         self._dirty_upto: set[int] = set()
         self._pending_containers: set[int] = set()
-        with _mapped():
+        with mapped():
             try:
                 self._open()
             except (apsw.CorruptError, apsw.NotADBError):
@@ -185,7 +186,7 @@ class BlockIndex:
     def has(self, multihash: bytes) -> bool:
         if multihash in self._pending or multihash in self._flushing:
             return True
-        with _mapped(), self._read_lock:
+        with mapped(), self._read_lock:
             sql = "SELECT 1 FROM blocks WHERE multihash=? LIMIT 1"
             return self._reader.execute(sql, (multihash,)).fetchone() is not None
 
@@ -205,7 +206,7 @@ class BlockIndex:
         self, where: str, values: tuple[bytes | int, ...]
     ) -> list[tuple[bytes, BlockPlace]]:
         sql = "SELECT multihash, kind, holder, offset, length FROM blocks WHERE " + where
-        with _mapped(), self._read_lock:
+        with mapped(), self._read_lock:
             rows = self._reader.execute(sql, values).fetchall()
         typed = cast("list[tuple[bytes, int, int, int, int]]", rows)
         return [
@@ -219,7 +220,7 @@ class BlockIndex:
 
     def containers(self) -> set[int]:
         """The containers whose leaves are committed here."""
-        with _mapped(), self._read_lock:
+        with mapped(), self._read_lock:
             rows = self._reader.execute("SELECT id FROM containers").fetchall()
         return {row[0] for row in cast("list[tuple[int]]", rows)}
 
@@ -272,7 +273,7 @@ class BlockIndex:
                 for place in places
             )
             try:
-                with _mapped(), self._writer:
+                with mapped(), self._writer:
                     sql = "INSERT OR IGNORE INTO blocks VALUES (?,?,?,?,?)"
                     self._writer.executemany(sql, rows)
                     self._writer.executemany("REPLACE INTO segments VALUES (?,?)", upto.items())
@@ -298,7 +299,7 @@ class BlockIndex:
         """Drop places. What is pending is committed first, so that nothing dropped comes back."""
         self.flush()
         sql = "DELETE FROM blocks WHERE multihash=? AND kind=? AND holder=? AND offset=?"
-        with self._write_lock, _mapped(), self._writer:
+        with self._write_lock, mapped(), self._writer:
             self._writer.executemany(
                 sql, ((m, place.kind, place.holder, place.offset) for m, place in entries)
             )
@@ -307,7 +308,7 @@ class BlockIndex:
         """Give blocks new places, atomically: (multihash, old, new)."""
         self.flush()
         listed = list(moves)
-        with self._write_lock, _mapped(), self._writer:
+        with self._write_lock, mapped(), self._writer:
             self._writer.executemany(
                 "INSERT OR IGNORE INTO blocks VALUES (?,?,?,?,?)",
                 ((m, new.kind, new.holder, new.offset, new.length) for m, _, new in listed),
@@ -320,7 +321,7 @@ class BlockIndex:
     def forget_container(self, container: int) -> None:
         """Drop all places in a container."""
         self.flush()
-        with self._write_lock, _mapped(), self._writer:
+        with self._write_lock, mapped(), self._writer:
             sql = "DELETE FROM blocks WHERE holder=? AND kind>0"
             self._writer.execute(sql, (container,))
             self._writer.execute("DELETE FROM containers WHERE id=?", (container,))
@@ -328,14 +329,14 @@ class BlockIndex:
     def forget_segment(self, holder: int) -> None:
         """A segment is gone: drop how far it was indexed. Its places were removed before."""
         self.flush()
-        with self._write_lock, _mapped(), self._writer:
+        with self._write_lock, mapped(), self._writer:
             self._upto.pop(holder, None)
             self._dirty_upto.discard(holder)
             self._writer.execute("DELETE FROM segments WHERE holder=?", (holder,))
 
     def fit(self, ends: Mapping[int, int]) -> None:
         """Drop places beyond the ends of the existing segments: a power cut may take a tail."""
-        with self._write_lock, _mapped(), self._writer:
+        with self._write_lock, mapped(), self._writer:
             for holder, upto in tuple(self._upto.items()):
                 end = ends.get(holder, 0)
                 if upto <= end:
@@ -351,7 +352,7 @@ class BlockIndex:
 
     def clear(self) -> None:
         """Empty the index, to be filled again from segments and contents."""
-        with self._write_lock, self._read_lock, _mapped():
+        with self._write_lock, self._read_lock, mapped():
             self._reader.close()
             self._discard()
             with self._pending_lock:
@@ -362,39 +363,24 @@ class BlockIndex:
 
     def is_sound(self) -> bool:
         """Whether SQLite finds the file undamaged. Reads all of it."""
-        with self._read_lock:
-            try:
-                return bool(self._reader.pragma("quick_check") == "ok")
-            except (apsw.CorruptError, apsw.NotADBError):
-                return False
+        with self._read_lock, suppress(apsw.CorruptError, apsw.NotADBError):
+            return bool(self._reader.pragma("quick_check") == "ok")
+        return False
 
     def count(self) -> int:
         """How many places are known."""
-        with _mapped(), self._read_lock:
+        with mapped(), self._read_lock:
             rows = self._reader.execute("SELECT count(*) FROM blocks").fetchall()
         return cast("list[tuple[int]]", rows)[0][0] + len(self._pending)
 
     def close(self) -> None:
-        """Commit and close."""
-        self.flush()
-        with self._write_lock, self._read_lock:
-            self._reader.close()
-            with suppress(apsw.Error):
-                # Closing does the same, but keeps the interpreter while it waits for the disk.
-                self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            self._writer.close()
-
-
-@contextmanager
-def _mapped() -> Iterator[None]:
-    """SQLite's failures under their names."""
-    try:
-        yield
-    except apsw.FullError as error:
-        raise NoSpace("no space for the block index") from error
-    except (apsw.CorruptError, apsw.NotADBError) as error:
-        raise Corrupt("the block index is damaged; `unifs ctl repo verify` rebuilds it") from error
-    except (apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError) as error:
-        raise DiskFailed(f"the block index: {error}") from error
-    except apsw.Error as error:
-        raise UnifsError(f"the block index: {error}") from error
+        """Commit and close; closed it is where that fails, too."""
+        try:
+            self.flush()
+        finally:
+            with self._write_lock, self._read_lock:
+                self._reader.close()
+                with suppress(apsw.Error):
+                    # Closing does the same, but keeps the interpreter while it waits for the disk.
+                    self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                self._writer.close()
