@@ -6,12 +6,18 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.ipfs.embedded.stores import put_raw
 from tests.vfs.harness import FileSystem
 from tests.vfs.nodeworld import NodeSystem
+from unifs.errors import DiskFailed, NoSpace, UnifsError
+from unifs.vfs.storage import Storage
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from unifs.ipfs.embedded.blocks import Blocks
 
 LARGE = bytes(range(256)) * 1024
 
@@ -114,3 +120,20 @@ async def test_a_block_index_without_room_ends_no_stop(tmp_path: Path) -> None:
         assert system.receipt is None
         system.storage.blocks.catch_up()
         assert all(map(system.storage.blocks.has, cids))
+
+
+@pytest.mark.parametrize("kind", [NoSpace, DiskFailed])
+async def test_a_block_index_without_room_at_a_start_takes_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[UnifsError]
+) -> None:
+    open_blocks, failures = Storage._open_blocks, [kind("full")]
+
+    def opened(storage: Storage) -> Blocks:
+        if failures:
+            raise failures.pop()
+        return open_blocks(storage)
+
+    monkeypatch.setattr(Storage, "_open_blocks", opened)
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        assert not fs.storage.state.has_reserve
+        await fs.write("a", b"x")

@@ -76,7 +76,7 @@ class Storage:
         self.contents = Contents(self.database, self.segments, state, self.profile)
         try:
             self.blocks = self._open_blocks()
-        except DiskFailed:
+        except (DiskFailed, NoSpace):
             # A full disk, if it is not broken: users free space once the tree is mounted.
             if not state.give_up_reserve():
                 raise
