@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -20,6 +21,11 @@ from unifs.ipfs.embedded.verify import verify_blocks
 from unifs.ipfs.embedded.writers import Writers
 
 from .stores import Kept, Store, digest, put_node, put_raw, raw
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from unifs.ipfs.embedded.block_index import BlockPlace
 
 
 def collector(store: Store, roots: set[Cid]) -> Collector:
@@ -131,6 +137,38 @@ async def test_makers_of_roots_see_what_a_sweep_took(
     assert all(is_complete(store, root) for root in complete)
     await collection.collect(grace_s=0)
     assert all(is_complete(store, root) for root in complete)
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+async def test_what_a_put_finds_just_before_it_is_dropped_stays(
+    store: Store, monkeypatch: pytest.MonkeyPatch, is_batch: bool
+) -> None:
+    cids = [put_raw(store.blocks, b"%d" % number * 200) for number in range(60)]
+    put_raw(store.blocks, b"last" * 5000)
+    index = store.blocks.index
+    remove, sizes = index.remove, []
+
+    def put_first(entries: Iterable[tuple[bytes, BlockPlace]]) -> None:
+        if not sizes:
+            before = store.own.position()
+            if is_batch:
+                store.blocks.put_all([(cids[7].binary, b"7" * 200)])
+            else:
+                store.blocks.put(cids[7], b"7" * 200)
+            assert store.own.position() == before
+        sizes.append(len(dropped := [*entries]))
+        remove(dropped)
+
+    monkeypatch.setattr(index, "remove", put_first)
+    report = await collector(store, set()).collect(grace_s=0)
+    assert sum(sizes) > 60
+    assert report.removed_blocks == 60
+    assert report.segments_removed > 0
+    for _ in range(2):
+        assert store.blocks.get(cids[7]) == b"7" * 200
+        assert not store.blocks.has(cids[8])
+        store.kill()
+        store.open()
 
 
 async def test_segments_filled_during_a_collection_are_left_alone(

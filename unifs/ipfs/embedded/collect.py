@@ -228,8 +228,26 @@ class Collector:
                 else:
                     dead.append((multihash, place))
             self.blocks.index.remove(dead)
+            dead = self._still_dead(dead, cutoff, alive)
         report.removed_blocks += len(dead)
         report.removed_bytes += sum(place.length for _, place in dead)
+
+    def _still_dead(
+        self, dead: list[tuple[bytes, BlockPlace]], cutoff: Cutoff, alive: dict[int, int]
+    ) -> list[tuple[bytes, BlockPlace]]:
+        """Of what was just dropped: a put may have found it first, and written nothing.
+
+        Its bytes are there until its segment is compacted, so it only has to be noted again.
+        """
+        index, writers = self.blocks.index, self.blocks.writers
+        found = {held for held in dead if writers.is_touched(held[0], cutoff)}
+        for multihash, place in found:
+            index.add(multihash, place)
+            segment = split_holder(place.holder)[1]
+            alive[segment] = alive.get(segment, 0) + place.length
+        if found:
+            index.flush()
+        return [held for held in dead if held not in found]
 
     # --- space ----------------------------------------------------------------------------------
 
