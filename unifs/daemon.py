@@ -237,7 +237,8 @@ class Daemon:
     def _answer(self) -> None:
         """What control operations see of this daemon."""
         paths = Paths(self.vfs, self.notifications.for_mount("mfs"))
-        self.files = FilesAnswer(paths, self.node, partial(is_complete, self.storage.blocks))
+        is_here = partial(is_complete, self.storage.blocks)
+        self.files = FilesAnswer(paths, self.node, is_here, self.sealer.seal)
         self.history = HistoryAnswer(
             paths, self.past, self.past_view, self.notifications.for_mount("mfs")
         )

@@ -138,7 +138,7 @@ class Page:
 class Change:
     """One change on its way to a backend, as ``Mount.commit`` receives it.
 
-    ``verb`` is put, make, remove, rename or set_attributes; ``token`` names the state directory and
+    ``verb`` is put, make, remove, rename or set_attributes; ``token`` names the daemon's start and
     the journal record.
     """
 

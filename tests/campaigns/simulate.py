@@ -20,7 +20,8 @@ import stat
 import sys
 import tempfile
 from collections import Counter
-from contextlib import ExitStack, asynccontextmanager
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,21 @@ class Inline:
             token.run_sync_soon(self._flusher._finished, turn)
 
 
+class InlineExecutor(AbstractContextManager["InlineExecutor"]):
+    """Does at once what it is given."""
+
+    def __init__(self, threads: int) -> None:
+        assert threads
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing goes on."""
+
+    def submit(self, call: Callable[[], None]) -> Future[None]:
+        done: Future[None] = Future()
+        done.set_result(call())
+        return done
+
+
 def _start_inline(flusher: Flusher) -> None:
     flusher._work = Inline(flusher)  # type: ignore[assignment]
 
@@ -118,6 +134,8 @@ def _one_thread(stack: ExitStack, seed: int) -> None:
         mock.patch("unifs.journal.overlay.Overlays.start", nothing),
         mock.patch("unifs.state.database.Database.start_checkpoints", nothing),
         mock.patch("trio.to_thread.run_sync", _run_inline),
+        mock.patch("trio.from_thread.check_cancelled", return_value=None),
+        mock.patch("unifs.vfs.storage.ThreadPoolExecutor", InlineExecutor),
         mock.patch("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True),
     ):
         stack.enter_context(patch)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from unifs.state.database import Database
 
-    Work = Callable[[File], Awaitable[None]]
+    Work = Callable[[FileSystem, File], Awaitable[None]]
 
 WAL_HEADER_BYTES = 32
 SMALL, LARGE = b"old" * 3000, bytes(range(256)) * 600
@@ -51,7 +51,7 @@ async def shown(tmp_path: Path, old: bytes, work: Work, written: str) -> list[by
             ends = Ends(fs.storage.database)
             ends.found = [WAL_HEADER_BYTES + fs.storage.database.wal_bytes]
             file = await fs.open_file("a", os.O_RDWR)
-            await work(file)
+            await work(fs, file)
             await file.close()
             await fs.kill(start=False)
             if written == "synced":
@@ -69,18 +69,18 @@ async def shown(tmp_path: Path, old: bytes, work: Work, written: str) -> list[by
     return contents
 
 
-async def rewrite_and_cut(file: File) -> None:
+async def rewrite_and_cut(fs: FileSystem, file: File) -> None:
     """As a program that saves in place does."""
     await file.write(0, b"new" * 1000)
     await file.truncate(3000)
 
 
-async def cut_and_rewrite(file: File) -> None:
+async def cut_and_rewrite(fs: FileSystem, file: File) -> None:
     await file.truncate(0)
     await file.write(0, b"new" * 1000)
 
 
-async def cut_in_steps(file: File) -> None:
+async def cut_in_steps(fs: FileSystem, file: File) -> None:
     size = file.stat().size
     for part in (2, 3, 4):
         await file.truncate(size // part)
@@ -109,7 +109,7 @@ async def test_a_file_that_was_synced_on_the_way_goes_through_what_it_was(
     """What a row names is not cut from under it, so what was written since is committed first."""
     first, more, cut = b"first" * 20_000, b"more" * 2000, 50_000
 
-    async def work(file: File) -> None:
+    async def work(fs: FileSystem, file: File) -> None:
         await file.write(0, first)
         await file.fsync()
         await file.write(len(first), more)
@@ -124,9 +124,30 @@ async def test_a_file_that_was_synced_on_the_way_goes_through_what_it_was(
 @pytest.mark.parametrize("written", ["all", "synced"])
 @pytest.mark.parametrize("old", [SMALL, LARGE])
 async def test_a_longer_file_is_old_or_new(tmp_path: Path, old: bytes, written: str) -> None:
-    async def work(file: File) -> None:
+    async def work(fs: FileSystem, file: File) -> None:
         await file.truncate(200_000)
         await file.write(190_000, b"far")
 
     new = (old.ljust(190_000, b"\0") + b"far").ljust(200_000, b"\0")
     assert set(await shown(tmp_path, old, work, written)) <= {old, new}
+
+
+@pytest.mark.parametrize("written", ["all", "synced"])
+@pytest.mark.parametrize("old", [SMALL, LARGE])
+async def test_a_cut_by_path_of_a_file_that_somebody_writes_to(
+    tmp_path: Path, old: bytes, written: str
+) -> None:
+    """It is done when it is answered; what was written before is committed first."""
+    first, more = b"first" * 2000, b"more"
+
+    async def work(fs: FileSystem, file: File) -> None:
+        await file.write(0, first)
+        await fs.truncate("a", 5000)
+        await file.write(5000, more)
+
+    cut = first[:5000]
+    states = [old, first + old[len(first) :], cut, cut + more]
+    found = [states.index(content) for content in await shown(tmp_path, old, work, written)]
+    assert found == sorted(found)
+    if (old, written) == (SMALL, "all"):
+        assert found == [0, 1, 2, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -59,6 +60,28 @@ async def test_a_file_that_was_changed_before_its_upload_was_confirmed(
         await system.write("changed", b"again")
         await system.unlink("gone")
         assert await ended(system, mount) == {"changed": b"again"}
+
+
+@pytest.mark.parametrize("data", [b"", b"small", bytes(9 << 20)])
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_an_upload_that_is_found_when_nothing_can_arrive_any_more(
+    clock: MockClock, tmp_path: Path, data: bytes, is_new: bool
+) -> None:
+    """The backend was away for as long as a request may be late."""
+    mount = RemoteMount()
+    async with RemoteSystem(tmp_path / "state", mount) as system:
+        if not is_new:
+            await system.write("a", b"before")
+            await system.sync()
+        mount.fail("put", Unreachable(), after=True)
+        await system.write("a", data)
+        await trio.sleep(DELAY_S)
+        assert everything(mount) == {"a": data}
+        mount.fail("stat", *[Unreachable()] * 8)
+        await system.write("a", b"again")
+        begun = trio.current_time()
+        assert await ended(system, mount) == {"a": b"again"}
+        assert trio.current_time() - begun > 60
 
 
 async def test_a_file_that_was_replaced_before_its_upload_was_confirmed(
@@ -163,6 +186,24 @@ async def test_other_bytes_are_never_taken_for_those_that_the_backend_has(
         await system.write("a", LARGE[1:])
         mount.thaw()
         assert await ended(system, mount) == {"a": LARGE[1:]}
+
+
+async def test_a_tree_that_went_back_to_a_copy_of_its_state(
+    clock: MockClock, tmp_path: Path
+) -> None:
+    """The records since have numbers that earlier ones had, which the backend may know."""
+    mount = RemoteMount()
+    async with RemoteSystem(tmp_path / "state", mount) as system:
+        await system.write("a", b"base")
+        await system.sync()
+    shutil.copytree(tmp_path / "state", tmp_path / "copy")
+    for name, data in (("state", b"one"), ("copy", b"other")):
+        async with RemoteSystem(tmp_path / name, mount) as system:
+            await system.write("a", data)
+            await system.sync()
+            assert await shown(system) == everything(mount)
+    assert sorted(filter(None, everything(mount).values())) == [b"one", b"other"]
+    assert mount.content("a") == b"one"
 
 
 async def test_two_trees_that_make_one_name_at_a_backend(clock: MockClock, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from unifs.vfs.mfsvolume import MfsVolume
 from unifs.vfs.remotecid import known_cid
 from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.remotevolume import RemoteVolume
+from unifs.vfs.sharing import settle, share
 from unifs.vfs.treeinode import TreeInode
 from unifs.waiting import complete
 
@@ -49,9 +50,16 @@ CID_S = 5.0
 class FilesAnswer:
     """The tree by path, for control operations."""
 
-    def __init__(self, paths: Paths, node: Node, is_here: Callable[[Cid], Awaitable[bool]]) -> None:
-        """``is_here``: whether all of a DAG is on this machine."""
+    def __init__(
+        self,
+        paths: Paths,
+        node: Node,
+        is_here: Callable[[Cid], Awaitable[bool]],
+        seal: Callable[[TreeInode], Awaitable[None]],
+    ) -> None:
+        """``is_here``: whether all of a DAG is on this machine. ``seal`` hashes a content now."""
         self._paths = paths
+        self._seal = seal
         self._node = node
         self._is_here = is_here
 
@@ -101,7 +109,8 @@ class FilesAnswer:
     async def copy(self, source: str, destination: str) -> None:
         """Copy a file or directory; what has a CID and is here is linked into /mfs instead.
 
-        Exists if the destination is taken by something that is no directory.
+        Of large files, bytes of this machine that nobody writes are named twice, not copied. Exists
+        if the destination is taken by something that is no directory.
         """
         paths = self._paths
         destination = await paths.into(source, destination)
@@ -147,13 +156,31 @@ class FilesAnswer:
     async def _copy_bytes(self, source: str, destination: str) -> None:
         entry = await self._paths.stat(source)
         if stat.S_ISREG(entry.mode):
-            await self._paths.copy_file(source, destination)
+            if not await self._shared(source, destination):
+                await self._paths.copy_file(source, destination)
         elif stat.S_ISDIR(entry.mode):
             if destination.startswith(source.rstrip("/") + "/"):
                 raise InvalidArgument(f"{destination} lies in {source}")
             await self._copy_directory(source, destination)
         else:
             raise InvalidArgument(f"{source} is neither a file nor a directory")
+
+    async def _shared(self, source: str, destination: str) -> bool:
+        """Name the source's content a second time; whether it has one here, and nobody writes."""
+        paths = self._paths
+        inode = await paths.find(source)
+        parent, name = await paths.parent_of(destination)
+        if not isinstance(inode, TreeInode) or not isinstance(parent, TreeInode):
+            return False
+        if inode.attributes.st_size <= SMALL_BYTES or not await complete(settle, inode):
+            return False
+        paths.vfs.check_name(name)
+        paths.vfs.to_change(parent.ino)
+        await self._seal(inode)
+        if not await complete(share, inode, parent, name, paths.caller):
+            return False
+        paths.invalidate(parent, name)
+        return True
 
     async def _copy_directory(self, source: str, destination: str) -> None:
         await self._paths.mkdir(destination)

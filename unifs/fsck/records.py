@@ -42,7 +42,8 @@ def records(look: Look, after: int, upto: int) -> Iterator[Finding]:
         elif state is not None and _is_nobodys(look, ino):
             sentence = f"record {seq} waits for inode {ino}, which nobody knows"
             yield Finding("RECORD_NO_INODE", sentence, seq, partial(_delete, seq))
-        elif ino <= 0:
+        elif ino < 0 or (ino == 0 and op != Op.SYNC):
+            # A SYNC of nobody's is what the release of a content waits for (``remotedrop``).
             sentence = f"record {seq} is of inode {ino}, which cannot be one"
             yield Finding("RECORD_NO_INODE", sentence, seq, partial(_delete, seq))
 

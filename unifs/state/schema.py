@@ -22,7 +22,7 @@ PAGE_BYTES = 1024
 TABLES = (
     # Facts about the whole state directory.
     """create table meta(
-        key text primary key,   -- profile, identity, sealed_seq, boot, epoch …
+        key text primary key,   -- profile, node, sealed_seq, boot, epoch …
         value                   -- integer, text or blob as the key's reader expects
     ) without rowid""",
     # The mount table as it was ever used: numbers stay with their names.

@@ -124,7 +124,7 @@ class RemoteSync(Places, Journal):
         self.volume.writer.content_of(inode)
 
     def token(self, seq: int, verb: str) -> str:
-        return f"{self.volume.storage.identity}.{seq}.{verb}"
+        return f"{self.volume.storage.start}.{seq}.{verb}"
 
     async def attempted(self, ino: int) -> Upload | None:
         query = "select path,version,attempt,content from remote where ino=?"

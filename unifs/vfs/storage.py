@@ -62,7 +62,9 @@ class Storage:
         self.is_tidy = True
         self.database = self._database = Database(state.database)
         self.profile = self._fixed_profile(profile)
-        self.identity = self._fixed_identity()
+        #: No other start, of this state directory or a copy of it or another one, has this name:
+        #: numbers of records alone may be those of others at the same backend.
+        self.start = secrets.token_hex(8)
         self.segments = Segments(state.segments)
         #: The node's own segments: DAG nodes, added and imported blocks.
         self.nodes = Segments(state.nodes)
@@ -129,16 +131,6 @@ class Storage:
                 f"{self.state.path} was made with the profile {fixed}; it cannot become {wanted}"
             )
         return PROFILES[wanted]
-
-    def _fixed_identity(self) -> str:
-        """What tells changes of this state directory from those of others at the same backend."""
-        fixed = self.database.get_meta("identity")
-        if fixed is None:
-            fixed = secrets.token_hex(8)
-            self.database.begin()
-            self.database.set_meta("identity", fixed)
-            self.database.commit()
-        return str(fixed)
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:

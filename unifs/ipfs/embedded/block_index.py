@@ -14,7 +14,7 @@ writer's taken before the reader's.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, cast
@@ -379,6 +379,9 @@ class BlockIndex:
         self.flush()
         with self._write_lock, self._read_lock:
             self._reader.close()
+            with suppress(apsw.Error):
+                # Closing does the same, but keeps the interpreter while it waits for the disk.
+                self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self._writer.close()
 
 

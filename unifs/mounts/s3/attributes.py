@@ -2,7 +2,7 @@
 
 What unifs itself leaves in an object's metadata, always:
 
-    unifs-token    the state directory and the journal record that stored the object: how a repeated
+    unifs-token    the daemon's start and the journal record that stored the object: how a repeated
                    put knows itself. Of a directory's marker also a parameter of its content type,
                    which is the only thing that SeaweedFS keeps of a marker
     unifs-was      versions it had before unifs copied it (a copy may have another ETag), last first
