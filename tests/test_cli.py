@@ -279,6 +279,25 @@ def test_asking_a_daemon_imports_nothing_heavy() -> None:
     assert not others & set(modules)
 
 
+def test_describing_any_operation_imports_nothing_heavy() -> None:
+    code = (
+        "import importlib, pkgutil, sys; import unifs.control.ops as ops;"
+        "found = [m.name for m in pkgutil.iter_modules(ops.__path__, ops.__name__ + '.')];"
+        "[importlib.import_module(name) for name in found];"
+        "print(len(found), *sorted(sys.modules))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(Path(unifs.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    number, *modules = found.stdout.split()
+    assert int(number) > 10
+    assert not {"trio", "apsw", "pyfuse3", "httpx"} & set(modules)
+
+
 def test_output_that_nobody_reads_is_no_failure() -> None:
     code = "from unifs import cli; import sys; sys.exit(cli.run(['config', 'show']))"
     command = f'{sys.executable} -c "{code}" | head -c 1'

@@ -13,6 +13,7 @@ from tests.vfs.nodeworld import NodeSystem
 from unifs.fsck import look as looks
 from unifs.fsck import records
 from unifs.fsck.online import examine_beside
+from unifs.journal.log import Op
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +79,17 @@ async def test_what_is_wrong_is_named_while_it_is_mounted(tmp_path: Path) -> Non
         assert finding.code == "LINK_COUNT"
         assert finding.sentence == "/mfs/a has 1 names and says 9"
         fs.storage.database.execute("update inode set attributes=? where ino=?", (packed, ino))
+
+
+async def test_the_record_that_a_release_waits_for_is_of_no_inode(tmp_path: Path) -> None:
+    """It is nobody's; any other record is somebody's."""
+    async with NodeSystem(tmp_path) as fs:
+        await fs.write("a", b"a")
+        fs.storage.tree.commit([fs.storage.log.row(Op.SYNC, 0, 0, b"")])
+        assert await look(tmp_path) == []
+        fs.storage.tree.commit([fs.storage.log.row(Op.SETATTR, 0, 0, b"")])
+        assert [each.code for each in await look(tmp_path)] == ["RECORD_NO_INODE"]
+        fs.storage.database.execute("delete from journal where ino=0")
 
 
 async def test_it_only_reads(tmp_path: Path) -> None:

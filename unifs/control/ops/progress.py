@@ -1,13 +1,12 @@
 """Telling how far a long operation is, at a bounded rate, while it runs.
 
 Operations with a ``progress`` parameter use it: the node calls back as often as it likes, the
-caller hears of the newest state ten times a second.
+caller hears of the newest state ten times a second. trio is imported by whoever runs an operation:
+a command line, which only describes it, starts 35 ms sooner without.
 """
 
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar
-
-import trio
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,6 +30,8 @@ async def telling(
     tell: Callable[[T], Awaitable[None]] | None,
 ) -> R:
     """The work's result; ``tell`` is called with its newest progress while it runs."""
+    import trio
+
     latest: Latest[T] = Latest()
     if tell is None:
         return await work(latest.set)
@@ -42,6 +43,8 @@ async def telling(
 
 
 async def _tell(latest: Latest[T], tell: Callable[[T], Awaitable[None]]) -> None:
+    import trio
+
     told: T | None = None
     while True:
         await trio.sleep(INTERVAL_S)

@@ -7,8 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Final, Literal, cast
 
-import trio
-
 from unifs.control.daemon_protocol import Daemon
 from unifs.control.ops.source import host_path, pieces_of
 from unifs.control.registry import Download, Emit, Param, Upload, operation
@@ -264,6 +262,8 @@ def _text(document: str) -> Download:
 
 async def _read(upload: Upload, document: str | None, identity: str | None) -> bytes:
     """A document whole: a file of this machine, or what the caller sends."""
+    import trio  # only here: see ``progress``
+
     pieces = upload.chunks
     if document is not None:
         found = await host_path(document, identity)

@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import trio
-
 from unifs.errors import InvalidArgument, NotFound, PermissionDenied, UnifsError, from_os_error
 
 PIECE_BYTES: Final = 1 << 20
@@ -29,6 +27,8 @@ async def host_path(path: str, identity: str | None) -> HostPath:
 
     Looked at in a thread: it may lie in the mounted tree, which this event loop serves.
     """
+    import trio  # only here: see ``progress``
+
     return await trio.to_thread.run_sync(_checked, path, identity)
 
 
@@ -52,6 +52,8 @@ def _checked(path: str, identity: str | None) -> HostPath:
 
 async def pieces_of(path: Path) -> AsyncIterator[bytes]:
     """A file's bytes, read in a thread."""
+    import trio  # only here: see ``progress``
+
     async with await trio.open_file(path, "rb", buffering=0) as file:
         while piece := await file.read(PIECE_BYTES):
             yield piece
