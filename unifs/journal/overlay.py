@@ -272,6 +272,8 @@ class Overlays:
             self.spill(overlay)
         os.ftruncate(overlay.descriptor, size)
         overlay.extents.truncate(size)
+        # With what was cut off a file may have gone that made up for the holes of another.
+        overlay.hides_holes = True
         overlay.is_dirty = True
 
     def discard(self, overlay: Overlay) -> None:
