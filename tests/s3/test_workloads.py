@@ -7,7 +7,9 @@ service, and the bucket has the bytes that the tree shows.
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +20,6 @@ from unifs.mounts.s3.names import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.servers.s3 import S3Server
 
@@ -77,7 +78,8 @@ def place(story: Story) -> Iterator[Path]:
     (status,) = story.ctl("journal", "status", str(story.root / bucket))
     assert status["quarantined"] == 0
     objects = stored(story, bucket)
-    for path in directory.rglob("*"):
+    paths = [Path(above) / name for above, _, names in os.walk(directory) for name in names]
+    for path in paths:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):
             continue
