@@ -260,11 +260,8 @@ def test_a_shell_completes_nouns_verbs_options_and_choices(words: str, expected:
     assert completions == expected
 
 
-def test_asking_a_daemon_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; from unifs import cli; code = cli.run(['ctl', 'version']);"
-        "print(code, *sorted(sys.modules))"
-    )
+def printed(code: str) -> list[str]:
+    """The words that a fresh interpreter prints."""
     found = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": str(Path(unifs.__file__).parent.parent)},
@@ -272,7 +269,15 @@ def test_asking_a_daemon_imports_nothing_heavy() -> None:
         text=True,
         check=True,
     )
-    number, *modules = found.stdout.split()
+    return found.stdout.split()
+
+
+def test_asking_a_daemon_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from unifs import cli; code = cli.run(['ctl', 'version']);"
+        "print(code, *sorted(sys.modules))"
+    )
+    number, *modules = printed(code)
     assert number == "9"
     assert not HEAVY & set(modules)
     others = {f"unifs.control.ops.{name}" for name in ("content", "files", "pins", "repo")}
@@ -286,14 +291,7 @@ def test_describing_any_operation_imports_nothing_heavy() -> None:
         "[importlib.import_module(name) for name in found];"
         "print(len(found), *sorted(sys.modules))"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(Path(unifs.__file__).parent.parent)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    number, *modules = found.stdout.split()
+    number, *modules = printed(code)
     assert int(number) > 10
     assert not {"trio", "apsw", "pyfuse3", "httpx"} & set(modules)
 

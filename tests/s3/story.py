@@ -6,15 +6,18 @@ import json
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tests.crash.daemon import Daemon, repository_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.servers.s3 import S3Server
+
+AnyStory = TypeVar("AnyStory", bound="Story")
 
 
 class Story:
@@ -82,6 +85,17 @@ class Story:
     def object(self, bucket: str, key: str) -> bytes:
         body: bytes = self.server.client().get_object(Bucket=bucket, Key=key)["Body"].read()
         return body
+
+
+@contextmanager
+def started(made: AnyStory) -> Iterator[AnyStory]:
+    """The daemon runs inside, and has to end well."""
+    try:
+        made.start()
+        yield made
+        made.daemon.stop()
+    finally:
+        made.daemon.close()
 
 
 def until(condition: Callable[[], bool], what: str, limit_s: float = 120.0) -> None:

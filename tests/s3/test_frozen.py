@@ -17,7 +17,7 @@ import pytest
 
 from tests.crash.daemon import repository_environment
 from tests.fuse.calls import Threads, errno_of
-from tests.s3.story import Story
+from tests.s3.story import Story, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,14 +100,9 @@ class Frozen(Story):
 
 @pytest.fixture
 def frozen(tmp_path: Path, s3_server: S3Server) -> Iterator[Frozen]:
-    made = Frozen(tmp_path, s3_server)
-    try:
-        made.start()
+    with started(Frozen(tmp_path, s3_server)) as made:
         yield made
         s3_server.thaw()
-        made.daemon.stop()
-    finally:
-        made.daemon.close()
 
 
 def test_calls_below_it_end_by_their_deadline_and_no_other_mount_waits(frozen: Frozen) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.s3.story import Story
+from tests.s3.story import Story, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,13 +23,8 @@ pytestmark = pytest.mark.fuse
 
 @pytest.fixture
 def story(tmp_path: Path, s3_server: S3Server) -> Iterator[Story]:
-    made = Story(tmp_path, s3_server)
-    try:
-        made.start()
+    with started(Story(tmp_path, s3_server)) as made:
         yield made
-        made.daemon.stop()
-    finally:
-        made.daemon.close()
 
 
 def test_a_file_gets_its_earlier_bytes_back(story: Story) -> None:

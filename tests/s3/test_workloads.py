@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fuse import test_workloads as workloads
-from tests.s3.story import Story
+from tests.s3.story import Story, started
 from unifs.mounts.s3.names import key_of
 
 if TYPE_CHECKING:
@@ -58,13 +58,8 @@ test_many_names_are_each_listed_once = workloads.test_many_names_are_each_listed
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, weed_of_session: S3Server) -> Iterator[Story]:
-    made = Story(tmp_path_factory.mktemp("unifs"), weed_of_session)
-    try:
-        made.start()
+    with started(Story(tmp_path_factory.mktemp("unifs"), weed_of_session)) as made:
         yield made
-        made.daemon.stop()
-    finally:
-        made.daemon.close()
 
 
 @pytest.fixture

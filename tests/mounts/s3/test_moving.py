@@ -144,26 +144,31 @@ async def test_what_was_copied_is_not_copied_again(
     assert {key for key in world.listed() if key != "new/"} == {f"new/{name}" for name in below}
 
 
+async def overtaken(world: World, ahead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Move "old" to "new" while somebody stores ``ahead`` after the first copy: both stay."""
+    copied = world.mount._moving.copies.copy_version
+    theirs = []
+
+    async def copy(source, version, target, headers):  # type: ignore[no-untyped-def]
+        made = await copied(source, version, target, headers)
+        if not theirs:
+            theirs.append(world.put(ahead, b"theirs"))
+        return made
+
+    monkeypatch.setattr(world.mount._moving.copies, "copy_version", copy)
+    await world.mount.rename("old", "new", "t1")
+    assert world.get(ahead) == b"theirs"
+    (beside,) = [key for key in world.listed() if ".conflict-" in key]
+    assert world.get(beside) == ahead[-1].encode()
+    assert not [key for key in world.listed() if key.startswith("old")]
+
+
 async def test_what_somebody_stores_ahead_of_a_move_stays(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moving, "PAGE_KEYS", 2)
     seeded(world, "old")
-    copied = world.mount._moving.copies.copy_version
-    theirs = []
-
-    async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
-        made = await copied(source, version, target, headers)
-        if not theirs:
-            theirs.append(world.put("new/sub/5", b"theirs"))
-        return made
-
-    monkeypatch.setattr(world.mount._moving.copies, "copy_version", overtaken)
-    await world.mount.rename("old", "new", "t1")
-    assert world.get("new/sub/5") == b"theirs"
-    (beside,) = [key for key in world.listed() if ".conflict-" in key]
-    assert world.get(beside) == b"5"
-    assert not [key for key in world.listed() if key.startswith("old")]
+    await overtaken(world, "new/sub/5", monkeypatch)
 
 
 async def test_a_directory_moves_with_the_empty_ones_in_it(world: World) -> None:
@@ -349,21 +354,7 @@ async def test_where_copies_ignore_conditions_each_is_looked_for(
     """What somebody stores at the new place after the listing, before its own copy, stays."""
     monkeypatch.setattr(moving, "COPIES_MAX", 1)
     seeded(moto, "old", 4)
-    copied = moto.mount._moving.copies.copy_version
-    theirs = []
-
-    async def overtaken(source, version, target, headers):  # type: ignore[no-untyped-def]
-        made = await copied(source, version, target, headers)
-        if not theirs:
-            theirs.append(moto.put("new/sub/3", b"theirs"))
-        return made
-
-    monkeypatch.setattr(moto.mount._moving.copies, "copy_version", overtaken)
-    await moto.mount.rename("old", "new", "t1")
-    assert moto.get("new/sub/3") == b"theirs"
-    (beside,) = [key for key in moto.listed() if ".conflict-" in key]
-    assert moto.get(beside) == b"3"
-    assert not [key for key in moto.listed() if key.startswith("old")]
+    await overtaken(moto, "new/sub/3", monkeypatch)
 
 
 async def test_a_file_changed_while_it_moves_stays_at_both_places(
