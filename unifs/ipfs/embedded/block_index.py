@@ -79,6 +79,8 @@ class BlockPlace:
 #: multihash -> its places.
 Pending = dict[bytes, dict[BlockPlace, None]]
 
+#: From here on holders are of other stores than the first.
+_FOREIGN = 1 << 32
 #: A reader that finds so many copies of a block damaged gives up.
 PLACES_MAX = 64
 
@@ -165,14 +167,15 @@ class BlockIndex:
         where = f"multihash=? ORDER BY kind,holder,offset LIMIT {PLACES_MAX}"
         return self._places(multihash, where)
 
-    def sections(self, multihashes: Sequence[bytes]) -> dict[bytes, list[BlockPlace]]:
-        """The places of many blocks that are sections, by block. One question to SQLite."""
+    def own_sections(self, multihashes: Sequence[bytes]) -> dict[bytes, list[BlockPlace]]:
+        """The places of many blocks in the node's own segments. One question to SQLite."""
         found: dict[bytes, list[BlockPlace]] = {}
         for multihash in multihashes:
-            waiting = [*self._pending.get(multihash, ()), *self._flushing.get(multihash, ())]
-            if waiting:
-                found[multihash] = [each for each in waiting if each.kind is PlaceKind.SECTION]
-        where = f"kind=0 AND multihash IN ({','.join('?' * len(multihashes))})"
+            for place in (*self._pending.get(multihash, ()), *self._flushing.get(multihash, ())):
+                if place.kind is PlaceKind.SECTION and place.holder < _FOREIGN:
+                    found.setdefault(multihash, []).append(place)
+        marks = ",".join("?" * len(multihashes))
+        where = f"kind=0 AND holder<{_FOREIGN} AND multihash IN ({marks})"
         for multihash, place in self._select(where, tuple(multihashes)):
             found.setdefault(multihash, []).append(place)
         return found

@@ -120,31 +120,26 @@ class Blocks:
         Fits ``FileBuilder(put=…)``. In the page cache when it returns: durable after ``sync``.
         Blocks that only a container holds are written all the same: containers are the journal's.
         """
-        if cid.is_identity:
-            return
-        multihash = cid.multihash
-        self.writers.before_put(multihash, self.own.position())
-        if any(self._is_kept(place) for place in self.index.some_places(multihash)):
-            return
-        self._append(cid, data)
-        self.writers.wrote(multihash)
-        if self.index.pending >= PENDING_MAX:
-            self.index.flush()
+        self._put([(cid, data)])
 
     def put_all(self, blocks: Sequence[tuple[bytes, bytes]]) -> None:
         """Keep many (CID, bytes): as ``put``, but the index is asked for a batch at a time."""
         for start in range(0, len(blocks), _BATCH):
-            batch = [(Cid.decode(binary), data) for binary, data in blocks[start : start + _BATCH]]
-            position = self.own.position()
-            for cid, _ in batch:
-                self.writers.before_put(cid.multihash, position)
-            found = self.index.sections([cid.multihash for cid, _ in batch])
-            for cid, data in batch:
-                if not any(self._is_kept(place) for place in found.get(cid.multihash, ())):
-                    self._append(cid, data)
-                    self.writers.wrote(cid.multihash)
-            if self.index.pending >= PENDING_MAX:
-                self.index.flush()
+            batch = blocks[start : start + _BATCH]
+            self._put([(Cid.decode(binary), data) for binary, data in batch])
+
+    def _put(self, batch: Sequence[tuple[Cid, bytes | memoryview]]) -> None:
+        position = self.own.position()
+        wanted = [(cid, data) for cid, data in batch if not cid.is_identity]
+        for cid, _ in wanted:
+            self.writers.before_put(cid.multihash, position)
+        found = self.index.own_sections([cid.multihash for cid, _ in wanted])
+        for cid, data in wanted:
+            if all(place.holder in self._doubtful for place in found.get(cid.multihash, ())):
+                self._append(cid, data)
+                self.writers.wrote(cid.multihash)
+        if self.index.pending >= PENDING_MAX:
+            self.index.flush()
 
     def _append(self, cid: Cid, data: bytes | memoryview) -> None:
         with self._put_lock:
@@ -154,10 +149,6 @@ class Blocks:
             self.index.add(cid.multihash, found)
             self.index.advance(holder, place.offset + place.length)
             self._verified.add(found)
-
-    def _is_kept(self, place: BlockPlace) -> bool:
-        is_own = place.kind is PlaceKind.SECTION and place.holder >> 32 == 0
-        return is_own and place.holder not in self._doubtful
 
     def add_container(
         self, container: int, leaves: Iterable[tuple[bytes, int, int]], is_wrapped: bool = False
