@@ -1,10 +1,10 @@
 """The disk tier: one flat file per extent of remote bytes, in ``cache/ab/<digest>``.
 
 ``ReadCache`` owns it. Everything here can be fetched again, so files are written to ``tmp.unifs``
-and renamed without fsync. What an earlier daemon wrote is checked (a CRC-32 per 256 KiB) at its
-first use since the start: the index keeps a bit per chunk that has been checked or was written by
-this one. A fault of any kind, a failing disk, a damaged or vanished file, is a miss for the reader
-and one warning in the log, never an error. The directory may be deleted at any time.
+and renamed without fsync, large ones past the page cache while the disk is fast. What an earlier
+daemon wrote is checked, all of an extent, at its first use since the start. A fault of any kind, a
+failing disk, a damaged or vanished file, is a miss for the reader and one warning in the log, never
+an error. The directory may be deleted at any time.
 
 The event loop owns the index, the open descriptors and the reused buffer. Threads write, unlink,
 scan and read what the page cache does not hold; they open files by path and share nothing with
@@ -17,22 +17,21 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from unifs.cache.evict import SegmentedLru
 from unifs.cache.extentfile import (
-    CHUNK_BYTES,
-    chunk_count,
     digest_of,
     trailer_bytes,
-    unpack_trailer,
     verify,
 )
-from unifs.cache.shelf import Shelf, Written
+from unifs.cache.memory import EXTENT_BYTES
+from unifs.cache.shelf import Held, Shelf, Written
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
@@ -46,12 +45,15 @@ log = logging.getLogger(__name__)
 #: Descriptors kept open for extents in use.
 OPEN_FILES_MAX: Final = 64
 #: Extents waiting for the disk; beyond it a fetched extent stays in memory only. Readahead alone
-#: stays below: four runs of 8 MiB, begun while 8 MiB were waiting.
+#: stays below: four runs of 8 MiB, begun while 16 MiB were waiting.
 WRITES_PENDING_MAX: Final = 48
+#: Past the page cache 1 GiB costs 0.12 s of the processor's time instead of 0.35, and no memory. A
+#: disk that takes less than so many bytes per second would hold readers up.
+DIRECT_RATE_MIN: Final = 200 << 20
+#: Then so many bytes go through the page cache before that is tried again.
+BUFFERED_BYTES: Final = 256 << 20
 #: Extents evicted for one write; a shrunken disk is given back over several writes.
 VICTIMS_MAX: Final = 64
-_LENGTH_BITS: Final = 32
-_LENGTH_MASK: Final = (1 << _LENGTH_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,6 @@ class DiskStatistics:
     skipped_writes: int
 
 
-class _OpenFile(NamedTuple):
-    fd: int
-    sums: tuple[int, ...]
-
-
 @dataclass(slots=True)
 class _Write:
     """One extent on its way to the disk; a thread fills in what became of it."""
@@ -101,15 +98,17 @@ class DiskTier:
     def __init__(self, directory: Path, limits: DiskLimits) -> None:
         self._shelf = Shelf(directory, limits.free_bytes_min)
         self._limits = limits
-        #: digest → length | verified chunks << 32.
-        self._index: SegmentedLru[bytes, int] = SegmentedLru(_weigh)
-        self._open: OrderedDict[bytes, _OpenFile] = OrderedDict()
+        self._index: SegmentedLru[bytes, Held] = SegmentedLru(_weigh)
+        #: Descriptors by digest.
+        self._open: OrderedDict[bytes, int] = OrderedDict()
         self._writing: dict[bytes, int] = {}
         self._free_bytes = 0
         self._scanned = trio.Event()
         self._buffer = bytearray()
         self._limiter = trio.CapacityLimiter(4)
         self._is_failing = False
+        #: Still to be written through the page cache.
+        self._buffered_bytes = 0
         self._hits = self._misses = self._faults = self._skipped = 0
 
     # --- life -----------------------------------------------------------------------------------
@@ -121,7 +120,7 @@ class DiskTier:
                 self._shelf.scan, self._limits.extents_max, limiter=self._limiter
             )
             for digest, length in found.extents:
-                self._index.put(digest, length)
+                self._index.put(digest, Held(length, False))
             self._free_bytes = found.free_bytes
         except OSError as error:
             self._note_failure(error)
@@ -131,7 +130,7 @@ class DiskTier:
     def close(self) -> None:
         """Close every descriptor."""
         while self._open:
-            os.close(self._open.popitem()[1].fd)
+            os.close(self._open.popitem()[1])
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -146,25 +145,21 @@ class DiskTier:
         The view is valid until the next call. The range lies within the extent.
         """
         digest = digest_of(key)
-        packed = self._index.get(digest)
-        if packed is None:
+        held = self._index.get(digest)
+        if held is None:
             return None
-        length = packed & _LENGTH_MASK
+        length = held.length
         assert start + size <= length
-        mask = _mask(start, size)
-        if packed >> _LENGTH_BITS & mask == mask:
+        low, high = 0, length + trailer_bytes(length)
+        if held.is_checked:
             low, high = start, start + size
-        else:
-            low = start - start % CHUNK_BYTES
-            high = min(-(-(start + size) // CHUNK_BYTES) * CHUNK_BYTES, length)
         try:
-            file = self._open_nowait(digest, length)
-            view = self._pread_nowait(file.fd, low, high - low) if file else None
-            if file is None or view is None:
+            view = self._pread_nowait(self._open_nowait(digest), low, high - low)
+            if view is None:
                 return None
-            if packed >> _LENGTH_BITS & mask != mask:
-                verify(view, low // CHUNK_BYTES, file.sums)
-                self._index.put(digest, packed | mask << _LENGTH_BITS)
+            if not held.is_checked:
+                verify(view[:length], bytes(view[length:]), digest)
+                self._index.put(digest, Held(length, True))
         except (OSError, Corrupt) as error:
             self._drop(digest, error)
             return None
@@ -175,44 +170,33 @@ class DiskTier:
         """That range of an extent, waiting for the disk; None if it is not here or damaged."""
         await self._scanned.wait()
         digest = digest_of(key)
-        packed = self._index.get(digest)
-        if packed is None:
+        held = self._index.get(digest)
+        if held is None:
             self._misses += 1
             return None
-        length = packed & _LENGTH_MASK
         try:
             data = await trio.to_thread.run_sync(
-                self._shelf.read, digest, length, start, size, limiter=self._limiter
+                self._shelf.read, digest, held, start, size, limiter=self._limiter
             )
         except (OSError, Corrupt) as error:
             self._drop(digest, error)
             self._misses += 1
             return None
-        packed_now = self._index.get(digest)
-        if packed_now is not None:
-            self._index.put(digest, packed_now | _mask(start, size) << _LENGTH_BITS)
+        if self._index.get(digest) == held:
+            self._index.put(digest, Held(held.length, True))
         self._hits += 1
         return data
 
-    def _open_nowait(self, digest: bytes, length: int) -> _OpenFile | None:
-        file = self._open.get(digest)
-        if file is not None:
+    def _open_nowait(self, digest: bytes) -> int:
+        fd = self._open.get(digest)
+        if fd is not None:
             self._open.move_to_end(digest)
-            return file
+            return fd
         fd = os.open(self._shelf.path(digest), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            raw = self._pread_nowait(fd, length, trailer_bytes(length))
-            if raw is None:
-                os.close(fd)
-                return None
-            sums = unpack_trailer(bytes(raw), digest, length)
-        except BaseException:
-            os.close(fd)
-            raise
         if len(self._open) >= OPEN_FILES_MAX:
-            os.close(self._open.popitem(last=False)[1].fd)
-        self._open[digest] = file = _OpenFile(fd, sums)
-        return file
+            os.close(self._open.popitem(last=False)[1])
+        self._open[digest] = fd
+        return fd
 
     def _pread_nowait(self, fd: int, start: int, size: int) -> memoryview | None:
         if len(self._buffer) < size:
@@ -241,7 +225,11 @@ class DiskTier:
                 if task is not None:
                     tasks.append(task)
             if tasks:
-                await trio.to_thread.run_sync(self._write_in_thread, tasks, limiter=self._limiter)
+                is_direct = self._buffered_bytes <= 0
+                took_s = await trio.to_thread.run_sync(
+                    self._write_in_thread, tasks, is_direct, limiter=self._limiter
+                )
+                self._judge(sum(len(task.data) for task in tasks), is_direct, took_s)
         finally:
             for task in tasks:
                 self._written(task)
@@ -256,22 +244,32 @@ class DiskTier:
         self._writing[digest] = len(data)
         return _Write(digest, data, victims, has_room)
 
-    def _write_in_thread(self, tasks: list[_Write]) -> None:
+    def _judge(self, size: int, is_direct: bool, took_s: float) -> None:
+        """Whether the next ones go past the page cache as well."""
+        if not is_direct:
+            self._buffered_bytes -= size
+        elif size >= EXTENT_BYTES and size < took_s * DIRECT_RATE_MIN:
+            self._buffered_bytes = BUFFERED_BYTES
+
+    def _write_in_thread(self, tasks: list[_Write], is_direct: bool) -> float:
+        """Write them one after the other; returns how long that took, in seconds."""
         try:
             for task in tasks:
                 self._shelf.remove(task.victims)
             free_bytes = self._shelf.free_bytes()
         except OSError as error:
             tasks[0].outcome = error
-            return
+            return 0.0
+        began = time.monotonic()
         for task in tasks:
             data = task.data if task.has_room else None
             try:
-                written = self._shelf.write(task.digest, data, free_bytes)
+                written = self._shelf.write(task.digest, data, free_bytes, is_direct)
             except OSError as error:
                 task.outcome = error
             else:
                 task.outcome, free_bytes = written, written.free_bytes
+        return time.monotonic() - began
 
     def _written(self, task: _Write) -> None:
         del self._writing[task.digest]
@@ -284,8 +282,7 @@ class DiskTier:
         self._is_failing = False
         if outcome.is_written:
             # What was written was checked on its way here; after a start it is checked again.
-            length = len(task.data)
-            self._index.put(task.digest, length | _mask(0, length) << _LENGTH_BITS)
+            self._index.put(task.digest, Held(len(task.data), True))
         else:
             self._skipped += 1
 
@@ -300,8 +297,8 @@ class DiskTier:
                 return victims, True
             if not len(self._index):
                 break
-            digest, packed = self._index.pop_coldest()
-            self._free_bytes += _weigh(packed)
+            digest, held = self._index.pop_coldest()
+            self._free_bytes += _weigh(held)
             self._close_file(digest)
             victims.append(digest)
         return victims, False
@@ -325,9 +322,9 @@ class DiskTier:
             log.warning("cache directory fails, reading without it: %s", error)
 
     def _close_file(self, digest: bytes) -> None:
-        file = self._open.pop(digest, None)
-        if file is not None:
-            os.close(file.fd)
+        fd = self._open.pop(digest, None)
+        if fd is not None:
+            os.close(fd)
 
     def statistics(self) -> DiskStatistics:
         """What is held now, the bounds, and counts since the start."""
@@ -343,11 +340,5 @@ class DiskTier:
         )
 
 
-def _weigh(packed: int) -> int:
-    length = packed & _LENGTH_MASK
-    return length + trailer_bytes(length)
-
-
-def _mask(start: int, size: int) -> int:
-    first = start // CHUNK_BYTES
-    return ((1 << chunk_count(start + size) - first) - 1) << first
+def _weigh(held: Held) -> int:
+    return held.length + trailer_bytes(held.length)

@@ -7,19 +7,20 @@ the tier turns them into misses.
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from unifs.cache.buffers import BLOCK_BYTES, in_blocks
 from unifs.cache.extentfile import (
-    CHUNK_BYTES,
     DIGEST_BYTES,
     data_bytes,
     pack_trailer,
     trailer_bytes,
-    unpack_trailer,
     verify,
 )
 from unifs.errors import Corrupt
@@ -33,6 +34,14 @@ T = TypeVar("T")
 
 _TMP: Final = "tmp.unifs"
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+
+class Held(NamedTuple):
+    """What is known of an extent on disk."""
+
+    length: int
+    #: Written by this daemon, or compared with its checksum since the start.
+    is_checked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,43 +109,71 @@ class Shelf:
                     found.append((status.st_mtime_ns, digest, length))
         return found
 
-    def read(self, digest: bytes, length: int, start: int, size: int) -> bytes:
-        """A range of an extent, checked. Corrupt, FileNotFoundError or another OSError."""
-        low = start - start % CHUNK_BYTES
-        high = min(-(-(start + size) // CHUNK_BYTES) * CHUNK_BYTES, length)
+    def read(self, digest: bytes, held: Held, start: int, size: int) -> bytes:
+        """A range of an extent; all of it is read and checked unless it has been checked.
+
+        Corrupt, FileNotFoundError or another OSError.
+        """
         fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            sums = unpack_trailer(os.pread(fd, trailer_bytes(length), length), digest, length)
-            data = os.pread(fd, high - low, low)
+            if held.is_checked:
+                return _read_all(fd, size, start)
+            whole = _read_all(fd, held.length + trailer_bytes(held.length), 0)
         finally:
             os.close(fd)
-        if len(data) != high - low:
-            raise Corrupt("the extent is cut short")
-        verify(memoryview(data), low // CHUNK_BYTES, sums)
-        return data[start - low : start - low + size]
+        view = memoryview(whole)[: held.length]
+        verify(view, whole[held.length :], digest)
+        return bytes(view[start : start + size])
 
     def remove(self, victims: list[bytes]) -> None:
         """Unlink extents."""
         for victim in victims:
             Path(self.path(victim)).unlink(missing_ok=True)
 
-    def write(self, digest: bytes, data: Extent | None, free_bytes: int) -> Written:
-        """Write an extent unless that would use the last of the free space, as just looked up."""
+    def write(
+        self, digest: bytes, data: Extent | None, free_bytes: int, is_direct: bool
+    ) -> Written:
+        """Write an extent unless that would use the last of the free space, as just looked up.
+
+        ``is_direct``: past the page cache where file system and data allow it.
+        """
         if data is None or free_bytes - len(data) < self._free_bytes_min:
             return Written(False, free_bytes)
         tmp = f"{self._directory}/{_TMP}/{digest.hex()}"
         try:
-            fd = _made(tmp, lambda: os.open(tmp, _CREATE, 0o600))
-            try:
-                _write_all(fd, [memoryview(data), memoryview(pack_trailer(digest, data))])
-            finally:
-                os.close(fd)
+            trailer = pack_trailer(digest, data)
+            is_direct = is_direct and in_blocks(data) and len(trailer) == BLOCK_BYTES
+            if not (is_direct and self._write_direct(tmp, data, trailer)):
+                fd = _made(tmp, lambda: os.open(tmp, _CREATE, 0o600))
+                try:
+                    _write_all(fd, [memoryview(data), memoryview(trailer)])
+                finally:
+                    os.close(fd)
             target = self.path(digest)
             _made(target, lambda: os.rename(tmp, target))
         except OSError:
             Path(tmp).unlink(missing_ok=True)
             raise
         return Written(True, free_bytes - len(data))
+
+    def _write_direct(self, tmp: str, data: Extent, trailer: bytes) -> bool:
+        """Write the file past the page cache; False where that cannot be done here."""
+        try:
+            fd = _made(tmp, lambda: os.open(tmp, _CREATE | os.O_DIRECT, 0o600))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return False
+            raise
+        try:
+            with mmap.mmap(-1, BLOCK_BYTES) as block:
+                block[:] = trailer
+                return os.writev(fd, [data, block]) == len(data) + BLOCK_BYTES
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return False
+            raise
+        finally:
+            os.close(fd)
 
     def free_bytes(self) -> int:
         """What the file system has left; makes the directory where somebody has removed it."""
@@ -160,6 +197,13 @@ def _made(path: str, call: Callable[[], T]) -> T:
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         return call()
+
+
+def _read_all(fd: int, size: int, start: int) -> bytes:
+    data = os.pread(fd, size, start)
+    if len(data) != size:
+        raise Corrupt("the extent is cut short")
+    return data
 
 
 def _write_all(fd: int, parts: list[memoryview]) -> None:
