@@ -377,3 +377,115 @@ async def test_a_slow_disk_is_written_through_the_page_cache_for_a_while(
         await tier.write(key(number), extent_in_blocks())
     assert ways == [True, True, False, False, False, True]
     tier.close()
+
+
+def run_of(count: int, size: int = 1 << 20) -> list[tuple[ExtentKey, memoryview]]:
+    run = []
+    for number in range(count):
+        room = extent_in_blocks(size)
+        room[:4] = b"%04d" % number
+        run.append((key(number), room))
+    return run
+
+
+async def test_what_came_together_is_one_file(tmp_path: Path) -> None:
+    run = run_of(5)
+    run[-1] = (key(4), memoryview(BYTES)[:700_001])
+    first = await opened(tmp_path)
+    await first.write_all(run)
+    assert len(files_in(tmp_path)) == 1
+    for tier in (first, await opened(tmp_path)):
+        assert tier.statistics().extents == 5
+        for extent, data in reversed(run):
+            assert await read(tier, extent, 3, 5000) == data[3:5003]
+            assert await tier.read(extent, len(data) - 9, 9) == data[-9:]
+        assert tier.statistics().bytes == files_in(tmp_path)[0].stat().st_size
+        assert tier.statistics().faults == 0
+        tier.close()
+
+
+async def test_a_run_is_evicted_as_a_whole(tmp_path: Path) -> None:
+    tier = await opened(tmp_path, DiskLimits(17 << 20, 0, 100))
+    await tier.write_all(run_of(2))
+    for number in range(10, 26):
+        await tier.write(key(number), extent_in_blocks())
+    assert not tier.has(key(0))
+    assert not tier.has(key(1))
+    assert tier.has(key(25))
+    assert not [path for path in files_in(tmp_path) if path.suffix]
+    tier.close()
+
+
+async def test_a_run_that_is_much_of_the_limit_is_many_files(tmp_path: Path) -> None:
+    tier = await opened(tmp_path, DiskLimits(15 << 20, 0, 100))
+    await tier.write_all(run_of(2))
+    assert len(files_in(tmp_path)) == 2
+    assert await read(tier, key(1), 0, 4) == b"0001"
+    tier.close()
+
+
+async def test_what_is_there_already_is_not_written_with_a_run(tmp_path: Path) -> None:
+    tier = await opened(tmp_path)
+    run = run_of(4)
+    await tier.write(*run[1])
+    await tier.write_all(run)
+    assert tier.statistics().extents == 4
+    assert sum(path.stat().st_size for path in files_in(tmp_path)) < 5 << 20
+    for extent, data in run:
+        assert await read(tier, extent, 0, 4) == data[:4]
+    tier.close()
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_damage_in_a_run_drops_the_run(tmp_path: Path, inline: bool) -> None:
+    first = await opened(tmp_path)
+    await first.write_all(run_of(3))
+    first.close()
+    (file,) = files_in(tmp_path)
+    damaged = bytearray(file.read_bytes())
+    damaged[(1 << 20) + 77] ^= 1
+    file.write_bytes(damaged)
+    tier = await opened(tmp_path)
+    assert await read(tier, key(0), 0, 4) == b"0000"
+    bad = tier.read_nowait(key(1), 0, 4) if inline else await tier.read(key(1), 0, 4)
+    assert bad is None
+    assert tier.statistics().extents == 0
+    assert files_in(tmp_path) == []
+    tier.close()
+
+
+@pytest.mark.parametrize("cut", [1, 4096, 1 << 20])
+async def test_a_run_cut_short_is_removed_by_the_scan(tmp_path: Path, cut: int) -> None:
+    first = await opened(tmp_path)
+    await first.write_all(run_of(3))
+    first.close()
+    (file,) = files_in(tmp_path)
+    os.truncate(file, file.stat().st_size - cut)
+    tier = await opened(tmp_path)
+    assert tier.statistics().extents == 0
+    assert files_in(tmp_path) == []
+    tier.close()
+
+
+async def test_a_read_that_its_file_is_replaced_under_is_a_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = await opened(tmp_path)
+    await tier.write_all(run_of(3))
+    (held, _) = tier._places[next(iter(tier._places))]
+    real = tier._shelf.read
+
+    def late(*arguments: Any) -> bytes:
+        trio.from_thread.run_sync(replace)
+        return real(*arguments)
+
+    def replace() -> None:
+        # As if it had been evicted, and fetched again in another company.
+        tier._files.pop(held.name)
+        tier._forget(held)
+        file = tmp_path / held.name
+        file.write_bytes(file.read_bytes()[1 << 20 :])
+
+    monkeypatch.setattr(tier._shelf, "read", late)
+    assert await tier.read(key(1), 0, 4) is None
+    tier.close()

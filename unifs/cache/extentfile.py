@@ -1,7 +1,8 @@
-"""The file that holds one cached extent: its bytes, then a trailer that proves them.
+"""The file that holds cached extents: their bytes, then a trailer that proves them.
 
-    data          ``length`` bytes, at offset 0: a range of the extent is a range of the file
-    trailer       magic, length, digest of the extent's key, CRC-32 of the data, CRC-32 of these
+    data          extents one behind the other: a range of one is a range of the file
+    trailer       magic, number of extents, of each the length, the CRC-32 and the key's digest, and
+                  a CRC-32 of all that
     padding       behind large data: zeros up to a block, so that whole blocks can be written
                   past the page cache
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zlib_ng.zlib_ng import crc32
 
@@ -22,17 +23,39 @@ from unifs.cache.memory import EXTENT_BYTES
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from unifs.cache.memory import Extent, ExtentKey
 
 DIGEST_BYTES: Final = 20
 MAGIC: Final = b"unifsx3\n"
-
-#: Data from here on has a trailer of a whole block.
+#: Data from here on has a trailer of a whole block. Smaller data is one extent.
 PADDED_BYTES: Final = 64 << 10
+#: What a trailer of one block can tell of, and more than one request of a backend brings.
+EXTENTS_MAX: Final = 64
 
-_FIELDS: Final = struct.Struct(f"<8sI{DIGEST_BYTES}sI")
+_HEAD: Final = struct.Struct("<8sI")
+_PART: Final = struct.Struct(f"<II{DIGEST_BYTES}s")
 _CRC: Final = struct.Struct("<I")
-_TRAILER_BYTES: Final = _FIELDS.size + _CRC.size
+_ONE_BYTES: Final = _HEAD.size + _PART.size + _CRC.size
+
+
+class Part(NamedTuple):
+    """What a trailer says of one extent."""
+
+    length: int
+    checksum: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, digest: bytes, data: Extent) -> Part:
+        """What is to be said of these bytes under this name."""
+        return cls(len(data), crc32(data), digest)
+
+    def check(self, data: Extent) -> None:
+        """Corrupt unless they are the bytes of this extent."""
+        if len(data) != self.length or crc32(data) != self.checksum:
+            raise Corrupt("the bytes do not match their checksum")
 
 
 def digest_of(key: ExtentKey) -> bytes:
@@ -45,32 +68,32 @@ def digest_of(key: ExtentKey) -> bytes:
 
 def trailer_bytes(length: int) -> int:
     """The size of the trailer, with its padding, behind ``length`` bytes of data."""
-    return BLOCK_BYTES if length >= PADDED_BYTES else _TRAILER_BYTES
+    return BLOCK_BYTES if length >= PADDED_BYTES else _ONE_BYTES
 
 
 def data_bytes(file_size_bytes: int) -> int | None:
-    """How much data a file of that size holds; None if no extent file has that size."""
-    for length in (file_size_bytes - BLOCK_BYTES, file_size_bytes - _TRAILER_BYTES):
+    """How much data a file of that size holds; None if no file of extents has that size."""
+    for length in (file_size_bytes - BLOCK_BYTES, file_size_bytes - _ONE_BYTES):
         if length > 0 and length + trailer_bytes(length) == file_size_bytes:
             return length
     return None
 
 
-def pack_trailer(digest: bytes, data: Extent) -> bytes:
-    """The trailer for these bytes under this name."""
-    fields = _FIELDS.pack(MAGIC, len(data), digest, crc32(data))
-    return (fields + _CRC.pack(crc32(fields))).ljust(trailer_bytes(len(data)), b"\0")
+def pack_trailer(parts: Sequence[Part]) -> bytes:
+    """The trailer behind the bytes of these extents."""
+    body = _HEAD.pack(MAGIC, len(parts)) + b"".join(_PART.pack(*part) for part in parts)
+    trailer = body + _CRC.pack(crc32(body))
+    return trailer.ljust(trailer_bytes(sum(part.length for part in parts)), b"\0")
 
 
-def verify(data: memoryview, trailer: bytes, digest: bytes) -> None:
-    """Check all of an extent's bytes; Corrupt unless the trailer says that they are this extent."""
-    if len(trailer) != trailer_bytes(len(data)):
+def unpack_trailer(raw: bytes) -> tuple[Part, ...]:
+    """The extents that a trailer tells of; Corrupt if it is none."""
+    if len(raw) < _ONE_BYTES:
         raise Corrupt("the trailer is cut short")
-    fields = trailer[: _FIELDS.size]
-    if _CRC.unpack_from(trailer, _FIELDS.size)[0] != crc32(fields):
+    magic, count = _HEAD.unpack_from(raw)
+    end = _HEAD.size + count * _PART.size
+    if magic != MAGIC or not 0 < count <= EXTENTS_MAX or end + _CRC.size > len(raw):
+        raise Corrupt("the trailer is none")
+    if _CRC.unpack_from(raw, end)[0] != crc32(raw[:end]):
         raise Corrupt("the trailer does not match its checksum")
-    *name, checksum = _FIELDS.unpack(fields)
-    if name != [MAGIC, len(data), digest]:
-        raise Corrupt("the trailer belongs to another extent")
-    if checksum != crc32(data):
-        raise Corrupt("the bytes do not match their checksum")
+    return tuple(Part(*fields) for fields in _PART.iter_unpack(raw[_HEAD.size : end]))
