@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from unifs.cache import disk
-from unifs.cache.buffers import BLOCK_BYTES, Buffers
+from unifs.cache.buffers import Buffers
 from unifs.cache.disk import DiskLimits, DiskTier
-from unifs.cache.extentfile import PADDED_BYTES, data_bytes, trailer_bytes
+from unifs.cache.extentfile import PADDED_BYTES, data_bytes, digest_of, trailer_bytes
 from unifs.cache.memory import ExtentKey
 from unifs.types import Version
 
@@ -281,7 +280,7 @@ async def test_descriptors_are_bounded(tmp_path: Path) -> None:
 
 
 def test_the_data_length_follows_from_the_file_size() -> None:
-    edges = (1, 4056, BLOCK_BYTES, PADDED_BYTES - 1, PADDED_BYTES, PADDED_BYTES + 1, 1 << 20)
+    edges = (1, 4056, 4096, PADDED_BYTES - 1, PADDED_BYTES, PADDED_BYTES + 1, 1 << 20)
     for length in edges:
         assert data_bytes(length + trailer_bytes(length)) == length
     assert data_bytes(0) is None
@@ -297,85 +296,79 @@ def extent_in_blocks(size: int = 1 << 20) -> memoryview:
     return room
 
 
-@pytest.mark.parametrize("size", [1 << 20, 128 << 10, (128 << 10) + 1])
-async def test_large_extents_go_past_the_page_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    data = extent_in_blocks(size)
-    opened_with: list[int] = []
-    real = os.open
-
-    def watched(path: str, flags: int, mode: int = 0o777) -> int:
-        if flags & os.O_CREAT:
-            opened_with.append(flags & os.O_DIRECT)
-        return real(path, flags, mode)
-
-    first = await opened(tmp_path)
-    monkeypatch.setattr(os, "open", watched)
-    await first.write(key(), data)
-    monkeypatch.undo()
-    # Its directory was not there at first.
-    assert opened_with[0] == (os.O_DIRECT if not size % BLOCK_BYTES else 0)
-    assert await read(first, key(), 7, 1000) == data[7:1007]
-    first.close()
-    tier = await opened(tmp_path)
-    assert await tier.read(key(), 0, size) == data
-    tier.close()
-
-
-@pytest.mark.parametrize("fails_at", ["open", "writev"])
-async def test_a_file_system_that_does_not_know_direct_writes_is_used_as_well(
+@pytest.mark.parametrize("fails_at", ["", "open", "preadv"])
+async def test_a_run_is_loaded_past_the_page_cache_where_that_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
 ) -> None:
-    data = extent_in_blocks()
-    real_open, real_writev = os.open, os.writev
+    first = await opened(tmp_path)
+    run = run_of(4)
+    await first.write_all(run)
+    first.close()
+    tier = await opened(tmp_path)
+    real_open, real_preadv = os.open, os.preadv
     direct: set[int] = set()
-    refused: list[str] = []
+    seen: list[str] = []
 
     def open_(path: str, flags: int, mode: int = 0o777) -> int:
-        if flags & os.O_DIRECT and fails_at == "open":
-            refused.append("open")
-            raise OSError(errno.EINVAL, "no direct writes")
+        if flags & os.O_DIRECT:
+            seen.append("open")
+            if fails_at == "open":
+                raise OSError(errno.EINVAL, "no direct reads")
         fd = real_open(path, flags, mode)
         (direct.add if flags & os.O_DIRECT else direct.discard)(fd)
         return fd
 
-    def writev(fd: int, parts: list[memoryview]) -> int:
+    def preadv(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
         if fd in direct:
-            refused.append("writev")
-            raise OSError(errno.EINVAL, "not aligned")
-        return real_writev(fd, parts)
+            seen.append("preadv")
+            if fails_at == "preadv":
+                raise OSError(errno.EINVAL, "not aligned")
+        return real_preadv(fd, buffers, offset, flags)
 
-    tier = await opened(tmp_path)
+    rooms = Buffers(1 << 20)
+    buffers = [rooms.take(1 << 20) for _ in range(3)]
     monkeypatch.setattr(os, "open", open_)
-    monkeypatch.setattr(os, "writev", writev)
-    await tier.write(key(), data)
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert await tier.load([key(0), key(1), key(3)], buffers)
     monkeypatch.undo()
-    assert refused == [fails_at]
-    assert await read(tier, key(), 9, 100_000) == data[9:100_009]
+    assert seen[: 1 + (fails_at != "open")] == ["open", "preadv"][: 1 + (fails_at != "open")]
+    assert [bytes(one) for one in buffers] == [bytes(run[number][1]) for number in (0, 1, 3)]
     assert tier.statistics().faults == 0
     tier.close()
 
 
-async def test_a_slow_disk_is_written_through_the_page_cache_for_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ways: list[bool] = []
+async def test_a_run_is_loaded_from_several_files(tmp_path: Path) -> None:
     tier = await opened(tmp_path)
-    shelf = tier._shelf
-    write = shelf.write
+    run = run_of(5)
+    run[-1] = (key(4), memoryview(BYTES)[:700_001])
+    await tier.write_all(run[:2])
+    await tier.write(*run[2])
+    await tier.write_all(run[3:])
+    buffers = [memoryview(bytearray(len(data))) for _, data in run]
+    assert await tier.load([extent for extent, _ in run], buffers)
+    assert [bytes(one) for one in buffers] == [bytes(data) for _, data in run]
+    assert not await tier.load([key(3), key(9)], buffers[:2])
+    tier.close()
 
-    def watched(*arguments: Any) -> Any:
-        ways.append(arguments[-1])
-        return write(*arguments)
 
-    monkeypatch.setattr(shelf, "write", watched)
-    monkeypatch.setattr(disk, "BUFFERED_BYTES", 3 << 20)
-    for number in range(6):
-        rate = 1 << 60 if number == 1 else 1
-        monkeypatch.setattr(disk, "DIRECT_RATE_MIN", rate)
-        await tier.write(key(number), extent_in_blocks())
-    assert ways == [True, True, False, False, False, True]
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "trailer"])
+async def test_a_damaged_run_is_not_loaded(tmp_path: Path, damage: str) -> None:
+    first = await opened(tmp_path)
+    await first.write_all(run_of(3))
+    first.close()
+    tier = await opened(tmp_path)
+    (file,) = files_in(tmp_path)
+    data = bytearray(file.read_bytes())
+    data[{"bit": 2 << 20, "trailer": (3 << 20) + 20}.get(damage, 0)] ^= 1
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(data[: 1 << 20] if damage == "cut" else data)
+    rooms = Buffers(1 << 20)
+    buffers = [rooms.take(1 << 20) for _ in range(3)]
+    assert not await tier.load([key(0), key(1), key(2)], buffers)
+    assert tier.statistics().extents == 0
+    assert tier.statistics().faults == (damage != "gone")
     tier.close()
 
 
@@ -472,7 +465,7 @@ async def test_a_read_that_its_file_is_replaced_under_is_a_miss(
 ) -> None:
     tier = await opened(tmp_path)
     await tier.write_all(run_of(3))
-    (held, _) = tier._places[next(iter(tier._places))]
+    (held, _) = tier._places.use(digest_of(key(1))) or pytest.fail("it is not there")
     real = tier._shelf.read
 
     def late(*arguments: Any) -> bytes:
@@ -481,8 +474,7 @@ async def test_a_read_that_its_file_is_replaced_under_is_a_miss(
 
     def replace() -> None:
         # As if it had been evicted, and fetched again in another company.
-        tier._files.pop(held.name)
-        tier._forget(held)
+        assert tier._places.remove(held)
         file = tmp_path / held.name
         file.write_bytes(file.read_bytes()[1 << 20 :])
 

@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.cache.bulk import MIB, Bulk, cache_of, read, source_of
+from unifs.cache.disk import DiskTier
 from unifs.cache.flights import RUN_BYTES_MAX
 from unifs.cache.memory import PIECE_BYTES
 from unifs.cache.readahead import PAUSE_S, WINDOW_BYTES_MAX, Window
@@ -16,7 +17,10 @@ from unifs.cache.reads import ReadLimits
 from unifs.errors import Stale, Unreachable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from unifs.cache.memory import ExtentKey
 
 ROOMY = ReadLimits(memory_bytes_max=256 * MIB)
 
@@ -214,6 +218,51 @@ async def test_what_is_here_is_not_fetched_ahead_again(tmp_path: Path) -> None:
         for offset in range(0, 24 * MIB, MIB):
             await read(cache, source, window, offset)
         assert cache.statistics().fetched_bytes == 0
+
+
+def damage_one_of(directory: Path) -> None:
+    files = [path for path in directory.rglob("*.run") if path.stat().st_size > 8 * MIB]
+    with files[0].open("r+b") as file:
+        file.seek(3 * MIB + 5)
+        file.write(b"damaged")
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+async def test_what_the_page_cache_has_not_is_read_ahead_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_damaged: bool
+) -> None:
+    remote = Bulk()
+    source = await source_of(remote, 40 * MIB)
+    async with cache_of(ROOMY, tmp_path) as cache:
+        window = Window()
+        for offset in range(0, 40 * MIB, MIB):
+            await read(cache, source, window, offset)
+        with trio.fail_after(10):
+            while (disk := cache.statistics().disk) is not None and disk.extents < 40:
+                await wait_all_tasks_blocked(0.001)
+    if is_damaged:
+        damage_one_of(tmp_path)
+    loaded: list[int] = []
+    load = DiskTier.load
+
+    async def watched(
+        tier: DiskTier, keys: Sequence[ExtentKey], buffers: Sequence[memoryview]
+    ) -> bool:
+        is_loaded = await load(tier, keys, buffers)
+        loaded.append(len(keys) if is_loaded else 0)
+        return is_loaded
+
+    monkeypatch.setattr(DiskTier, "load", watched)
+    monkeypatch.setattr(DiskTier, "_pread_nowait", lambda *_arguments: None)
+    remote.asked.clear()
+    async with cache_of(ROOMY, tmp_path) as cache:
+        window = Window()
+        for offset in range(0, 40 * MIB, MIB):
+            await read(cache, source, window, offset)
+        assert cache.statistics().fetched_bytes == (8 * MIB if is_damaged else 0)
+    assert loaded.count(0) == is_damaged
+    assert max(loaded) == RUN_BYTES_MAX // MIB
+    assert 36 <= sum(loaded) + 8 * is_damaged < 40
 
 
 async def test_a_backend_of_single_ranges_is_read_ahead_in_parallel() -> None:

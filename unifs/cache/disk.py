@@ -1,16 +1,16 @@
 """The disk tier: files of remote bytes, in ``cache/ab/<digest>``, each of one fetch.
 
 ``ReadCache`` owns it. What one request of a backend brought is one file, evicted as a whole: to
-make a file for each extent costs a fifth of a fast read. Everything here can be fetched again, so
-files are written to ``tmp.unifs`` and renamed without fsync, large ones past the page cache while
-the disk is fast. What an earlier daemon wrote is checked, all of an extent, at its first use since
-the start. A fault of any kind, a failing disk, a damaged or vanished file, is a miss for the reader
-and one warning in the log, never an error. The directory may be deleted at any time.
+make a file for each extent costs a quarter of the daemon's time. Everything here can be fetched
+again, so files are written to ``tmp.unifs`` and renamed without fsync. What an earlier daemon wrote
+is checked, all of an extent, at its first use since the start. A fault of any kind, a failing disk,
+a damaged or vanished file, is a miss for the reader and one warning in the log, never an error. The
+directory may be deleted at any time.
 
 The event loop owns the index, the open descriptors and the reused buffer. Threads write, unlink,
 scan and read what the page cache does not hold; they open files by path and share nothing with
 the loop. The cost of a miss of the page cache is a thread (60 µs), so reads try ``RWF_NOWAIT``
-inline first.
+inline first. What is not in the page cache is read for readers in sequence by ``load``, past it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from unifs.cache.evict import SegmentedLru
 from unifs.cache.extentfile import PADDED_BYTES, digest_of, trailer_bytes
-from unifs.cache.memory import EXTENT_BYTES
+from unifs.cache.places import Places
 from unifs.cache.shelf import Held, Shelf, Written, name_of
 from unifs.errors import Corrupt
 
@@ -45,11 +44,7 @@ OPEN_FILES_MAX: Final = 64
 #: Extents waiting for the disk; beyond it a fetched extent stays in memory only. Readahead alone
 #: stays below: four runs of 8 MiB, begun while 16 MiB were waiting.
 WRITES_PENDING_MAX: Final = 48
-#: Past the page cache 1 GiB costs 0.12 s of the processor's time instead of 0.35, and no memory. A
-#: disk on which one of four writers gets less than so many bytes per second holds readers up.
-DIRECT_RATE_MIN: Final = 50 << 20
-#: Then so many bytes go through the page cache before that is tried again.
-BUFFERED_BYTES: Final = 256 << 20
+LOADS_MAX: Final = 2
 #: Files evicted for one write; a shrunken disk is given back over several writes.
 VICTIMS_MAX: Final = 64
 #: Several extents are one file unless that takes so great a part of the limit.
@@ -97,10 +92,7 @@ class DiskTier:
     def __init__(self, directory: Path, limits: DiskLimits) -> None:
         self._shelf = Shelf(directory, limits.free_bytes_min)
         self._limits = limits
-        #: Files by name.
-        self._files: SegmentedLru[str, Held] = SegmentedLru(lambda held: held.size_bytes)
-        #: Where each extent is: in which file, at which place.
-        self._places: dict[bytes, tuple[Held, int]] = {}
+        self._places = Places()
         #: Descriptors by file.
         self._open: OrderedDict[str, int] = OrderedDict()
         self._writing: dict[bytes, int] = {}
@@ -108,9 +100,9 @@ class DiskTier:
         self._scanned = trio.Event()
         self._buffer = bytearray()
         self._limiter = trio.CapacityLimiter(4)
+        #: Large reads of one disk: with two under way it never rests, and the first is not late.
+        self._loads = trio.CapacityLimiter(LOADS_MAX)
         self._is_failing = False
-        #: Still to be written through the page cache.
-        self._buffered_bytes = 0
         self._hits = self._misses = self._faults = self._skipped = 0
 
     # --- life -----------------------------------------------------------------------------------
@@ -122,7 +114,7 @@ class DiskTier:
                 self._shelf.scan, self._limits.extents_max, limiter=self._limiter
             )
             for held in found.files:
-                self._add(held)
+                self._places.add(held)
             self._free_bytes = found.free_bytes
         except OSError as error:
             self._note_failure(error)
@@ -141,12 +133,33 @@ class DiskTier:
         digest = digest_of(key)
         return digest in self._places or digest in self._writing or not self._scanned.is_set()
 
+    def holds(self, key: ExtentKey) -> bool:
+        """Whether that extent lies here."""
+        return digest_of(key) in self._places
+
+    def is_cached(self, key: ExtentKey) -> bool:
+        """Whether that extent's first byte, and so most likely all of it, is in the page cache."""
+        place = self._places.get(digest_of(key))
+        if place is None:
+            return False
+        held, number = place
+        try:
+            fd = self._open_nowait(held.name)
+            return self._pread_nowait(fd, held.start_of(number), 1) is not None
+        except OSError as error:
+            self._drop(held, error)
+            return False
+
+    def is_coming(self, key: ExtentKey) -> bool:
+        """Whether it is on its way here, or nobody knows yet."""
+        return digest_of(key) in self._writing or not self._scanned.is_set()
+
     def read_nowait(self, key: ExtentKey, start: int, size: int) -> memoryview | None:
         """That range of an extent if the page cache has it, else None.
 
         The view is valid until the next call. The range lies within the extent.
         """
-        place = self._place(key)
+        place = self._places.use(digest_of(key))
         if place is None:
             return None
         held, number = place
@@ -182,7 +195,7 @@ class DiskTier:
     async def read(self, key: ExtentKey, start: int, size: int) -> bytes | None:
         """That range of an extent, waiting for the disk; None if it is not here or damaged."""
         await self._scanned.wait()
-        place = self._place(key)
+        place = self._places.use(digest_of(key))
         if place is None:
             self._misses += 1
             return None
@@ -203,12 +216,29 @@ class DiskTier:
         self._hits += 1
         return data
 
-    def _place(self, key: ExtentKey) -> tuple[Held, int] | None:
-        """Where an extent is, and one use of its file."""
-        place = self._places.get(digest_of(key))
-        if place is not None:
-            self._files.get(place[0].name)
-        return place
+    async def load(self, keys: Sequence[ExtentKey], buffers: Sequence[memoryview]) -> bool:
+        """Fill a buffer with each of these extents, past the page cache where that is possible.
+
+        False, and anything in the buffers, where one of them is not here or damaged.
+        """
+        digests = [digest_of(key) for key in keys]
+        places = [place for place in map(self._places.use, digests) if place is not None]
+        if len(places) < len(keys):
+            return False
+        for held, run in groupby(zip(places, buffers, strict=True), lambda one: one[0][0]):
+            wanted = [(number, buffer) for (_, number), buffer in run]
+            try:
+                await trio.to_thread.run_sync(self._shelf.load, held, wanted, limiter=self._loads)
+            except (OSError, Corrupt) as error:
+                self._drop(held, error)
+                return False
+        if [self._places.get(digest) for digest in digests] != places:
+            # Evicted meanwhile: what lay under that name may have been something else.
+            return False
+        for held, number in places:
+            held.checked |= 1 << number
+        self._hits += len(keys)
+        return True
 
     def _open_nowait(self, name: str) -> int:
         fd = self._open.get(name)
@@ -252,12 +282,7 @@ class DiskTier:
                 if task is not None:
                     tasks.append(task)
             if tasks:
-                is_direct = self._buffered_bytes <= 0
-                took_s = await trio.to_thread.run_sync(
-                    self._write_in_thread, tasks, is_direct, limiter=self._limiter
-                )
-                size = sum(len(data) for task in tasks for _, data in task.extents)
-                self._judge(size, is_direct, took_s)
+                await trio.to_thread.run_sync(self._write_in_thread, tasks, limiter=self._limiter)
         finally:
             for task in tasks:
                 self._written(task)
@@ -280,34 +305,24 @@ class DiskTier:
         self._writing.update((digest, len(data)) for digest, data in extents)
         return _Write(extents, victims, has_room)
 
-    def _judge(self, size: int, is_direct: bool, took_s: float) -> None:
-        """Whether the next ones go past the page cache as well."""
-        if not is_direct:
-            self._buffered_bytes -= size
-        elif size >= EXTENT_BYTES and size < took_s * DIRECT_RATE_MIN:
-            self._buffered_bytes = BUFFERED_BYTES
-
-    def _write_in_thread(self, tasks: list[_Write], is_direct: bool) -> float:
-        """Write them one after the other; returns how long that took, in seconds."""
+    def _write_in_thread(self, tasks: list[_Write]) -> None:
         try:
             for task in tasks:
                 self._shelf.remove(task.victims)
             free_bytes = self._shelf.free_bytes()
         except OSError as error:
             tasks[0].outcome = error
-            return 0.0
-        began = time.monotonic()
+            return
         for task in tasks:
             if not task.has_room:
                 task.outcome = Written(False, free_bytes)
                 continue
             try:
-                written = self._shelf.write(task.extents, free_bytes, is_direct)
+                written = self._shelf.write(task.extents, free_bytes)
             except OSError as error:
                 task.outcome = error
             else:
                 task.outcome, free_bytes = written, written.free_bytes
-        return time.monotonic() - began
 
     def _written(self, task: _Write) -> None:
         for digest, _ in task.extents:
@@ -323,50 +338,34 @@ class DiskTier:
             # What was written was checked on its way here; after a start it is checked again.
             digests = tuple(digest for digest, _ in task.extents)
             lengths = tuple(len(data) for _, data in task.extents)
-            self._add(Held(name_of(digests), digests, lengths, (1 << len(digests)) - 1))
+            self._places.add(Held(name_of(digests), digests, lengths, (1 << len(digests)) - 1))
         else:
             self._skipped += len(task.extents)
-
-    def _add(self, held: Held) -> None:
-        self._files.put(held.name, held)
-        for number, digest in enumerate(held.digests):
-            self._places[digest] = held, number
-
-    def _forget(self, held: Held) -> None:
-        """Its extents are here no more."""
-        for digest in held.digests:
-            place = self._places.get(digest)
-            if place is not None and place[0] is held:
-                del self._places[digest]
-        fd = self._open.pop(held.name, None)
-        if fd is not None:
-            os.close(fd)
 
     def _make_room(self, size: int, count: int) -> tuple[list[str], bool]:
         pending = sum(self._writing.values())
         victims: list[str] = []
         while len(victims) < VICTIMS_MAX:
-            used = self._files.weight + pending
+            used = self._places.size_bytes + pending
             spare = self._free_bytes - self._limits.free_bytes_min
             has_room = used + size <= self._limits.bytes_max and size <= spare
             there = len(self._places) + len(self._writing)
             if has_room and there + count <= self._limits.extents_max:
                 return victims, True
-            if not len(self._files):
+            held = self._places.pop_coldest()
+            if held is None:
                 break
-            name, held = self._files.pop_coldest()
             self._free_bytes += held.size_bytes
-            self._forget(held)
-            victims.append(name)
+            self._close_file(held)
+            victims.append(held.name)
         return victims, False
 
     # --- faults ---------------------------------------------------------------------------------
 
     def _drop(self, held: Held, error: OSError | Corrupt) -> None:
-        if self._files.get(held.name) is not held:
+        if not self._places.remove(held):
             return
-        self._files.pop(held.name)
-        self._forget(held)
+        self._close_file(held)
         if isinstance(error, FileNotFoundError):
             log.debug("cached extents vanished file=%s", held.name)
             return
@@ -375,6 +374,11 @@ class DiskTier:
         # Not found again after a restart, whatever it is that comes in its place.
         with suppress(OSError):
             os.unlink(self._shelf.path(held.name))
+
+    def _close_file(self, held: Held) -> None:
+        fd = self._open.pop(held.name, None)
+        if fd is not None:
+            os.close(fd)
 
     def _note_failure(self, error: OSError) -> None:
         self._faults += 1
@@ -385,7 +389,7 @@ class DiskTier:
     def statistics(self) -> DiskStatistics:
         """What is held now, the bounds, and counts since the start."""
         return DiskStatistics(
-            bytes=self._files.weight,
+            bytes=self._places.size_bytes,
             bytes_max=self._limits.bytes_max,
             extents=len(self._places),
             extents_max=self._limits.extents_max,

@@ -3,8 +3,7 @@
     data          extents one behind the other: a range of one is a range of the file
     trailer       magic, number of extents, of each the length, the CRC-32 and the key's digest, and
                   a CRC-32 of all that
-    padding       behind large data: zeros up to a block, so that whole blocks can be written
-                  past the page cache
+    padding       behind large data: zeros up to a block, by which its size tells its length
 
 ``DiskTier`` writes and reads it. The magic carries the format's version; a file that does not parse
 is a cache miss. Everything here is pure: no descriptors, no paths.

@@ -1,7 +1,8 @@
-"""Extents on their way from a backend: one fetch however many wait.
+"""Extents on their way from a backend, or from the disk: one fetch however many wait.
 
-``ReadCache`` owns it. A *run* is one request of a backend for neighbouring extents; each of them is
-a *flight*, which lands by itself: its bytes are handed on when they are whole, while the rest of
+``ReadCache`` owns it. A *run* is one request for neighbouring extents, all of which the disk has or
+none: of a backend, or of the disk tier (and of the backend if that fails). Each of them is a
+*flight*, which lands by itself: its bytes are handed on when they are whole, while the rest of
 the run still arrives. Whoever wants a flight holds it, readers and readahead alike; a run that
 nobody holds any more is cancelled. An error goes to all flights of the run that have not landed,
 and is then forgotten: only bytes are kept.
@@ -53,6 +54,8 @@ class Run:
     """One request of a backend."""
 
     source: Source
+    #: The disk has all of it.
+    is_kept: bool
     flights: list[Flight] = field(default_factory=list)
     landed: list[tuple[ExtentKey, Extent]] = field(default_factory=list)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -68,6 +71,9 @@ class Flights:
         self.nursery: trio.Nursery | None = None
         #: Keeps what a run brought; awaited by the run, waited for by nobody.
         self.keep: Callable[[Landed], Awaitable[object]] | None = None
+        #: Whether the disk has an extent, and what fills buffers from there or says that it cannot.
+        self.is_kept: Callable[[ExtentKey], bool] = _never
+        self.load: Callable[[list[ExtentKey], list[memoryview]], Awaitable[bool]] | None = None
         self._flights: dict[ExtentKey, Flight] = {}
         self._slots: dict[str, trio.Semaphore] = {}
         self.runs = self.fetched_bytes = self.failures = self.joined = 0
@@ -108,8 +114,9 @@ class Flights:
     def _add(self, source: Source, key: ExtentKey, run: Run | None) -> Flight:
         if self.nursery is None or len(self._flights) >= self.waiting_max:
             raise TryAgain("too many reads wait for their backends")
-        if run is None or not _follows(run, key):
-            run = Run(source)
+        is_kept = self.is_kept(key)
+        if run is None or run.is_kept != is_kept or not _follows(run, key):
+            run = Run(source, is_kept)
             self.nursery.start_soon(self._fetch, run)
         flight = Flight(key, run)
         run.flights.append(flight)
@@ -141,7 +148,8 @@ class Flights:
         error: Exception = TryAgain("the read was given up")
         try:
             with run.scope:
-                await self._request(run)
+                if not run.is_kept or not await self._load(run):
+                    await self._request(run)
         except Exception as failure:
             # Whatever it is, it belongs to those who wait; a bug reaches the driver's guard there.
             error = failure
@@ -161,6 +169,23 @@ class Flights:
         with trio.move_on_after(KEEPING_S):
             while self.keeping_bytes > KEEPING_BYTES_MAX:
                 await self._some_kept.wait()
+
+    async def _load(self, run: Run) -> bool:
+        """Land a run from the disk; False where that does not have it whole and undamaged."""
+        assert self.load is not None
+        keys = [flight.key for flight in run.flights]
+        buffers = [self._memory.buffers.take(key.length(run.source.size_bytes)) for key in keys]
+        size = sum(map(len, buffers))
+        self._memory.expect(size)
+        try:
+            is_loaded = await self.load(keys, buffers)
+        finally:
+            self._memory.expect(-size)
+        if is_loaded:
+            for flight, data in zip(run.flights, buffers, strict=True):
+                self._arrived(flight, data)
+            run.flights.clear()
+        return is_loaded
 
     async def _request(self, run: Run) -> None:
         source = run.source
@@ -203,10 +228,13 @@ class Flights:
         self.fetched_bytes += wanted
         run.landed.append((key, data))
         self._memory.expect(-wanted)
-        self._memory.put(key, data)
+        self._arrived(flight, data)
+
+    def _arrived(self, flight: Flight, data: Extent) -> None:
+        self._memory.put(flight.key, data)
         flight.data = data
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
         flight.done.set()
 
     async def _kept(self, keep: Callable[[Landed], Awaitable[object]], landed: Landed) -> None:
@@ -223,6 +251,10 @@ class Flights:
         for flight in run.flights:
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
+
+
+def _never(_key: ExtentKey) -> bool:
+    return False
 
 
 def _follows(run: Run, key: ExtentKey) -> bool:

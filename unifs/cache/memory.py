@@ -63,6 +63,7 @@ class MemoryTier:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
+        #: Where what is fetched is received.
         self.buffers = Buffers(EXTENT_BYTES)
         #: Of the limit, what extents take that are on their way here.
         self._awaited_bytes = 0
@@ -92,7 +93,7 @@ class MemoryTier:
     def _trim(self) -> None:
         limit_bytes = max(self.limit_bytes - self._awaited_bytes, self.limit_bytes // 4)
         while self._extents.weight > limit_bytes and len(self._extents) > 1:
-            self.buffers.give(self._extents.pop_coldest()[1])
+            self._extents.pop_coldest()
 
     def clear(self) -> None:
         """Give all memory back."""

@@ -67,10 +67,10 @@ class Readahead:
     """The windows that have something ahead of their readers."""
 
     def __init__(
-        self, flights: Flights, is_here: Callable[[ExtentKey], bool], bytes_max: int
+        self, flights: Flights, is_near: Callable[[ExtentKey], bool], bytes_max: int
     ) -> None:
         self._flights = flights
-        self._is_here = is_here
+        self._is_near = is_near
         self._bytes_max = bytes_max
         #: Those with unread bytes, the one that read last at the end.
         self._active: OrderedDict[Window, None] = OrderedDict()
@@ -133,7 +133,7 @@ class Readahead:
             for number in range(start // EXTENT_BYTES, stop // EXTENT_BYTES)
         ]
         try:
-            flights = self._flights.hold(source, [key for key in keys if not self._is_here(key)])
+            flights = self._flights.hold(source, [key for key in keys if not self._is_near(key)])
         except TryAgain:
             # Readers come first.
             return

@@ -84,8 +84,9 @@ class ReadCache:
         self._flights = Flights(self._memory, limits.fetches_max, limits.waiting_max)
         if disk is not None:
             self._flights.keep = disk.write_all
+            self._flights.is_kept, self._flights.load = disk.holds, disk.load
         ahead_bytes_max = min(limits.ahead_bytes_max, limits.memory_bytes_max // 2)
-        self._readahead = Readahead(self._flights, self._is_here, ahead_bytes_max)
+        self._readahead = Readahead(self._flights, self._is_near, ahead_bytes_max)
         self._carried: dict[ExtentKey, tuple[int, Extent]] = {}
 
     @asynccontextmanager
@@ -199,6 +200,13 @@ class ReadCache:
     def _is_here(self, key: ExtentKey) -> bool:
         """Whether an extent lies in a tier, as far as is known."""
         return self._memory.has(key) or (self._disk is not None and self._disk.has(key))
+
+    def _is_near(self, key: ExtentKey) -> bool:
+        """Whether nothing is to be done for a reader who comes to this extent."""
+        disk = self._disk
+        return self._memory.has(key) or (
+            disk is not None and (disk.is_coming(key) or disk.is_cached(key))
+        )
 
     async def _bring(self, source: Source, wanted: list[_Missing]) -> Retry:
         carried: dict[ExtentKey, tuple[int, Extent]] = {}

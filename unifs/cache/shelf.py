@@ -8,7 +8,6 @@ turns them into misses.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from unifs.cache.buffers import BLOCK_BYTES, in_blocks
+from unifs.cache.buffers import in_blocks
 from unifs.cache.extentfile import (
     DIGEST_BYTES,
     Part,
@@ -175,6 +174,42 @@ class Shelf:
         part.check(data)
         return data[start : start + size]
 
+    def load(self, held: Held, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill a buffer with each extent, checked, past the page cache where that is possible.
+
+        Corrupt, FileNotFoundError or another OSError.
+        """
+        self._fill(held, wanted)
+        if all(held.checked >> number & 1 for number, _ in wanted):
+            return
+        end = held.data_bytes
+        trailer = self._pread(held.name, end, trailer_bytes(end))
+        for number, buffer in wanted:
+            held.part_in(trailer, number).check(buffer)
+
+    def _fill(self, held: Held, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        if all(in_blocks(buffer) for _, buffer in wanted):
+            try:
+                self._fill_by(os.O_DIRECT, held, wanted)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            else:
+                return
+        self._fill_by(0, held, wanted)
+
+    def _fill_by(self, flags: int, held: Held, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        fd = os.open(self.path(held.name), os.O_RDONLY | os.O_CLOEXEC | flags)
+        try:
+            while wanted:
+                first = wanted[0][0]
+                row = [buffer for at, (number, buffer) in enumerate(wanted) if number == first + at]
+                if os.preadv(fd, row, held.start_of(first)) != sum(map(len, row)):
+                    raise Corrupt("the file is cut short")
+                wanted = wanted[len(row) :]
+        finally:
+            os.close(fd)
+
     def _pread(self, name: str, start: int, size: int) -> bytes:
         fd = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -190,49 +225,26 @@ class Shelf:
         for victim in victims:
             Path(self.path(victim)).unlink(missing_ok=True)
 
-    def write(self, extents: Extents, free_bytes: int, is_direct: bool) -> Written:
-        """Write a file unless that would use the last of the free space, as just looked up.
-
-        ``is_direct``: past the page cache where file system and data allow it.
-        """
+    def write(self, extents: Extents, free_bytes: int) -> Written:
+        """Write a file unless that would use the last of the free space, as just looked up."""
         size = sum(len(data) for _, data in extents)
         if free_bytes - size < self._free_bytes_min:
             return Written(False, free_bytes)
         name = name_of([digest for digest, _ in extents])
         tmp = f"{self._directory}/{_TMP}/{name.replace('/', '')}"
         trailer = pack_trailer([Part.of(*extent) for extent in extents])
-        pieces = [memoryview(data) for _, data in extents]
         try:
-            if not (is_direct and self._write_direct(tmp, pieces, trailer)):
-                fd = _made(tmp, lambda: os.open(tmp, _CREATE, 0o600))
-                try:
-                    _write_all(fd, [*pieces, memoryview(trailer)])
-                finally:
-                    os.close(fd)
+            fd = _made(tmp, lambda: os.open(tmp, _CREATE, 0o600))
+            try:
+                _write_all(fd, [*(memoryview(data) for _, data in extents), memoryview(trailer)])
+            finally:
+                os.close(fd)
             target = self.path(name)
             _made(target, lambda: os.rename(tmp, target))
         except OSError:
             Path(tmp).unlink(missing_ok=True)
             raise
         return Written(True, free_bytes - size)
-
-    def _write_direct(self, tmp: str, pieces: list[memoryview], trailer: bytes) -> bool:
-        """Write the file past the page cache; False where that cannot be done here."""
-        if len(trailer) != BLOCK_BYTES or not all(map(in_blocks, pieces)):
-            return False
-        try:
-            fd = _made(tmp, lambda: os.open(tmp, _CREATE | os.O_DIRECT, 0o600))
-            try:
-                with mmap.mmap(-1, BLOCK_BYTES) as block:
-                    block[:] = trailer
-                    size = sum(map(len, pieces)) + BLOCK_BYTES
-                    return os.writev(fd, [*pieces, block]) == size
-            finally:
-                os.close(fd)
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                return False
-            raise
 
     def free_bytes(self) -> int:
         """What the file system has left; makes the directory where somebody has removed it."""
