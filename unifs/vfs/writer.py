@@ -142,14 +142,21 @@ class Writer:
         """The overlay in which the file may be cut to ``size``.
 
         What a row names is not cut from under it: an overlay that has one is committed and frozen,
-        and a new one begins.
+        and a new one begins. A power cut may bring back the row of a file that has no name now.
         """
         overlay = inode.overlay
         is_cut = size < inode.attributes.st_size
-        if is_cut and overlay is not None and overlay.content is not None and not inode.is_gone:
-            if overlay.is_dirty and size:
+        if is_cut and overlay is not None and overlay.content is not None:
+            after = None
+            if inode.is_gone and size:
+                if overlay.container not in overlay.content.extents.containers:
+                    return overlay
+                after = self.overlays.on_overlay(overlay)
+            elif overlay.is_dirty and size:
                 self.commit(inode)
             self.detach(inode)
+            if after is not None:
+                self.attach(inode, after)
         if size == 0 and inode.overlay is None:
             # Cut off everything without reading it.
             overlay = Overlay()
