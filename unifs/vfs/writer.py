@@ -118,10 +118,16 @@ class Writer:
     def overlay_of(self, inode: TreeInode) -> Overlay:
         """The inode's overlay, made on its content at the first change.
 
-        WouldBlock where a small base has to come from the disk first.
+        WouldBlock where a small base has to come from the disk first. What a file without a name
+        has committed stays as it is: the past may show it, or a power cut bring it back.
         """
         overlay = inode.overlay
-        if overlay is None:
+        if overlay is not None and overlay.content is not None and inode.is_gone:
+            if overlay.container in overlay.content.extents.containers:
+                overlay = self.overlays.on_overlay(overlay)
+                self.detach(inode)
+                self.attach(inode, overlay)
+        elif overlay is None:
             if inode.stored and inode.stored[0] in (LINKED, REMOTE):
                 inode.volume.materialize(inode)  # type: ignore[attr-defined]
             content = self.content_of(inode)
@@ -145,21 +151,15 @@ class Writer:
         """The overlay in which the file may be cut to ``size``.
 
         What a row names is not cut from under it: an overlay that has one is committed and frozen,
-        and a new one begins. A power cut may bring back the row of a file that has no name now.
+        and a new one begins.
         """
         overlay = inode.overlay
         is_cut = size < inode.attributes.st_size
-        if is_cut and overlay is not None and overlay.content is not None:
-            after = None
-            if inode.is_gone and size:
-                if overlay.container not in overlay.content.extents.containers:
-                    return overlay
-                after = self.overlays.on_overlay(overlay)
-            elif overlay.is_dirty and size:
+        is_freed = is_cut and not (inode.is_gone and size)
+        if is_freed and overlay is not None and overlay.content is not None:
+            if overlay.is_dirty and size:
                 self.commit(inode)
             self.detach(inode)
-            if after is not None:
-                self.attach(inode, after)
         if size == 0 and inode.overlay is None:
             # Cut off everything without reading it.
             overlay = Overlay()
