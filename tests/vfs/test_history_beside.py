@@ -61,3 +61,34 @@ async def test_who_writes_to_a_removed_file_does_not_write_to_what_was_brought_b
     await fs.settle()
     await fs.remount()
     assert await fs.read("file") == LARGE
+
+
+async def patch_and_restart(fs: HistorySystem) -> int:
+    """A file that is not sealed, of two containers; nothing else names them. The epoch it is in."""
+    await fs.write("file", LARGE)
+    await fs.seal()
+    async with fs.open("file", os.O_RDWR) as file:
+        await file.write(10, b"patch")
+    epoch = next_epoch(fs.writer, fs.storage.log.seq)
+    await fs.kill()
+    return epoch
+
+
+async def seal(fs: HistorySystem) -> None:
+    """Seal the file, which copies it into a third container, and let go of the others."""
+    await fs.seal()
+    await fs.storage.flusher.flush()
+    fs.tick()
+    assert len(fs.writer.dead_containers) == 2
+    for container in sorted(fs.writer.dead_containers):
+        fs.keeper.drop_container(container)
+
+
+async def test_a_file_of_the_past_is_read_on_while_it_is_sealed(fs: HistorySystem) -> None:
+    epoch = await patch_and_restart(fs)
+    ino = await fs.at(f"/.unifs/history/mfs/{epoch}/file")
+    handle = await complete(fs.vfs.open, ino, os.O_RDONLY, fs.caller)
+    assert bytes(await complete(fs.vfs.read, handle.fh, 0, len(LARGE))) == PATCHED
+    await seal(fs)
+    assert bytes(await complete(fs.vfs.read, handle.fh, 0, len(LARGE))) == PATCHED
+    await complete(fs.vfs.release, handle.fh)
