@@ -92,3 +92,15 @@ async def test_a_file_of_the_past_is_read_on_while_it_is_sealed(fs: HistorySyste
     await seal(fs)
     assert bytes(await complete(fs.vfs.read, handle.fh, 0, len(LARGE))) == PATCHED
     await complete(fs.vfs.release, handle.fh)
+
+
+async def test_a_removed_file_is_read_on_while_what_was_brought_back_is_sealed(
+    fs: HistorySystem,
+) -> None:
+    await patch_and_restart(fs)
+    async with fs.open("file") as reader:
+        await fs.unlink("file")
+        await fs.answer.undelete("/mfs/file", None, None)
+        await seal(fs)
+        assert await fs.read("file") == PATCHED
+        assert await reader.read() == PATCHED
