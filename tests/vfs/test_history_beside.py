@@ -104,3 +104,16 @@ async def test_a_removed_file_is_read_on_while_what_was_brought_back_is_sealed(
         await seal(fs)
         assert await fs.read("file") == PATCHED
         assert await reader.read() == PATCHED
+
+
+async def test_what_a_rollback_replaces_does_not_wait_to_be_stored(fs: HistorySystem) -> None:
+    """It is the past's: journal.dirty_bytes_max would be reached by nothing but rollbacks."""
+    for name in ("one", "other"):
+        await fs.write(name, b"small")
+    await fs.history.checkpoint("then")
+    for name in ("one", "other"):
+        await fs.write(name, LARGE)
+        await fs.answer.rollback(f"/mfs/{name}", "then")
+    await fs.settle()
+    fs.volume.unsynced.flushed(fs.storage.flusher.sealed_seq)
+    assert fs.volume.unsynced.size_bytes == 0
