@@ -87,6 +87,8 @@ class Writer:
         attributes.st_mtime_ns = attributes.st_ctime_ns = now_ns
         inode.is_touched = True
         self.touched[inode.ino] = inode
+        # The new name's inode may have taken its place in the table.
+        self.inodes.hot[inode.ino] = inode
 
     def set_blocks(self, inode: TreeInode) -> None:
         """Count the blocks of a changed file: what is a hole takes none."""
