@@ -155,18 +155,23 @@ class Paths:
         names = self.split(path)
         for depth in range(1 if parents else len(names), len(names) + 1):
             part = "/" + "/".join(os.fsdecode(name) for name in names[:depth])
-            if parents and await self._is_directory(part):
+            if parents and await self._is_directory(part, depth == len(names)):
                 continue
             above, name = await self.parent_of(part)
             self._made(await complete(self.vfs.mkdir, above.ino, name, 0o755, self.caller))
             self._invalidator.entry(above.ino, name)
         self._invalidate(await self.find(path))
 
-    async def _is_directory(self, path: str) -> bool:
+    async def _is_directory(self, path: str, is_last: bool) -> bool:
+        """Whether it is there already; NotADirectory where something else bars the way."""
         try:
-            return stat.S_ISDIR((await self.find(path)).attributes.st_mode)
+            inode = await self.find(path)
         except NotFound:
             return False
+        is_directory = stat.S_ISDIR(inode.attributes.st_mode)
+        if not is_directory and not is_last:
+            raise NotADirectory(f"{path} is not a directory")
+        return is_directory
 
     async def remove(self, path: str, recursive: bool = False) -> int:
         """Remove a file or directory; how many names went."""
