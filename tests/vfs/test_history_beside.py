@@ -9,12 +9,16 @@ import pytest
 
 from tests.vfs.historyworld import HistorySystem
 from tests.vfs.invariants import check
+from tests.vfs.test_keeper import move_all
 from unifs.vfs.epochs import next_epoch
+from unifs.vfs.rollback import Rollback
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from unifs.ipfs.embedded.segments import Place
 
 LARGE = bytes(range(256)) * 1_000
 PATCHED = LARGE[:10] + b"patch" + LARGE[15:]
@@ -117,3 +121,31 @@ async def test_what_a_rollback_replaces_does_not_wait_to_be_stored(fs: HistorySy
     await fs.settle()
     fs.volume.unsynced.flushed(fs.storage.flusher.sealed_seq)
     assert fs.volume.unsynced.size_bytes == 0
+
+
+async def test_a_collection_moves_what_a_rollback_is_about_to_bring_back(
+    fs: HistorySystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of a directory are read once, and brought back one after another."""
+    await fs.mkdir("d")
+    for name in ("changed", "removed"):
+        await fs.write(f"d/{name}", b"old " + name.encode())
+    await fs.history.checkpoint("then")
+    await fs.write("d/changed", b"new")
+    await fs.unlink("d/removed")
+    bring_back = Rollback._file
+    moved: list[dict[Place, Place]] = []
+
+    async def move_then_bring_back(self: Rollback, *args: object) -> None:
+        if not moved:
+            moved.append(await move_all(fs, fs.keeper))
+        await bring_back(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Rollback, "_file", move_then_bring_back)
+    await fs.answer.rollback("/mfs/d", "then")
+    assert moved[0]
+    for name in ("changed", "removed"):
+        assert await fs.read(f"d/{name}") == b"old " + name.encode()
+    await fs.kill()
+    for name in ("changed", "removed"):
+        assert await fs.read(f"d/{name}") == b"old " + name.encode()
