@@ -247,8 +247,9 @@ async def test_an_end_on_a_full_disk(
     assert ((state / "reserve").stat().st_size >= RESERVE_BYTES // 2) is has_reserve
     if not has_reserve:
         assert "not everything fitted on the disk at the end" in caplog.text
-        with pytest.raises(NoSpace):
-            Storage(state)
+        for _ in range(2):
+            with pytest.raises(NoSpace, match=rf"to open the state directory {state}: free a few"):
+                Storage(state)
         (small_disk / "filler").unlink()
     async with FileSystem(state, upkeep=False) as fs:
         assert await fs.read("kept") == b"k" * 5000

@@ -181,6 +181,8 @@ async def test_other_bytes_are_never_taken_for_those_that_the_backend_has(
         mount.freeze()
         await system.write("a", b"small", fsync=True)
         system.tick()
+        await system.storage.flusher.flush()
+        system.tick()
         assert system.volume.tree.database.one("select count(*) from content")[0] == 0
         await (system.kill() if is_killed else system.remount())
         await system.write("a", LARGE[1:])

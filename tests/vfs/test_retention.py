@@ -130,6 +130,8 @@ async def test_the_past_goes_though_no_root_is_built(
     prune(fs, retention)
     assert count(fs, "inode where gone is not null") == 0
     assert count(fs, "dentry_past") == 0
+    await fs.storage.flusher.flush()
+    fs.tick()
     assert count(fs, "content") == 0
     # What a start needs to know of what is not built yet is there.
     records = [record.seq for record in fs.storage.log.records()]

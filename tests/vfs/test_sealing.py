@@ -66,6 +66,8 @@ async def test_a_container_that_turns_out_to_be_unneeded_goes(tmp_path: Path) ->
         async with fs.open("a", os.O_RDWR) as file:
             await file.truncate(1 << 20)
         await fs.seal()
+        await fs.storage.flusher.flush()
+        fs.tick()
         named = {row[0] for row in fs.storage.database.all("select container from holding")}
         files = {int(path.name, 16) for path in fs.storage.state.data.iterdir()}
         assert files - named == fs.writer.dead_containers

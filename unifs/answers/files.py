@@ -159,8 +159,7 @@ class FilesAnswer:
             if not await self._shared(source, destination):
                 await self._paths.copy_file(source, destination)
         elif stat.S_ISDIR(entry.mode):
-            if destination.startswith(source.rstrip("/") + "/"):
-                raise InvalidArgument(f"{destination} lies in {source}")
+            self._paths.check_apart(source, destination)
             await self._copy_directory(source, destination)
         else:
             raise InvalidArgument(f"{source} is neither a file nor a directory")
@@ -183,15 +182,21 @@ class FilesAnswer:
         return True
 
     async def _copy_directory(self, source: str, destination: str) -> None:
-        await self._paths.mkdir(destination)
-        names = [entry async for batch in self._paths.scan(source) for entry in batch]
-        for entry in names:
-            name = os.fsdecode(entry.name)
-            below = f"{source.rstrip('/')}/{name}"
-            if stat.S_ISLNK(entry.mode):
-                await self._paths.copy_symlink(below, f"{destination}/{name}")
-            else:
-                await self._copy_bytes(below, f"{destination}/{name}")
+        # A tree may be deeper than Python's stack.
+        waiting = [(source, destination)]
+        while waiting:
+            source, destination = waiting.pop()
+            await self._paths.mkdir(destination)
+            entries = [entry async for batch in self._paths.scan(source) for entry in batch]
+            for entry in entries:
+                name = os.fsdecode(entry.name)
+                below, copied = f"{source.rstrip('/')}/{name}", f"{destination}/{name}"
+                if stat.S_ISLNK(entry.mode):
+                    await self._paths.copy_symlink(below, copied)
+                elif stat.S_ISDIR(entry.mode):
+                    waiting.append((below, copied))
+                else:
+                    await self._copy_bytes(below, copied)
 
 
 def _listed(entry: PathEntry) -> FileEntry:

@@ -16,7 +16,8 @@ error once): a descriptor's error goes to everyone who waited for that descripto
 the WAL's to everyone, and the WAL's makes the tree read-only until a restart has checked it.
 
 ``sealed_seq``: small contents of records up to it have durable bytes. ``durable_seq``: records up
-to it survive a power cut. Both trail the log's ``seq``.
+to it survive a power cut. Both trail the log's ``seq``. ``durable_commits``: so many of the
+database's transactions survive one; those that remove rows need not have a record.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Round:
     """One flush on its way, and what came of it."""
 
     __slots__ = (
+        "commits",
         "descriptors",
         "done",
         "ended",
@@ -89,7 +91,7 @@ class Round:
         self.ended: list[Ended] = []
         self.errors: dict[int, OSError] = {}
         self.failure: OSError | UnifsError | None = None
-        self.seq = 0
+        self.seq = self.commits = 0
         self.target: SyncTarget | None = None
         #: The loop pauses until ``over`` is released; otherwise it is told by a callback.
         self.is_paused_for = False
@@ -105,6 +107,7 @@ class Flusher:
         self._log = log_
         self.sealed_seq: int = database.get_meta("sealed_seq", 0)
         self.durable_seq = self.sealed_seq
+        self.durable_commits = 0
         self.rounds = 0
         self.waited = 0
         self._running: Round | None = None
@@ -229,7 +232,7 @@ class Flusher:
         assert turn is not None
         self._next = None
         self._running = turn
-        turn.seq = self._log.seq
+        turn.seq, turn.commits = self._log.seq, self._database.commits
         before_ns, self._started_ns = self._started_ns, time.perf_counter_ns()
         self._grow_wal(self._started_ns - before_ns < AHEAD_NS)
         try:
@@ -297,6 +300,7 @@ class Flusher:
             self._database.fail(f"fdatasync: {turn.failure}")
         else:
             self.durable_seq = max(self.durable_seq, turn.seq)
+            self.durable_commits = max(self.durable_commits, turn.commits)
             self.sealed_seq = self.durable_seq
         for descriptor, error in turn.errors.items():
             log.error("data sync failed: descriptor=%d error=%s", descriptor, error.strerror)

@@ -57,6 +57,13 @@ class Record:
     parent: int
     data: bytes
 
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """Directories in which it changed a name; 0 for none."""
+        if self.op is Op.RENAME:
+            return (self.parent, unpack_rename(self.data).new_parent)
+        return (self.parent,)
+
 
 @dataclass(frozen=True, slots=True)
 class Marked:

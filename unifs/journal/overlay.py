@@ -204,6 +204,15 @@ class Overlays:
         self._attach(overlay)
         return overlay
 
+    def on_overlay(self, below: Overlay) -> Overlay:
+        """An overlay on all that another one holds, for a file of which nothing is committed."""
+        overlay = Overlay()
+        overlay.extents = below.extents.copy()
+        overlay.base = below.base
+        overlay.buffer = overlay.unsynced = None
+        self._attach(overlay)
+        return overlay
+
     def _attach(self, overlay: Overlay) -> None:
         overlay.container = self._containers.create()
         overlay.descriptor = self._containers.descriptor(overlay.container)

@@ -174,7 +174,15 @@ def _owner(claim: bytes) -> str:
         return "another process"
 
 
+def no_room(path: Path) -> NoSpace:
+    """Why a state directory cannot be opened whose reserve is gone too."""
+    return NoSpace(
+        f"no space left to open the state directory {path}: free a few megabytes on that disk,"
+        " elsewhere than in it; files of the tree can be deleted once it is mounted"
+    )
+
+
 def _unusable(path: Path, error: OSError) -> StateUnusable | NoSpace:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"no space left for the state directory {path}")
+        return no_room(path)
     return StateUnusable(f"the state directory {path} cannot be used: {error.strerror}")

@@ -70,7 +70,10 @@ class PastHandle(Handle):
         form = self.view.form(self.inode.ino)
         if form is None:
             raise Stale(f"epoch {self.view.epoch} is not kept any more")
-        if form.content != self._blob:
+        content = self._content
+        is_closed = isinstance(content, LargeContent) and content.state == CLOSED
+        if is_closed or form.content != self._blob:
+            # Sealing, for whoever else has this content, may have moved its bytes.
             storage = self.view.storage
             self._content = past_content(storage.contents, storage.database, form.content)
             self._blob = form.content

@@ -93,6 +93,8 @@ def put_back(volume: TreeVolume, inode: TreeInode, form: Form, xattrs: dict[byte
         fill_attributes(attributes, inode.ino, before, volume.timeout_s)
         raise
     writer.committed(inode, None, blob)
+    # What nobody had sealed yet is the past's now, which waits for nothing.
+    volume.unsynced.reached(inode, inode.unsynced_bytes)
     _to_seal(volume, inode)
 
 

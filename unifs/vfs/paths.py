@@ -155,47 +155,57 @@ class Paths:
         names = self.split(path)
         for depth in range(1 if parents else len(names), len(names) + 1):
             part = "/" + "/".join(os.fsdecode(name) for name in names[:depth])
-            if parents and await self._is_directory(part):
+            if parents and await self._is_directory(part, depth == len(names)):
                 continue
             above, name = await self.parent_of(part)
             self._made(await complete(self.vfs.mkdir, above.ino, name, 0o755, self.caller))
             self._invalidator.entry(above.ino, name)
         self._invalidate(await self.find(path))
 
-    async def _is_directory(self, path: str) -> bool:
+    async def _is_directory(self, path: str, is_last: bool) -> bool:
+        """Whether it is there already; NotADirectory where something else bars the way."""
         try:
-            return stat.S_ISDIR((await self.find(path)).attributes.st_mode)
+            inode = await self.find(path)
         except NotFound:
             return False
+        is_directory = stat.S_ISDIR(inode.attributes.st_mode)
+        if not is_directory and not is_last:
+            raise NotADirectory(f"{path} is not a directory")
+        return is_directory
 
     async def remove(self, path: str, recursive: bool = False) -> int:
         """Remove a file or directory; how many names went."""
+        removed = 0
+        # What is to be removed before the one below it; a tree may be deeper than Python's stack.
+        waiting = [path]
+        while waiting:
+            try:
+                await self._remove_one(waiting[-1])
+            except NotEmpty:
+                if not recursive:
+                    raise NotEmpty(f"{path} is not empty; remove it recursively") from None
+                names = [each.name async for batch in self.scan(waiting[-1]) for each in batch]
+                if not names:
+                    raise
+                waiting += [f"{waiting[-1]}/{os.fsdecode(name)}" for name in names]
+                continue
+            removed += 1
+            waiting.pop()
+        return removed
+
+    async def _remove_one(self, path: str) -> None:
         above, name = await self.parent_of(path)
         inode = await self.find(path)
-        removed = 0
-        if not stat.S_ISDIR(inode.attributes.st_mode):
-            await complete(self.vfs.unlink, above.ino, name, self.caller)
-        else:
-            if recursive:
-                removed = await self._empty(path)
-            try:
-                await complete(self.vfs.rmdir, above.ino, name, self.caller)
-            except NotEmpty:
-                raise NotEmpty(f"{path} is not empty; remove it recursively") from None
+        is_directory = stat.S_ISDIR(inode.attributes.st_mode)
+        change = self.vfs.rmdir if is_directory else self.vfs.unlink
+        await complete(change, above.ino, name, self.caller)
         self._invalidator.entry(above.ino, name)
         self._invalidate(above)
-        return removed + 1
-
-    async def _empty(self, path: str) -> int:
-        removed = 0
-        names = [entry.name async for batch in self.scan(path) for entry in batch]
-        for name in names:
-            removed += await self.remove(f"{path}/{os.fsdecode(name)}", recursive=True)
-        return removed
 
     async def move(self, source: str, target: str) -> None:
         """Rename; into ``target`` if that is a directory. CrossMount between mounts."""
         target = await self.into(source, target)
+        self.check_apart(source, target)
         above, name = await self.parent_of(source)
         below, new_name = await self.parent_of(target)
         if above.volume is not below.volume:
@@ -205,6 +215,12 @@ class Paths:
         self._invalidator.entry(below.ino, new_name)
         self._invalidate(above)
         self._invalidate(below)
+
+    def check_apart(self, source: str, target: str) -> None:
+        """InvalidArgument where ``target`` lies in ``source``, however the two are spelt."""
+        names, below = self.split(source), self.split(target)
+        if len(below) > len(names) and below[: len(names)] == names:
+            raise InvalidArgument(f"{target} lies in {source}")
 
     async def into(self, source: str, target: str) -> str:
         """``target``, or the source's name in it where it is a directory."""

@@ -164,9 +164,7 @@ class Cold:
             volume.writer.log.row(Op.SYNC, inode.ino, inode.parent, blob),
         ]
         volume.tree.commit(batch)
-        released = large_id(inode.stored)
-        if released:
-            volume.writer.released.append((volume.writer.log.seq, released))
+        volume.writer.release([large_id(inode.stored)])
         inode.stored, inode.content, inode.held, inode.synced = blob, None, None, blob
         inode.based_on = None
         self.cooled += 1

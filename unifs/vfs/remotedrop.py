@@ -57,7 +57,7 @@ def commit_releasing(volume: RemoteVolume, batch: Batch, contents: list[int]) ->
     if contents:
         batch.append(log.row(Op.SYNC, 0, 0, b""))
     volume.tree.commit(batch, frees=True)
-    volume.writer.released.extend((log.seq, content) for content in contents)
+    volume.writer.release(contents)
 
 
 def _drop_rows(volume: RemoteVolume, ino: int, batch: Batch, contents: list[int]) -> None:

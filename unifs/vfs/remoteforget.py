@@ -83,7 +83,7 @@ def forget_step(volume: RemoteVolume, after: int) -> int | None:
             writer.touched.pop(ino, None)
             writer.unsealed.pop(ino, None)
             writer.unsealed_since.pop(ino, None)
-    writer.released += [(volume.log.seq, content) for content in contents if content]
+    writer.release(contents)
     if rows:
         return int(rows[-1][0])
     writer.inodes.drop(volume.root)

@@ -54,6 +54,8 @@ class Merge:
         self._questions = Questions()
         self._ahead = Ahead(self._questions)
         self._scans: dict[int, trio.Event] = {}
+        #: Contents that the rows of the transaction being prepared name no more.
+        self._left: list[int] = []
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -114,9 +116,9 @@ class Merge:
 
     def _renew(self, inode: RemoteInode, node: Node) -> None:
         if _is_same_kind(inode, node):
-            batch: Batch = []
+            batch = self._begin()
             self._update(inode, node, self.volume.now_ns(), batch)
-            self.tree.commit(batch)
+            self._commit(batch)
             self._updated(inode)
 
     async def scan(self, inode: RemoteInode) -> object:
@@ -216,7 +218,7 @@ class Merge:
     def take(self, parent: RemoteInode, entries: list[Told]) -> None:
         """Rows for (name, path, node): new ones, and those that differ."""
         volume = self.volume
-        batch: Batch = []
+        batch = self._begin()
         now_ns = max(volume.now_ns(), parent.listed_ns)
         made: dict[bytes, RemoteInode] = {}
         seen: list[RemoteInode] = []
@@ -257,7 +259,7 @@ class Merge:
             self.insert(inode, name, batch)
         batch += rows.batch
         if batch:
-            self.tree.commit(batch)
+            self._commit(batch)
         rows.committed()
         for inode in made.values():
             volume.inodes.add(inode)
@@ -265,6 +267,16 @@ class Merge:
                 parent.attributes.st_nlink += 1
         for inode in seen:
             self._updated(inode)
+
+    def _begin(self) -> Batch:
+        """A transaction before which memory changes: WouldBlock here, where it would wait."""
+        self.tree.database.admit()
+        self._left = []
+        return []
+
+    def _commit(self, batch: Batch) -> None:
+        self.tree.commit(batch)
+        self.volume.writer.release(self._left)
 
     def _is_pinned(self, inode: RemoteInode, node: Node) -> bool:
         """Whether open handles follow local bytes that this version would replace under them."""
@@ -338,13 +350,13 @@ class Merge:
     def adopt_bytes(self, inode: RemoteInode, node: Node) -> None:
         """Somebody else's bytes take the place of the backend's; our attributes stay."""
         attributes = inode.attributes
-        batch: Batch = []
+        batch = self._begin()
         moments = attributes.st_mtime_ns, attributes.st_ctime_ns
         self._adopt(inode, node, batch)
         attributes.st_mtime_ns, attributes.st_ctime_ns = moments
         packed = pack_attributes(attributes)
         row = (inode.parent, self.tree.epoch, packed, inode.stored, inode.ino)
-        self.tree.commit([*batch, (UPDATE_INODE, row), self.remotes.store(inode)])
+        self._commit([*batch, (UPDATE_INODE, row), self.remotes.store(inode)])
         self.volume.tell_inode(inode.ino)
 
     def _adopt(self, inode: RemoteInode, node: Node, batch: Batch) -> None:
@@ -356,10 +368,10 @@ class Merge:
             inode.stored = symlink_blob(node.target)
         self._take_version(inode, node)
         if content:
-            # The bytes go when this record is durable, and with it the row that names them no more.
+            # Recovery does not go behind this.
             log = self.volume.writer.log
             batch.append(log.row(Op.SYNC, inode.ino, inode.parent, inode.stored))
-            self.volume.writer.released.append((log.seq, content))
+            self._left.append(content)
         moment = node.mtime_ns if node.mtime_ns is not None else self.volume.now_ns()
         if not stat.S_ISDIR(attributes.st_mode):
             attributes.st_mtime_ns = attributes.st_ctime_ns = moment

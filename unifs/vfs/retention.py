@@ -254,8 +254,7 @@ class Retention:
         if self._unknown:
             self._unknown = ranges
         self._late = found.late
-        now = self.storage.log.seq
-        self.writer.released.extend((now, content) for content in found.contents if content)
+        self.writer.release(found.contents)
         return bool(ranges or self._thinned())
 
     def _sweep_range(self, part: Range, found: _Found) -> bool:

@@ -194,7 +194,7 @@ class Rollback:
         xattrs = xattrs_at(self.history.ask, form.ino, self.epoch)
         if is_same(inode, form, xattrs):
             return
-        await complete(put_back, self.volume, inode, form, xattrs)
+        await complete(self._put_back, inode, form, xattrs)
         self._invalidator.inode(inode.ino, attributes_only=True)
 
     @property
@@ -219,7 +219,7 @@ class Rollback:
                 self.outcome.unchanged += known is live
             else:
                 await self._seal(form, known)
-                await complete(put_back, self.volume, known, form, xattrs)
+                await complete(self._put_back, known, form, xattrs)
                 self._invalidator.inode(known.ino)
                 self.outcome.changed += 1
             if known is not live:
@@ -253,7 +253,16 @@ class Rollback:
     def _make(
         self, form: Form, xattrs: dict[bytes, bytes], parent: TreeInode, name: bytes
     ) -> TreeInode:
-        return make_from(self.volume, parent, name, form, xattrs)
+        return make_from(self.volume, parent, name, self._as_it_is(form), xattrs)
+
+    def _put_back(self, inode: TreeInode, form: Form, xattrs: dict[bytes, bytes]) -> None:
+        put_back(self.volume, inode, self._as_it_is(form), xattrs)
+
+    def _as_it_is(self, form: Form) -> Form:
+        """A form that was read a while ago: a collection moves small contents meanwhile, and only
+        rows follow.
+        """
+        return form_at(self.history.ask, form.ino, self.epoch) or form
 
     def _link(self, known: TreeInode, parent: TreeInode, name: bytes) -> TreeInode:
         return self.volume.link(known, parent, name, CALLER)

@@ -240,7 +240,7 @@ class MfsRoots:
         """After a start: directories in which something changed since the last build."""
         last = self._last()
         for record in self.writer.storage.log.records(0 if last is None else last[1]):
-            for parent in (record.parent, *self.writer.new_parents(record)):
+            for parent in record.parents:
                 if parent:
                     self.changed()[parent] = None
         if last is None:

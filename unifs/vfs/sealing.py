@@ -31,6 +31,7 @@ from unifs.journal.content import SEALED, LargeContent, large_blob
 from unifs.journal.extents import HOLE, ExtentMap
 from unifs.journal.log import Op
 from unifs.journal.overlay import write_all
+from unifs.vfs.treeinode import share
 from unifs.vfs.unsynced import Unsynced
 from unifs.waiting import complete
 
@@ -373,6 +374,8 @@ class Sealer:
         content.extents, content.cid, content.leaves = job.extents, job.cid, bytes(job.leaves)
         content.verified = bytearray(b"\1" * (len(job.leaves) // 32))
         content.state, content.base = SEALED, None
+        if database.one("select refs from content where id=?", (content.id,))[0] > 1:
+            share(content, self.writer.inodes.hot.values())
         if inode.content is content:
             inode.acknowledged = None
         self.sealed += 1

@@ -25,7 +25,7 @@ from unifs.journal.log import Log
 from unifs.journal.overlay import Overlays
 from unifs.journal.recovery import Recovery, unnamed_files
 from unifs.state.database import SET_META, Database, reading_failed
-from unifs.state.directory import StateDirectory
+from unifs.state.directory import StateDirectory, no_room
 from unifs.vfs.tree import Tree
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Storage:
             if self._database is not None:
                 self._database.close()
             self.state.close()
+            if isinstance(error, apsw.FullError | NoSpace):
+                raise no_room(path) from error
             if isinstance(error, apsw.Error):
                 raise reading_failed(error) from error
             raise

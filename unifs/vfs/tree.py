@@ -106,6 +106,15 @@ def pack_attributes(attributes: Attributes) -> bytes:
     )
 
 
+def with_bytes_of(packed: bytes, row: bytes) -> bytes:
+    """An attributes column with what another one says of the bytes: size, holes and mtime."""
+    fields = list(ATTRIBUTES.unpack(packed))
+    before = ATTRIBUTES.unpack(row)
+    for at in (4, 6, 8):
+        fields[at] = before[at]
+    return _pack(*fields)
+
+
 def blocks_of(size_bytes: int) -> int:
     """How many blocks of 512 bytes hold that many bytes."""
     return (size_bytes + 511) >> 9

@@ -91,7 +91,7 @@ class TreeHandle(Handle):
         unsynced = volume.unsynced
         unsynced.admit(size)
         overlay = inode.overlay
-        if overlay is None:
+        if overlay is None or inode.is_gone:
             overlay = volume.writer.overlay_of(inode)
         buffer = overlay.buffer
         if buffer is not None and offset == len(buffer) and end <= SMALL_BYTES:

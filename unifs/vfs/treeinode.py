@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unifs.journal.content import SEALED
+from unifs.journal.content import SEALED, LargeContent
 from unifs.vfs.volume import Inode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from unifs.journal.content import Content
     from unifs.journal.overlay import Overlay
     from unifs.types import Attributes
@@ -108,3 +110,14 @@ class TreeInode(Inode):
             else:
                 found.add(guard)
         return found
+
+
+def share(content: LargeContent, inodes: Iterable[Inode]) -> None:
+    """What sealing has made of a content holds for every inode that has it: of what was brought
+    back from the past each one decodes its own.
+    """
+    for inode in inodes:
+        if isinstance(inode, TreeInode):
+            held = inode.content
+            if isinstance(held, LargeContent) and held.id == content.id:
+                inode.content = content

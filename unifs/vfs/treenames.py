@@ -23,7 +23,7 @@ from unifs.errors import (
 )
 from unifs.journal.content import symlink_blob
 from unifs.journal.log import Op
-from unifs.vfs.tree import SET_GONE, UPDATE_INODE, pack_attributes
+from unifs.vfs.tree import SET_GONE, UPDATE_INODE, pack_attributes, with_bytes_of
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.unsynced import Unsynced
 from unifs.vfs.volume import Volume
@@ -225,6 +225,9 @@ class TreeNames(Volume):
         if inode.epoch != tree.epoch:
             tree.keep_inode(batch, inode)
         packed = pack_attributes(inode.attributes)
+        if inode.is_dirty():
+            # The row goes on naming the bytes before: their size and time stay with them.
+            packed = with_bytes_of(packed, tree.inode_row(inode.ino)[4])
         batch.append((UPDATE_INODE, (parent, tree.epoch, packed, inode.stored, inode.ino)))
 
     def _updated(self, inode: TreeInode) -> None:

@@ -48,7 +48,7 @@ class Upkeep:
         self.writer = writer
         self.storage = writer.storage
         self._failed: set[str] = set()
-        #: Containers that lost a content and are still written to.
+        #: Containers that lost a content; some are still written to, or read by who writes.
         self._released: set[int] = set()
         self._times_at = 0.0
         self._flushed_at = 0.0
@@ -68,7 +68,7 @@ class Upkeep:
                 if now - self._flushed_at > FLUSH_S and not self._is_flushing:
                     self._flushed_at = now
                     self._try("reserve", self._restore_reserve)
-                    if self.storage.log.seq > self.storage.flusher.sealed_seq:
+                    if self._is_flush_due():
                         self._is_flushing = True
                         nursery.start_soon(self._flush)
 
@@ -98,9 +98,13 @@ class Upkeep:
             await complete(self.write_times)
         await self.storage.flusher.flush()
         await complete(self.release)
+        if writer.released:
+            # Rows went just now.
+            await self.storage.flusher.flush()
+            await complete(self.release)
         # What still waits to be released is known to nobody after this: recovery finds it.
-        left = writer.replaced or writer.released or writer.forgotten or writer.dead_containers
-        self.storage.is_tidy = not left
+        left = [writer.replaced, writer.released, writer.unneeded, writer.forgotten]
+        self.storage.is_tidy = not any(left) and not writer.dead_containers
 
     def tick(self, now: float) -> None:
         """One round of everything that is due."""
@@ -122,6 +126,11 @@ class Upkeep:
                 log.warning("upkeep failed: what=%s error=%s", what, error)
         else:
             self._failed.discard(what)
+
+    def _is_flush_due(self) -> bool:
+        storage, writer = self.storage, self.writer
+        is_behind = storage.log.seq > storage.flusher.sealed_seq
+        return is_behind or bool(writer.released or writer.unneeded)
 
     async def _flush(self) -> None:
         try:
@@ -186,12 +195,14 @@ class Upkeep:
             waiting = []
             for inode, content in writer.replaced:
                 if self.is_sealed(inode) and not self._is_guarded(inode):
-                    writer.released.append((self.storage.log.seq, content))
+                    writer.release([content])
                 else:
                     waiting.append((inode, content))
             writer.replaced = waiting
-        durable = self.storage.flusher.durable_seq
-        ready = [content for seq, content in writer.released if seq <= durable]
+        durable = self.storage.flusher.durable_commits
+        ready = [content for at, content in writer.released if at <= durable]
+        self._released.update(name for at, name in writer.unneeded if at <= durable)
+        writer.unneeded = [item for item in writer.unneeded if item[0] > durable]
         if ready or self._released:
             # Also where a container has only lost its last writer since.
             self._release_contents(ready)
@@ -223,8 +234,7 @@ class Upkeep:
         # What they had replaced before they lost their names is wanted no more either.
         contents += [content for inode, content in writer.replaced if inode in reaped]
         writer.replaced = [held for held in writer.replaced if held[0] not in reaped]
-        seq = self.storage.log.seq
-        writer.released.extend((seq, content) for content in contents)
+        writer.release(contents)
 
     def _is_guarded(self, inode: TreeInode) -> bool:
         """Whether the inode that took this one's name, or who took it from there, is unsealed."""
@@ -248,12 +258,15 @@ class Upkeep:
         if batch:
             self.writer.tree.commit(batch, frees=True)
         self._released.update(container for (container,) in held)
-        in_use = {held.overlay.container for held in self.writer.open.values() if held.overlay}
+        in_use: set[int] = set()
+        for open_ in self.writer.open.values():
+            if open_.overlay is not None:
+                in_use |= {open_.overlay.container, *open_.overlay.extents.containers}
         idle = self._released - in_use
         dead = {container for container in idle if database.one(IS_HELD, (container,)) is None}
-        self._released &= in_use
         carried = self.writer.durability.carried
         if marks := carried.marks(dead):
             self.writer.tree.commit(carried.drop(marks), frees=True)
             carried.dropped(marks)
+        self._released &= in_use
         self.writer.dead_containers |= dead

@@ -17,15 +17,16 @@ import time
 from typing import TYPE_CHECKING
 
 from unifs.journal.content import LINKED, REMOTE, LargeContent, SmallContent, large_id
-from unifs.journal.log import Op, pack_pair, unpack_rename
+from unifs.journal.log import Op, pack_pair
 from unifs.journal.overlay import COMMITS_SMALL_MAX, PROOF_BYTES, Overlay
 from unifs.journal.proof import prove
 from unifs.vfs.fsync import Durability
 from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, blocks_of, pack_attributes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from unifs.journal.content import Content
-    from unifs.journal.log import Record
     from unifs.vfs.inodes import Inodes
     from unifs.vfs.storage import Storage
     from unifs.vfs.tree import Batch
@@ -71,8 +72,10 @@ class Writer:
         self.forgotten: list[TreeInode] = []
         #: (inode whose present content must be sealed first, content that it replaced).
         self.replaced: list[tuple[TreeInode, int]] = []
-        #: (journal record that must be durable first, content without a row that names it).
+        #: (transaction that must be durable first, content without a row that names it).
         self.released: list[tuple[int, int]] = []
+        #: (transaction that must be durable first, container that a content has no use for now).
+        self.unneeded: list[tuple[int, int]] = []
         #: Containers that no content names any more; ``vfs.keeper`` deletes them.
         self.dead_containers = storage.dead_containers
         #: What changed since the last root: mount number -> directory -> names (None: any).
@@ -84,6 +87,8 @@ class Writer:
         attributes.st_mtime_ns = attributes.st_ctime_ns = now_ns
         inode.is_touched = True
         self.touched[inode.ino] = inode
+        # The new name's inode may have taken its place in the table.
+        self.inodes.hot[inode.ino] = inode
 
     def set_blocks(self, inode: TreeInode) -> None:
         """Count the blocks of a changed file: what is a hole takes none."""
@@ -115,10 +120,16 @@ class Writer:
     def overlay_of(self, inode: TreeInode) -> Overlay:
         """The inode's overlay, made on its content at the first change.
 
-        WouldBlock where a small base has to come from the disk first.
+        WouldBlock where a small base has to come from the disk first. What a file without a name
+        has committed stays as it is: the past may show it, or a power cut bring it back.
         """
         overlay = inode.overlay
-        if overlay is None:
+        if overlay is not None and overlay.content is not None and inode.is_gone:
+            if overlay.container in overlay.content.extents.containers:
+                overlay = self.overlays.on_overlay(overlay)
+                self.detach(inode)
+                self.attach(inode, overlay)
+        elif overlay is None:
             if inode.stored and inode.stored[0] in (LINKED, REMOTE):
                 inode.volume.materialize(inode)  # type: ignore[attr-defined]
             content = self.content_of(inode)
@@ -146,7 +157,8 @@ class Writer:
         """
         overlay = inode.overlay
         is_cut = size < inode.attributes.st_size
-        if is_cut and overlay is not None and overlay.content is not None and not inode.is_gone:
+        is_freed = is_cut and not (inode.is_gone and size)
+        if is_freed and overlay is not None and overlay.content is not None:
             if overlay.is_dirty and size:
                 self.commit(inode)
             self.detach(inode)
@@ -348,14 +360,15 @@ class Writer:
                 # Recovery may give the name back to this one, then from it to the one before.
                 self.unsealed_since[guard.ino] = min(since, self.unsealed_since[guard.ino])
 
-    def dropped(self, containers: set[int]) -> None:
-        """A content names these no more: their files go where nothing else does, open or past."""
-        for held in self.open.values():
-            if held.overlay is not None:
-                containers -= {*held.overlay.extents.containers, held.overlay.container}
-        query = "select 1 from holding where container=? limit 1"
-        one = self.storage.database.one
-        self.dead_containers.update(name for name in containers if one(query, (name,)) is None)
+    def release(self, contents: Iterable[int]) -> None:
+        """Since the last transaction a row less names each: bytes go once that is durable."""
+        commits = self.storage.database.commits
+        self.released.extend((commits, content) for content in contents if content)
+
+    def dropped(self, containers: Iterable[int]) -> None:
+        """As ``release``, of containers that the last transaction has taken from a content."""
+        commits = self.storage.database.commits
+        self.unneeded.extend((commits, container) for container in containers)
 
     def needed_since(self) -> int:
         """Recovery after a power cut may need every record with a higher seq."""
@@ -385,10 +398,3 @@ class Writer:
             names.add(name)
             if len(names) > NAMES_MAX:
                 changed[directory] = None
-
-    @staticmethod
-    def new_parents(record: Record) -> tuple[int, ...]:
-        """Directories besides ``parent`` that a journal record says have changed."""
-        if record.op is Op.RENAME:
-            return (unpack_rename(record.data).new_parent,)
-        return ()

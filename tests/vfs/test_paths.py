@@ -1,0 +1,67 @@
+"""Operations by path, as `unifs ctl files` asks for them: what bars the way is named."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.vfs.historyworld import Told
+from tests.vfs.nodeworld import NodeSystem
+from unifs.answers.files import FilesAnswer
+from unifs.errors import Exists, InvalidArgument, NotADirectory
+from unifs.types import PlainCaller
+from unifs.vfs.paths import Paths
+from unifs.waiting import complete
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from unifs.ipfs.cid import Cid
+
+#: More than Python's stack has frames for.
+DEPTH = 400
+
+
+def files(fs: NodeSystem) -> FilesAnswer:
+    async def is_here(cid: Cid) -> bool:
+        return True
+
+    return FilesAnswer(Paths(fs.vfs, Told()), fs.node, is_here, fs.sealer.seal)
+
+
+@pytest.mark.parametrize("source", ["/mfs/d", "/mfs//d", "/mfs/./d", "/mfs/d/", "//mfs/d"])
+async def test_a_directory_goes_into_itself_by_no_spelling(tmp_path: Path, source: str) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        await fs.mkdir("d")
+        await fs.write("d/file", b"1")
+        for change in (files(fs).copy, files(fs).move):
+            with pytest.raises(InvalidArgument, match=rf"^/mfs/d/d lies in {source}$"):
+                await change(source, "/mfs/d")
+        assert await fs.listdir("d") == [b"file"]
+
+
+async def test_a_deep_tree_is_copied_and_removed(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        ino = fs.volume.root
+        for _ in range(DEPTH):
+            made = await complete(fs.vfs.mkdir, ino, b"a", 0o755, PlainCaller())
+            ino = made.st_ino
+        await files(fs).copy("/mfs/a", "/mfs/copy")
+        await files(fs).remove("/mfs/a", True)
+        assert await fs.listdir() == [b"copy"]
+        assert await fs.exists("copy" + "/a" * (DEPTH - 1))
+
+
+async def test_directories_above_are_made_but_not_through_a_file(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        paths = Paths(fs.vfs, Told())
+        await paths.mkdir("/mfs/a/b", parents=True)
+        await paths.mkdir("/mfs/a/b", parents=True)
+        await fs.write("a/file", b"")
+        for below in ("c", "c/d"):
+            with pytest.raises(NotADirectory, match=r"^/mfs/a/file is not a directory$"):
+                await paths.mkdir(f"/mfs/a/file/{below}", parents=True)
+        with pytest.raises(Exists):
+            await paths.mkdir("/mfs/a/file", parents=True)
+        assert sorted(await fs.listdir("a")) == [b"b", b"file"]
