@@ -102,7 +102,7 @@ class InvalidCid(InvalidArgument):
     """The string is not a CID."""
 
     code = "INVALID_CID"
-    hint = "a CID looks like bafy…, bafk… or Qm…"
+    hint = "a CID looks like bafy…, bafk… or Qm…; a path of the tree begins with /"
 
 
 class TooLarge(UnifsError):

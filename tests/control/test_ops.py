@@ -170,6 +170,25 @@ async def test_a_directory_is_added_listed_and_written_out(shell: Shell, tmp_pat
     assert (code, "is a directory" in err) == (5, True)
 
 
+async def test_a_path_of_the_tree_means_its_cid(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(HELLO)
+    cid = await add(shell, "a", "--no-pin")
+    files = shell.world.files
+    files.tree |= {"/mfs/a": HELLO, "/mfs/none": b""}
+    files.cids["/mfs/a"] = cid
+    assert await shell.text("ctl", "cat", "/mfs/a") == HELLO.decode()
+    (found,) = await shell.json("ctl", "stat", "/mfs/a")
+    (pinned,) = await shell.json("ctl", "pins", "add", "/mfs/a")
+    assert (found["cid"], pinned["cid"]) == (cid, cid)
+    assert await shell.run("ctl", "dag", "export", "/mfs/a") == await shell.run(
+        "ctl", "dag", "export", cid
+    )
+    await shell.text("ctl", "get", "/mfs/a", "--output", "copy")
+    assert (tmp_path / "copy").read_bytes() == HELLO
+    for path, code in (("/mfs/none", 7), ("/mfs/missing", 4), ("/", 4)):
+        assert (await shell.run("ctl", "cat", path))[0] == code
+
+
 async def test_pins_are_added_listed_named_and_removed(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(HELLO)
     cid = await add(shell, "a", "--no-pin")

@@ -219,7 +219,9 @@ class _Call:
                 continue
             if parameter.param.place == "host":
                 found = os.path.abspath(os.path.expanduser(found))
-            elif parameter.param.place == "tree":
+            elif parameter.param.place == "tree" or (
+                parameter.param.place == "node" and found.startswith(("/", "./", "../"))
+            ):
                 found = self._target.tree_path(found)
             given[parameter.name] = list(found) if parameter.is_list else found
         return given

@@ -6,6 +6,7 @@ from msgspec import Meta
 
 from unifs.control.daemon_protocol import Answer, Daemon
 from unifs.control.ops.archive import tar_of
+from unifs.control.ops.node_path import NodePath, node_path
 from unifs.control.ops.progress import telling
 from unifs.control.ops.source import host_path
 from unifs.control.registry import Download, Emit, Param, Upload, operation
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from unifs.ipfs.unixfs.reader import UnixfsStat
 
 ProfileName = Literal["unixfs-v1-2025", "unixfs-v0-2015", "kubo-v1"]
-NodePath = Annotated[str, Param("a CID, or /ipfs/CID/names…")]
 
 
 class Id(Answer):
@@ -160,12 +160,13 @@ async def cat(
     Nothing unverified is written: where a block is missing or wrong the bytes end before it, with
     the error's exit code.
     """
-    found = await daemon.node.stat(path)
+    content = await node_path(daemon, path)
+    found = await daemon.node.stat(content)
     if _kind(found.node) == "directory":
         raise IsADirectory(f"{path} is a directory; `unifs ctl get` writes one out")
     rest = max(0, found.node.size_bytes - offset)
     size = rest if length is None else min(rest, length)
-    return Download(daemon.node.cat(path, offset, length), size_bytes=size)
+    return Download(daemon.node.cat(content, offset, length), size_bytes=size)
 
 
 @operation("get")
@@ -174,9 +175,10 @@ async def get(daemon: Daemon, path: NodePath) -> Download:
 
     The command unpacks it: into `--output`, else under its own name here, which must not exist.
     """
-    found = await daemon.node.stat(path)
+    content = await node_path(daemon, path)
+    found = await daemon.node.stat(content)
     name = path.rstrip("/").rpartition("/")[2]
-    chunks = tar_of(daemon.node, path, name or str(found.cid))
+    chunks = tar_of(daemon.node, content, name or str(found.cid))
     return Download(chunks, content_type="application/x-tar")
 
 
@@ -184,10 +186,10 @@ async def get(daemon: Daemon, path: NodePath) -> Download:
 async def ls(daemon: Daemon, emit: Emit[Link], path: NodePath) -> None:
     """List a directory by CID.
 
-    Names, CIDs and sizes as the directory's block has them. What the mounted tree shows at /mfs is
-    listed by `unifs ctl files ls`.
+    Names, CIDs and sizes as the directory's block has them. With their times, and as they are
+    this moment, names of the mounted tree are listed by `unifs ctl files ls`.
     """
-    async for page in daemon.node.ls(path):
+    async for page in daemon.node.ls(await node_path(daemon, path)):
         for entry in page:
             node = entry.node
             await emit(
@@ -203,7 +205,7 @@ async def ls(daemon: Daemon, emit: Emit[Link], path: NodePath) -> None:
 @operation("stat")
 async def stat(daemon: Daemon, path: NodePath) -> ObjectStat:
     """Tell the CID, kind and size of what is at a path."""
-    found = await daemon.node.stat(path)
+    found = await daemon.node.stat(await node_path(daemon, path))
     node = found.node
     return ObjectStat(
         cid=str(found.cid),
