@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import socket
 import sys
 import tarfile
@@ -90,6 +91,9 @@ async def test_a_file_that_is_another_one_for_the_daemon_is_sent_to_it(
     expected = await add(shell, "a")
     monkeypatch.setattr(commands, "os", _ElsewhereOs)
     assert await add(shell, "a") == expected
+    shutil.copyfile("/proc/filesystems", "copy")
+    copied = await add(shell, "copy")
+    assert await add(shell, "/proc/filesystems") == copied, "which says that it is empty"
     code, _, err = await shell.run("ctl", "add", "d")
     assert (code, "another file for the daemon" in err) == (4, True)
 
@@ -99,11 +103,12 @@ async def test_a_fifo_is_read_by_the_command_and_not_by_the_daemon(
 ) -> None:
     (tmp_path / "a").write_bytes(HELLO)
     expected = await add(shell, "a")
-    monkeypatch.setattr(commands, "os", _ElsewhereOs)
     os.mkfifo("fifo")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, (tmp_path / "fifo").write_bytes, HELLO)
-        assert await add(shell, "fifo") == expected
+    with monkeypatch.context() as patched:
+        patched.setattr(commands, "os", _ElsewhereOs)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, (tmp_path / "fifo").write_bytes, HELLO)
+            assert await add(shell, "fifo") == expected
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket")
         code, _, err = await shell.run("ctl", "add", "socket")
