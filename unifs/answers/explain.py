@@ -88,7 +88,7 @@ class Explainer:
             return _explain_host(path, inode)
         status = await self._journal.status(path)
         unsynced = [
-            f"{count} changes are {state}"
+            f"{count} change{'s are' if count > 1 else ' is'} {state}"
             for state, count in (
                 ("open", status.open),
                 ("closed", status.closed),
