@@ -93,6 +93,22 @@ def test_the_groups_list_every_operation(capsys: pytest.CaptureFixture[str]) -> 
             assert f"\n  {each.words[depth]} " in words
 
 
+def test_help_cuts_nothing_off_and_keeps_what_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["ctl"], ["config"], ["ctl", "s3"]):
+        _, out, _ = run(capsys, *words, "--help")
+        assert "..." not in out.partition("Commands:")[2]
+    for words in (["status"], ["explain"]):
+        _, out, _ = run(capsys, *words, "--help")
+        assert "--state" in out
+        assert "--mount" in out
+    _, out, _ = run(capsys, "ctl", "backends", "add", "--help")
+    assert " http(s)://host" in out
+    assert " kms: name" in out
+    for words in (["get"], ["dag", "export"], ["block", "get"]):
+        _, out, _ = run(capsys, "ctl", *words, "--help")
+        assert "-o, --output" in out
+
+
 def test_nothing_and_nonsense_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys)
     assert (code, out) == (2, "")

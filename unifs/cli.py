@@ -20,6 +20,8 @@ from unifs.errors import InvalidArgument, MountFailed, NoDaemon, UnifsError, fro
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+#: The order of the help: what everybody uses, then what looks after it, then what sets it up.
+_ORDER = ("mount", "umount", "status", "explain", "ctl", "doctor", "fsck", "config", "completion")
 _DIRECTORY = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
 #: Commands of ``unifs.machine.commands``; mount(8) calls the helper.
@@ -36,14 +38,26 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command."""
-        return [*super().list_commands(ctx), "ctl", "explain", "status", *_MACHINE]
+        return [*_ORDER, *_MACHINE]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
+        found = self._command(ctx, cmd_name)
+        if found is not None and found.help:
+            # Listed by its whole first sentence, which click would cut off.
+            found.short_help = found.help.partition("\n\n")[0].replace("\n", " ")
+        return found
+
+    def _command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in ("status", "explain"):
             from unifs.control.commands import ControlGroup
 
-            return ControlGroup().get_command(ctx, cmd_name)
+            found = ControlGroup().get_command(ctx, cmd_name)
+            assert found is not None
+            for each in found.params:
+                if isinstance(each, click.Option):
+                    each.hidden = False  # Above them no `unifs ctl` says which daemon is meant.
+            return found
         if cmd_name == "ctl":
             return _control_group()
         if cmd_name in _MACHINE:
@@ -57,7 +71,8 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 success, 1 a bug, 2 wrong usage, 3 unreachable or timed out, "
-    "4 not found, 5 refused, 6 damaged data, 7 not supported, 8 no space, 9 no daemon.",
+    "4 not found, 5 refused, 6 damaged data, 7 not supported, 8 no space, 9 no daemon, "
+    "130 interrupted.",
 )
 @click.version_option(unifs.__version__, prog_name="unifs", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -84,7 +99,11 @@ def _control_group() -> click.Group:
 @cli.command()
 @click.argument("directory", type=_DIRECTORY)
 @click.option("--foreground", "-f", is_flag=True, help="Stay here and log to stderr.")
-@click.option("--state", type=_DIRECTORY, help="Keep everything in this directory.")
+@click.option(
+    "--state",
+    type=_DIRECTORY,
+    help="Keep everything in this directory, instead of ~/.local/state/unifs.",
+)
 @click.option("--config", "file", type=_FILE, help="Read the settings from this file.")
 @click.option("--node", help="Who speaks IPFS: embedded.")
 @click.option("--read-only", is_flag=True, default=None, help="Refuse every change.")
@@ -132,8 +151,7 @@ def _sync(directory: Path) -> None:
         return  # Nobody is left to wait for; unmounting says what is at that place.
 
 
-# --- this machine
-# -----------------------------------------------------------------------------------
+# --- this machine ---------------------------------------------------------------------------------
 
 
 @cli.command()
@@ -243,7 +261,10 @@ def config_check(file: Path | None) -> None:
 def completion(shell: str) -> None:
     """Print the completion script for a shell.
 
-    For bash: unifs completion bash > ~/.local/share/bash-completion/completions/unifs
+    \b
+    unifs completion bash > ~/.local/share/bash-completion/completions/unifs
+    unifs completion zsh > "${fpath[1]}/_unifs"
+    unifs completion fish > ~/.config/fish/completions/unifs.fish
     """
     from click.shell_completion import get_completion_class
 
@@ -252,8 +273,7 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "unifs", "_UNIFS_COMPLETE").source())
 
 
-# --- the process
-# ------------------------------------------------------------------------------------
+# --- the process ----------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -320,7 +340,7 @@ def _failed(error: UnifsError | OSError, is_json: bool) -> int:
         _print_failure(named, named.hint)
     message = str(named)
     if isinstance(error, OSError) and error.filename is not None:
-        message = f"{error.filename!s}: {message}"
+        message = f"{error.filename or repr('')}: {message}"
     hint = named.hint
     if named.code == UnifsError.code:
         from unifs import config
