@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -323,6 +324,41 @@ def test_output_that_nobody_reads_is_no_failure() -> None:
         check=False,
     )
     assert (found.returncode, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("config path >&-", 1, "unifs: Bad file descriptor"),
+        ("config path > /dev/full", 8, "unifs: No space left on device"),
+        ("config path 2>&-", 0, ""),
+        ("config path <&-", 0, ""),
+        ("doctor --json >&-", 1, "unifs: Bad file descriptor"),
+        ("config check /nonexistent/file 2>&-", 2, ""),
+        ("ctl add - <&-", 1, "unifs: Bad file descriptor"),
+        ("ctl credentials add a <&-", 1, "unifs: Bad file descriptor"),
+        ("ctl add /nonexistent/file", 4, "unifs: /nonexistent/file: No such file or directory"),
+    ],
+)
+def test_closed_streams_and_full_disks_are_told_in_a_line(
+    home: Path, line: str, code: int, said: str
+) -> None:
+    # A socket that somebody listens at: what is asked of it does not come so far.
+    with socket.socket(socket.AF_UNIX) as listening:
+        (home / "state").mkdir(mode=0o700)
+        listening.bind(str(home / "state" / "control.sock"))
+        listening.listen()
+        found = subprocess.run(
+            ["bash", "-c", f"exec {sys.executable} -m unifs {line}"],
+            env=os.environ
+            | {"PYTHONPATH": str(Path(unifs.__file__).parent.parent)}
+            | {"UNIFS_HOME": str(home / "state")},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (found.returncode, found.stderr.strip()) == (code, said)
 
 
 def test_the_group_has_no_verb_for_an_unknown_noun() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -278,7 +279,33 @@ def completion(shell: str) -> None:
 
 def main() -> None:
     """The entry point of the installed command."""
-    sys.exit(run(sys.argv[1:]))
+    _hold_standard_streams()
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Told already; the interpreter must not complain of it once more at its end.
+        _nobody_reads()
+    sys.exit(code)
+
+
+def _hold_standard_streams() -> None:
+    """Let nothing else get the numbers of streams that the caller has closed.
+
+    What is read from a closed one, or written to it, fails as it should: EBADF. Only what would be
+    told on stderr is dropped.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is not None:
+            continue
+        flags = os.O_WRONLY if name in ("stdin", "stderr") else os.O_RDONLY
+        opened = os.open(os.devnull, flags)
+        assert opened == number, "the lowest free number"
+        setattr(sys, name, open(opened, mode, closefd=False))
+
+
+def _nobody_reads() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -299,7 +326,7 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         # Whoever read our output has seen enough; the interpreter must not complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _nobody_reads()
         return 0
     except (UnifsError, OSError) as error:
         return _failed(error, is_json)
@@ -324,31 +351,32 @@ def _print_failure(error: UnifsError, hint: str) -> None:
 
     from unifs.control.wire import failure
 
-    print(json.dumps(failure(error) | {"hint": hint}), flush=True)
+    # Where stdout itself is what fails, stderr says so.
+    with suppress(OSError):
+        print(json.dumps(failure(error) | {"hint": hint}), flush=True)
 
 
 def _failed(error: UnifsError | OSError, is_json: bool) -> int:
     """Tell a failure on stderr; for a program also as one JSON object on stdout."""
-    named = from_os_error(error) if isinstance(error, OSError) else error
-    if not isinstance(named, UnifsError):
-        named = UnifsError(str(named), errno=named.errno)
-        if is_json:
-            _print_failure(named, "")
-        _say(str(named), "")
-        return named.exit_code
+    if isinstance(error, OSError):
+        # Of this process, not of the tree: a file that it was told to read or to write.
+        named = from_os_error(error)
+        cls = type(named) if isinstance(named, UnifsError) else UnifsError
+        message, hint = error.strerror or str(error), ""
+        if error.filename is not None:
+            message = f"{error.filename or repr('')}: {message}"
+        error = cls(message, errno=error.errno)
+    else:
+        message, hint = str(error), error.hint
     if is_json:
-        _print_failure(named, named.hint)
-    message = str(named)
-    if isinstance(error, OSError) and error.filename is not None:
-        message = f"{error.filename or repr('')}: {message}"
-    hint = named.hint
-    if named.code == UnifsError.code:
+        _print_failure(error, hint)
+    if error.code == UnifsError.code and hint:
         from unifs import config
 
         log = config.log_path(config.state_directory())
         hint = f"this is a bug in unifs; the traceback is in {log}"
     _say(message, hint)
-    return named.exit_code
+    return error.exit_code
 
 
 def _say(message: str, hint: str) -> None:
