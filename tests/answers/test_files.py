@@ -9,7 +9,7 @@ import trio
 
 from unifs import config
 from unifs.daemon import Daemon
-from unifs.errors import Busy, CrossMount, NotFound
+from unifs.errors import Busy, CrossMount, Exists, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -82,6 +82,17 @@ async def test_others_are_answered_while_a_directory_is_worked_on(
             await daemon.files.remove("/mfs/a", recursive=True)
         nursery.cancel_scope.cancel()
     assert turns >= NAMES // 2
+
+
+async def test_what_is_in_the_way_is_named(daemon: Daemon) -> None:
+    await daemon.files.mkdir("/mfs/a/b", parents=True)
+    await daemon.files.copy("/local/h/note", "/mfs/note")
+    with pytest.raises(Exists, match="^/mfs/a exists"):
+        await daemon.files.mkdir("/mfs/a", parents=False)
+    with pytest.raises(Exists, match="^/mfs/note exists"):
+        await daemon.files.copy("/local/h/note", "/mfs/note")
+    with pytest.raises(InvalidArgument, match="^/mfs/a/b lies in /mfs/a"):
+        await daemon.files.move("/mfs/a", "/mfs/a/b")
 
 
 async def test_a_file_of_the_host_is_told_of(daemon: Daemon) -> None:

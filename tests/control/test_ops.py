@@ -184,7 +184,10 @@ async def test_a_path_of_the_tree_means_its_cid(shell: Shell, tmp_path: Path) ->
     assert await shell.text("ctl", "cat", "/mfs/a") == HELLO.decode()
     (found,) = await shell.json("ctl", "stat", "/mfs/a")
     (pinned,) = await shell.json("ctl", "pins", "add", "/mfs/a")
-    assert (found["cid"], pinned["cid"]) == (cid, cid)
+    (gone,) = await shell.json("ctl", "pins", "rm", "/mfs/a")
+    (block,) = await shell.json("ctl", "block", "stat", f"/ipfs/{cid}")
+    assert {found["cid"], pinned["cid"], gone["cid"], block["cid"]} == {cid}
+    assert await shell.text("ctl", "block", "get", "/mfs/a") == HELLO.decode()
     assert await shell.run("ctl", "dag", "export", "/mfs/a") == await shell.run(
         "ctl", "dag", "export", cid
     )
@@ -242,6 +245,24 @@ async def test_what_is_wrong_has_its_exit_code_and_one_sentence(
     assert lines[0].startswith("unifs: ")
     assert len(lines) <= 2
     assert "Traceback" not in err
+
+
+async def test_what_is_wrong_is_named(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(HELLO)
+    (tmp_path / "d").mkdir()
+    cid = await add(shell, "a")
+    for words, code, said in (
+        (["add", "a", "-w", "--name", "b/c"], 2, "'b/c' cannot be a name"),
+        (["add", "a", "-w", "--name", "é" * 200], 2, "longer than 255 bytes"),
+        (["add", "a", "--no-pin", "--pin-name", "x"], 2, "nothing is to be pinned"),
+        (["dag", "import", "a"], 6, "make or fetch the archive again"),
+        (["dag", "import", "d"], 5, f"{tmp_path}/d: Is a directory"),
+        (["get", cid, "-o", "none/a"], 4, "there is no directory none"),
+        (["cat", cid, "--output", "none/a"], 4, "there is no directory none"),
+        (["cat", cid, "--output", "d"], 5, "d is a directory"),
+    ):
+        found, _, err = await shell.run("ctl", *words)
+        assert (found, said in err) == (code, True), err
 
 
 async def test_blocks_and_archives(shell: Shell, tmp_path: Path) -> None:

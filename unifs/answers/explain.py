@@ -18,6 +18,7 @@ from unifs.mounts.observed import FAULTS
 from unifs.vfs.epochview import EpochView
 from unifs.vfs.historyview import HistoryView
 from unifs.vfs.host import HostVolume
+from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.namespace import Namespace
 from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.treeinode import TreeInode
@@ -165,6 +166,8 @@ class Explainer:
         )
 
     def _bytes_from(self, inode: Inode) -> str:
+        if isinstance(inode.volume, IpfsVolume):
+            return "blocks of the embedded node; hashed before anybody reads them"
         if not isinstance(inode, TreeInode):
             return "this machine"
         if inode.overlay is not None:

@@ -11,6 +11,7 @@ import trio
 from unifs.control.daemon_protocol import FileEntry, FileStat
 from unifs.errors import (
     Busy,
+    Exists,
     InvalidArgument,
     NoAttribute,
     NotAvailableOffline,
@@ -98,10 +99,15 @@ class FilesAnswer:
 
     async def mkdir(self, path: str, parents: bool) -> None:
         """Exists if it is there and not ``parents``."""
-        await self._paths.mkdir(path, parents)
+        try:
+            await self._paths.mkdir(path, parents)
+        except Exists:
+            raise Exists(f"{path} exists") from None
 
     async def move(self, source: str, destination: str) -> None:
         """Rename; into ``destination`` where that is a directory."""
+        if destination.startswith(source.rstrip("/") + "/"):
+            raise InvalidArgument(f"{destination} lies in {source}")
         await self._paths.move(source, destination)
 
     async def remove(self, path: str, recursive: bool) -> None:
@@ -149,6 +155,13 @@ class FilesAnswer:
         """
         paths = self._paths
         destination = await paths.into(source, destination)
+        try:
+            await self._copy(source, destination)
+        except Exists:
+            raise Exists(f"{destination} exists") from None
+
+    async def _copy(self, source: str, destination: str) -> None:
+        paths = self._paths
         parent, name = await paths.parent_of(destination)
         paths.vfs.check_name(name)
         if isinstance(parent.volume, MfsVolume):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, cast
 
-from unifs.errors import Corrupt, Exists, IsADirectory
+from unifs.errors import Corrupt, Exists, IsADirectory, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -66,6 +66,7 @@ def write_out(chunks: Iterable[bytes], output: Path | None) -> None:
         return
     if output.is_dir():
         raise IsADirectory(f"{output} is a directory")
+    _check_parent(output)
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         with part.open("xb") as file:
@@ -74,6 +75,11 @@ def write_out(chunks: Iterable[bytes], output: Path | None) -> None:
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _check_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise NotFound(f"there is no directory {path.parent}")
 
 
 def unpack(chunks: Iterable[bytes], output: Path | None) -> Path:
@@ -104,6 +110,7 @@ def unpack(chunks: Iterable[bytes], output: Path | None) -> Path:
 
 
 def _check_free(path: Path) -> None:
+    _check_parent(path)
     if os.path.lexists(path):
         raise Exists(f"{path} exists")
 

@@ -10,7 +10,7 @@ from unifs.control.ops.node_path import NodePath, node_path
 from unifs.control.ops.progress import telling
 from unifs.control.ops.source import host_path
 from unifs.control.registry import Download, Emit, Param, Upload, operation
-from unifs.errors import IsADirectory
+from unifs.errors import InvalidArgument, IsADirectory
 
 if TYPE_CHECKING:
     from unifs.ipfs.unixfs.reader import UnixfsStat
@@ -107,9 +107,12 @@ async def add(
     """Add a file or a directory and say its CID.
 
     Durable when it returns. A path is read by the daemon itself; without one the bytes that the
-    caller sends are one file. The CID depends on the profile: the default of unifs is not that of
-    `ipfs add`, whose CID `--profile unixfs-v0-2015` gives.
+    caller sends are one file. A directory is added with all below it. The CID depends on the
+    profile: the default of unifs is not that of `ipfs add`, whose CID `--profile unixfs-v0-2015`
+    gives. With `--field cid` the CID is all that is printed.
     """
+    if pin_name is not None and (only_hash or not pin):
+        raise InvalidArgument("a name for the pin is given, but nothing is to be pinned")
     from unifs.ipfs.node import AddOptions, AddProgress, HostSource, StreamSource
     from unifs.ipfs.unixfs.profiles import PROFILES
 

@@ -46,9 +46,9 @@ async def add(
 
 
 @operation("pins.rm", mutates=True)
-async def remove(daemon: Daemon, cid: Annotated[str, Param("the pinned CID")]) -> Pin:
+async def remove(daemon: Daemon, cid: NodePath) -> Pin:
     """Stop keeping content; the next collection may take it."""
-    resolved = await daemon.node.resolve(cid)
+    resolved = await daemon.node.resolve(await node_path(daemon, cid))
     pin = await daemon.node.pins_remove(resolved)
     return Pin(cid=str(pin.cid), mode=pin.mode, created_s=pin.created_s, name=pin.name)
 

@@ -65,6 +65,13 @@ async def pieces_of(path: Path) -> AsyncIterator[bytes]:
     """A file's bytes, read in a thread."""
     import trio  # only here: see ``progress``
 
-    async with await trio.open_file(path, "rb", buffering=0) as file:
+    try:
+        opened = await trio.open_file(path, "rb", buffering=0)
+    except OSError as error:
+        named = from_os_error(error)
+        if not isinstance(named, UnifsError):
+            raise
+        raise type(named)(f"{path}: {named}") from error
+    async with opened as file:
         while piece := await file.read(PIECE_BYTES):
             yield piece
