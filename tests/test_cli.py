@@ -265,6 +265,10 @@ def test_completion_scripts_are_printed(capsys: pytest.CaptureFixture[str], shel
         ("unifs ctl pins ls --mo", {"--mode"}),
         ("unifs ctl pins ls --mode ", {"recursive", "direct"}),
         ("unifs ctl add --profile unixfs-v1", {"unixfs-v1-2025"}),
+        # The shell's own files: also where a path of the mounted tree is asked for.
+        ("unifs explain ~/ipfs/m", {"~/ipfs/m"}),
+        ("unifs ctl pins add ./do", {"./do"}),
+        ("unifs ctl add do", {"do"}),
     ],
 )
 def test_a_shell_completes_nouns_verbs_options_and_choices(words: str, expected: set[str]) -> None:

@@ -53,7 +53,7 @@ class NotFound(UnifsError):
     """No such file or directory."""
 
     errno, code, http_status, exit_code = _errno.ENOENT, "NOT_FOUND", 404, 4
-    hint = "check the spelling; `unifs ctl files ls PATH` lists a directory of the tree"
+    hint = "check the spelling"
 
 
 class Exists(UnifsError):

@@ -166,7 +166,8 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
 def _click_type(parameter: Parameter) -> Any:
     if parameter.choices:
         return click.Choice(parameter.choices)
-    if parameter.param.place in ("host", "upload"):
+    if parameter.param.place:
+        # Whatever it is a path of, a shell completes it as one.
         return click.Path(allow_dash=parameter.param.place == "upload")
     kind = parameter.type.__args__[0] if parameter.is_list else parameter.type
     return {int: click.INT, float: _FiniteFloat()}.get(kind, click.STRING)
