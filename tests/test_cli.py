@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -91,6 +92,22 @@ def test_the_groups_list_every_operation(capsys: pytest.CaptureFixture[str]) -> 
         for depth in range(1, len(each.words)):
             _, words, _ = run(capsys, "ctl", *each.words[:depth], "--help")
             assert f"\n  {each.words[depth]} " in words
+
+
+def test_help_cuts_nothing_off_and_keeps_what_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["ctl"], ["config"], ["ctl", "s3"]):
+        _, out, _ = run(capsys, *words, "--help")
+        assert "..." not in out.partition("Commands:")[2]
+    for words in (["status"], ["explain"]):
+        _, out, _ = run(capsys, *words, "--help")
+        assert "--state" in out
+        assert "--mount" in out
+    _, out, _ = run(capsys, "ctl", "backends", "add", "--help")
+    assert " http(s)://host" in out
+    assert " kms: name" in out
+    for words in (["get"], ["dag", "export"], ["block", "get"]):
+        _, out, _ = run(capsys, "ctl", *words, "--help")
+        assert "-o, --output" in out
 
 
 def test_nothing_and_nonsense_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +265,10 @@ def test_completion_scripts_are_printed(capsys: pytest.CaptureFixture[str], shel
         ("unifs ctl pins ls --mo", {"--mode"}),
         ("unifs ctl pins ls --mode ", {"recursive", "direct"}),
         ("unifs ctl add --profile unixfs-v1", {"unixfs-v1-2025"}),
+        # The shell's own files: also where a path of the mounted tree is asked for.
+        ("unifs explain ~/ipfs/m", {"~/ipfs/m"}),
+        ("unifs ctl pins add ./do", {"./do"}),
+        ("unifs ctl add do", {"do"}),
     ],
 )
 def test_a_shell_completes_nouns_verbs_options_and_choices(words: str, expected: set[str]) -> None:
@@ -307,6 +328,41 @@ def test_output_that_nobody_reads_is_no_failure() -> None:
         check=False,
     )
     assert (found.returncode, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("config path >&-", 1, "unifs: Bad file descriptor"),
+        ("config path > /dev/full", 8, "unifs: No space left on device"),
+        ("config path 2>&-", 0, ""),
+        ("config path <&-", 0, ""),
+        ("doctor --json >&-", 1, "unifs: Bad file descriptor"),
+        ("config check /nonexistent/file 2>&-", 2, ""),
+        ("ctl add - <&-", 1, "unifs: Bad file descriptor"),
+        ("ctl credentials add a <&-", 1, "unifs: Bad file descriptor"),
+        ("ctl add /nonexistent/file", 4, "unifs: /nonexistent/file: No such file or directory"),
+    ],
+)
+def test_closed_streams_and_full_disks_are_told_in_a_line(
+    home: Path, line: str, code: int, said: str
+) -> None:
+    # A socket that somebody listens at: what is asked of it does not come so far.
+    with socket.socket(socket.AF_UNIX) as listening:
+        (home / "state").mkdir(mode=0o700)
+        listening.bind(str(home / "state" / "control.sock"))
+        listening.listen()
+        found = subprocess.run(
+            ["bash", "-c", f"exec {sys.executable} -m unifs {line}"],
+            env=os.environ
+            | {"PYTHONPATH": str(Path(unifs.__file__).parent.parent)}
+            | {"UNIFS_HOME": str(home / "state")},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (found.returncode, found.stderr.strip()) == (code, said)
 
 
 def test_the_group_has_no_verb_for_an_unknown_noun() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from unifs.errors import InvalidArgument, MountFailed, NoDaemon, UnifsError, fro
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+#: The order of the help: what everybody uses, then what looks after it, then what sets it up.
+_ORDER = ("mount", "umount", "status", "explain", "ctl", "doctor", "fsck", "config", "completion")
 _DIRECTORY = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
 #: Commands of ``unifs.machine.commands``; mount(8) calls the helper.
@@ -36,14 +39,26 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command."""
-        return [*super().list_commands(ctx), "ctl", "explain", "status", *_MACHINE]
+        return [*_ORDER, *_MACHINE]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
+        found = self._command(ctx, cmd_name)
+        if found is not None and found.help:
+            # Listed by its whole first sentence, which click would cut off.
+            found.short_help = found.help.partition("\n\n")[0].replace("\n", " ")
+        return found
+
+    def _command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in ("status", "explain"):
             from unifs.control.commands import ControlGroup
 
-            return ControlGroup().get_command(ctx, cmd_name)
+            found = ControlGroup().get_command(ctx, cmd_name)
+            assert found is not None
+            for each in found.params:
+                if isinstance(each, click.Option):
+                    each.hidden = False  # Above them no `unifs ctl` says which daemon is meant.
+            return found
         if cmd_name == "ctl":
             return _control_group()
         if cmd_name in _MACHINE:
@@ -57,7 +72,8 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 success, 1 a bug, 2 wrong usage, 3 unreachable or timed out, "
-    "4 not found, 5 refused, 6 damaged data, 7 not supported, 8 no space, 9 no daemon.",
+    "4 not found, 5 refused, 6 damaged data, 7 not supported, 8 no space, 9 no daemon, "
+    "130 interrupted.",
 )
 @click.version_option(unifs.__version__, prog_name="unifs", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -84,7 +100,11 @@ def _control_group() -> click.Group:
 @cli.command()
 @click.argument("directory", type=_DIRECTORY)
 @click.option("--foreground", "-f", is_flag=True, help="Stay here and log to stderr.")
-@click.option("--state", type=_DIRECTORY, help="Keep everything in this directory.")
+@click.option(
+    "--state",
+    type=_DIRECTORY,
+    help="Keep everything in this directory, instead of ~/.local/state/unifs.",
+)
 @click.option("--config", "file", type=_FILE, help="Read the settings from this file.")
 @click.option("--node", help="Who speaks IPFS: embedded.")
 @click.option("--read-only", is_flag=True, default=None, help="Refuse every change.")
@@ -132,8 +152,7 @@ def _sync(directory: Path) -> None:
         return  # Nobody is left to wait for; unmounting says what is at that place.
 
 
-# --- this machine
-# -----------------------------------------------------------------------------------
+# --- this machine ---------------------------------------------------------------------------------
 
 
 @cli.command()
@@ -243,7 +262,10 @@ def config_check(file: Path | None) -> None:
 def completion(shell: str) -> None:
     """Print the completion script for a shell.
 
-    For bash: unifs completion bash > ~/.local/share/bash-completion/completions/unifs
+    \b
+    unifs completion bash > ~/.local/share/bash-completion/completions/unifs
+    unifs completion zsh > "${fpath[1]}/_unifs"
+    unifs completion fish > ~/.config/fish/completions/unifs.fish
     """
     from click.shell_completion import get_completion_class
 
@@ -252,13 +274,38 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "unifs", "_UNIFS_COMPLETE").source())
 
 
-# --- the process
-# ------------------------------------------------------------------------------------
+# --- the process ----------------------------------------------------------------------------------
 
 
 def main() -> None:
     """The entry point of the installed command."""
-    sys.exit(run(sys.argv[1:]))
+    _hold_standard_streams()
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Told already; the interpreter must not complain of it once more at its end.
+        _nobody_reads()
+    sys.exit(code)
+
+
+def _hold_standard_streams() -> None:
+    """Let nothing else get the numbers of streams that the caller has closed.
+
+    What is read from a closed one, or written to it, fails as it should: EBADF. Only what would be
+    told on stderr is dropped.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is not None:
+            continue
+        flags = os.O_WRONLY if name in ("stdin", "stderr") else os.O_RDONLY
+        opened = os.open(os.devnull, flags)
+        assert opened == number, "the lowest free number"
+        setattr(sys, name, open(opened, mode, closefd=False))
+
+
+def _nobody_reads() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -279,7 +326,7 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         # Whoever read our output has seen enough; the interpreter must not complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _nobody_reads()
         return 0
     except (UnifsError, OSError) as error:
         return _failed(error, is_json)
@@ -304,31 +351,32 @@ def _print_failure(error: UnifsError, hint: str) -> None:
 
     from unifs.control.wire import failure
 
-    print(json.dumps(failure(error) | {"hint": hint}), flush=True)
+    # Where stdout itself is what fails, stderr says so.
+    with suppress(OSError):
+        print(json.dumps(failure(error) | {"hint": hint}), flush=True)
 
 
 def _failed(error: UnifsError | OSError, is_json: bool) -> int:
     """Tell a failure on stderr; for a program also as one JSON object on stdout."""
-    named = from_os_error(error) if isinstance(error, OSError) else error
-    if not isinstance(named, UnifsError):
-        named = UnifsError(str(named), errno=named.errno)
-        if is_json:
-            _print_failure(named, "")
-        _say(str(named), "")
-        return named.exit_code
+    if isinstance(error, OSError):
+        # Of this process, not of the tree: a file that it was told to read or to write.
+        named = from_os_error(error)
+        cls = type(named) if isinstance(named, UnifsError) else UnifsError
+        message, hint = error.strerror or str(error), ""
+        if error.filename is not None:
+            message = f"{error.filename or repr('')}: {message}"
+        error = cls(message, errno=error.errno)
+    else:
+        message, hint = str(error), error.hint
     if is_json:
-        _print_failure(named, named.hint)
-    message = str(named)
-    if isinstance(error, OSError) and error.filename is not None:
-        message = f"{error.filename!s}: {message}"
-    hint = named.hint
-    if named.code == UnifsError.code:
+        _print_failure(error, hint)
+    if error.code == UnifsError.code and hint:
         from unifs import config
 
         log = config.log_path(config.state_directory())
         hint = f"this is a bug in unifs; the traceback is in {log}"
     _say(message, hint)
-    return named.exit_code
+    return error.exit_code
 
 
 def _say(message: str, hint: str) -> None:

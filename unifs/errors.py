@@ -53,7 +53,7 @@ class NotFound(UnifsError):
     """No such file or directory."""
 
     errno, code, http_status, exit_code = _errno.ENOENT, "NOT_FOUND", 404, 4
-    hint = "check the spelling; `unifs explain PATH` says which mount answers for it"
+    hint = "check the spelling"
 
 
 class Exists(UnifsError):
@@ -102,7 +102,7 @@ class InvalidCid(InvalidArgument):
     """The string is not a CID."""
 
     code = "INVALID_CID"
-    hint = "a CID looks like bafy…, bafk… or Qm…"
+    hint = "a CID looks like bafy…, bafk… or Qm…; a path of the tree begins with /"
 
 
 class TooLarge(UnifsError):
@@ -283,6 +283,13 @@ class Corrupt(UnifsError):
 
     errno, code, http_status, exit_code = _errno.EIO, "CORRUPT", 502, 6
     hint = "`unifs ctl repo verify` lists what is damaged"
+
+
+class ArchiveCorrupt(Corrupt):
+    """The archive is cut off, or does not parse, or holds a wrong block."""
+
+    code, http_status = "ARCHIVE_CORRUPT", 400
+    hint = "make or fetch the archive again; what is stored here is not what is damaged"
 
 
 class DiskFailed(UnifsError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
+import socket
 import sys
 import tarfile
 import threading
@@ -89,8 +91,28 @@ async def test_a_file_that_is_another_one_for_the_daemon_is_sent_to_it(
     expected = await add(shell, "a")
     monkeypatch.setattr(commands, "os", _ElsewhereOs)
     assert await add(shell, "a") == expected
+    shutil.copyfile("/proc/filesystems", "copy")
+    copied = await add(shell, "copy")
+    assert await add(shell, "/proc/filesystems") == copied, "which says that it is empty"
     code, _, err = await shell.run("ctl", "add", "d")
     assert (code, "another file for the daemon" in err) == (4, True)
+
+
+async def test_a_fifo_is_read_by_the_command_and_not_by_the_daemon(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(HELLO)
+    expected = await add(shell, "a")
+    os.mkfifo("fifo")
+    with monkeypatch.context() as patched:
+        patched.setattr(commands, "os", _ElsewhereOs)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, (tmp_path / "fifo").write_bytes, HELLO)
+            assert await add(shell, "fifo") == expected
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+        code, _, err = await shell.run("ctl", "add", "socket")
+    assert (code, "neither a file nor a directory" in err) == (7, True)
 
 
 class _ElsewhereOs:
@@ -153,6 +175,28 @@ async def test_a_directory_is_added_listed_and_written_out(shell: Shell, tmp_pat
     assert (code, "is a directory" in err) == (5, True)
 
 
+async def test_a_path_of_the_tree_means_its_cid(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(HELLO)
+    cid = await add(shell, "a", "--no-pin")
+    files = shell.world.files
+    files.tree |= {"/mfs/a": HELLO, "/mfs/none": b""}
+    files.cids["/mfs/a"] = cid
+    assert await shell.text("ctl", "cat", "/mfs/a") == HELLO.decode()
+    (found,) = await shell.json("ctl", "stat", "/mfs/a")
+    (pinned,) = await shell.json("ctl", "pins", "add", "/mfs/a")
+    (gone,) = await shell.json("ctl", "pins", "rm", "/mfs/a")
+    (block,) = await shell.json("ctl", "block", "stat", f"/ipfs/{cid}")
+    assert {found["cid"], pinned["cid"], gone["cid"], block["cid"]} == {cid}
+    assert await shell.text("ctl", "block", "get", "/mfs/a") == HELLO.decode()
+    assert await shell.run("ctl", "dag", "export", "/mfs/a") == await shell.run(
+        "ctl", "dag", "export", cid
+    )
+    await shell.text("ctl", "get", "/mfs/a", "--output", "copy")
+    assert (tmp_path / "copy").read_bytes() == HELLO
+    for path, code in (("/mfs/none", 7), ("/mfs/missing", 4), ("/", 4)):
+        assert (await shell.run("ctl", "cat", path))[0] == code
+
+
 async def test_pins_are_added_listed_named_and_removed(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(HELLO)
     cid = await add(shell, "a", "--no-pin")
@@ -201,6 +245,24 @@ async def test_what_is_wrong_has_its_exit_code_and_one_sentence(
     assert lines[0].startswith("unifs: ")
     assert len(lines) <= 2
     assert "Traceback" not in err
+
+
+async def test_what_is_wrong_is_named(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(HELLO)
+    (tmp_path / "d").mkdir()
+    cid = await add(shell, "a")
+    for words, code, said in (
+        (["add", "a", "-w", "--name", "b/c"], 2, "'b/c' cannot be a name"),
+        (["add", "a", "-w", "--name", "é" * 200], 2, "longer than 255 bytes"),
+        (["add", "a", "--no-pin", "--pin-name", "x"], 2, "nothing is to be pinned"),
+        (["dag", "import", "a"], 6, "make or fetch the archive again"),
+        (["dag", "import", "d"], 5, f"{tmp_path}/d: Is a directory"),
+        (["get", cid, "-o", "none/a"], 4, "there is no directory none"),
+        (["cat", cid, "--output", "none/a"], 4, "there is no directory none"),
+        (["cat", cid, "--output", "d"], 5, "d is a directory"),
+    ):
+        found, _, err = await shell.run("ctl", *words)
+        assert (found, said in err) == (code, True), err
 
 
 async def test_blocks_and_archives(shell: Shell, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from unifs.control import locate, render, transfer
 from unifs.control.locate import Mounted, Target, mounted
-from unifs.errors import Corrupt, Exists, NoDaemon
+from unifs.errors import Corrupt, Exists, IsADirectory, NoDaemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,7 +134,20 @@ def test_an_archive_cannot_write_elsewhere(
 ) -> None:
     with pytest.raises(Corrupt):
         transfer.unpack(archive(*members), tmp_path / "out")
-    assert not list(tmp_path.rglob("evil"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tree_that_comes_in_part_leaves_nothing(tmp_path: Path) -> None:
+    members = [("a", DIRECTORY, b""), ("a/b", FILE, b"x"), ("a/c", FILE, b"y" * 90_000)]
+
+    def interrupted() -> Iterator[bytes]:
+        yield from list(archive(*members))[:50]
+        assert list(tmp_path.iterdir()), "it is under way"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        transfer.unpack(interrupted(), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -148,6 +161,9 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
         transfer.write_out(failing(), target)
     assert target.read_text() == "before"
     assert list(tmp_path.iterdir()) == [target]
+    for directory in (tmp_path, type(tmp_path)()):
+        with pytest.raises(IsADirectory):
+            transfer.write_out(failing(), directory)
 
 
 MOUNTINFO = rb"""22 1 0:21 / / rw - ext4 /dev/vda rw

@@ -44,6 +44,7 @@ class MemoryFiles:
 
     def __init__(self) -> None:
         self.tree: dict[str, bytes | None] = {"/mfs": None}
+        self.cids: dict[str, str] = {}
 
     def _kind(self, path: str) -> Literal["file", "directory"]:
         if path not in self.tree:
@@ -68,6 +69,7 @@ class MemoryFiles:
             gid=0,
             links=1,
             mtime_s=1.0,
+            cid=self.cids.get(path),
             state="sealed",
         )
 

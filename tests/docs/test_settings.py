@@ -22,7 +22,7 @@ def test_every_key_of_a_remote_mount_is_explained(kind: str) -> None:
 
 def test_the_examples_are_settings_files(tmp_path: Path) -> None:
     examples = re.findall(r"^```toml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     for number, example in enumerate(examples):
         file = tmp_path / f"{number}.toml"
         file.write_text(example)

@@ -18,6 +18,7 @@ from unifs.mounts.observed import FAULTS
 from unifs.vfs.epochview import EpochView
 from unifs.vfs.historyview import HistoryView
 from unifs.vfs.host import HostVolume
+from unifs.vfs.ipfsvolume import IpfsVolume
 from unifs.vfs.namespace import Namespace
 from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.treeinode import TreeInode
@@ -88,7 +89,7 @@ class Explainer:
             return _explain_host(path, inode)
         status = await self._journal.status(path)
         unsynced = [
-            f"{count} changes are {state}"
+            f"{count} change{'s are' if count > 1 else ' is'} {state}"
             for state, count in (
                 ("open", status.open),
                 ("closed", status.closed),
@@ -165,6 +166,8 @@ class Explainer:
         )
 
     def _bytes_from(self, inode: Inode) -> str:
+        if isinstance(inode.volume, IpfsVolume):
+            return "blocks of the embedded node; hashed before anybody reads them"
         if not isinstance(inode, TreeInode):
             return "this machine"
         if inode.overlay is not None:

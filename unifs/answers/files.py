@@ -10,6 +10,8 @@ import trio
 
 from unifs.control.daemon_protocol import FileEntry, FileStat
 from unifs.errors import (
+    Busy,
+    Exists,
     InvalidArgument,
     NoAttribute,
     NotAvailableOffline,
@@ -18,6 +20,7 @@ from unifs.errors import (
 )
 from unifs.journal.content import SMALL_BYTES
 from unifs.vfs.mfsvolume import MfsVolume
+from unifs.vfs.namespace import Namespace
 from unifs.vfs.remotecid import known_cid
 from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.remotevolume import RemoteVolume
@@ -96,15 +99,53 @@ class FilesAnswer:
 
     async def mkdir(self, path: str, parents: bool) -> None:
         """Exists if it is there and not ``parents``."""
-        await self._paths.mkdir(path, parents)
+        try:
+            await self._paths.mkdir(path, parents)
+        except Exists:
+            raise Exists(f"{path} exists") from None
 
     async def move(self, source: str, destination: str) -> None:
         """Rename; into ``destination`` where that is a directory."""
+        if destination.startswith(source.rstrip("/") + "/"):
+            raise InvalidArgument(f"{destination} lies in {source}")
         await self._paths.move(source, destination)
 
     async def remove(self, path: str, recursive: bool) -> None:
-        """NotEmpty for a directory with names in it and not ``recursive``."""
-        await self._paths.remove(path, recursive)
+        """NotEmpty for a directory with names in it and not ``recursive``.
+
+        Busy for a mount, before anything below it goes.
+        """
+        paths = self._paths
+        above, _ = await paths.parent_of(path)
+        entry = await paths.stat(path)
+        if isinstance(above.volume, Namespace):
+            raise Busy(f"{path} is a mount: `unifs ctl mounts remove` takes it out of the tree")
+        if recursive and stat.S_ISDIR(entry.mode):
+            await self._empty(path)
+        await paths.remove(path)
+
+    async def _empty(self, top: str) -> None:
+        """Remove what is below a directory, however deep it is: a stack, and no calls in calls.
+
+        The requests of the kernel are answered between one name and the next.
+        """
+        stack = [top.rstrip("/")]
+        while stack:
+            directory = stack[-1]
+            below = []
+            entries = [each async for batch in self._paths.scan(directory) for each in batch]
+            for entry in entries:
+                await trio.lowlevel.checkpoint()
+                path = f"{directory}/{os.fsdecode(entry.name)}"
+                if stat.S_ISDIR(entry.mode):
+                    below.append(path)
+                else:
+                    await self._paths.remove(path)
+            stack += below
+            if not below:
+                stack.pop()
+                if stack:
+                    await self._paths.remove(directory)
 
     async def copy(self, source: str, destination: str) -> None:
         """Copy a file or directory; what has a CID and is here is linked into /mfs instead.
@@ -114,6 +155,13 @@ class FilesAnswer:
         """
         paths = self._paths
         destination = await paths.into(source, destination)
+        try:
+            await self._copy(source, destination)
+        except Exists:
+            raise Exists(f"{destination} exists") from None
+
+    async def _copy(self, source: str, destination: str) -> None:
+        paths = self._paths
         parent, name = await paths.parent_of(destination)
         paths.vfs.check_name(name)
         if isinstance(parent.volume, MfsVolume):
@@ -183,18 +231,19 @@ class FilesAnswer:
 
     async def _copy_directory(self, source: str, destination: str) -> None:
         # A tree may be deeper than Python's stack.
-        waiting = [(source, destination)]
+        waiting = [(source.rstrip("/"), destination)]
         while waiting:
             source, destination = waiting.pop()
             await self._paths.mkdir(destination)
-            entries = [entry async for batch in self._paths.scan(source) for entry in batch]
-            for entry in entries:
+            names = [entry async for batch in self._paths.scan(source) for entry in batch]
+            for entry in names:
+                await trio.lowlevel.checkpoint()
                 name = os.fsdecode(entry.name)
-                below, copied = f"{source.rstrip('/')}/{name}", f"{destination}/{name}"
-                if stat.S_ISLNK(entry.mode):
-                    await self._paths.copy_symlink(below, copied)
-                elif stat.S_ISDIR(entry.mode):
+                below, copied = f"{source}/{name}", f"{destination}/{name}"
+                if stat.S_ISDIR(entry.mode):
                     waiting.append((below, copied))
+                elif stat.S_ISLNK(entry.mode):
+                    await self._paths.copy_symlink(below, copied)
                 else:
                     await self._copy_bytes(below, copied)
 
@@ -224,5 +273,5 @@ def state_text(inode: Inode) -> ChangeState | None:
     try:
         state = inode.volume.getxattr(inode, b"user.unifs.state").decode()
         return cast("ChangeState", state)
-    except UnifsError:
+    except (UnifsError, OSError):
         return None

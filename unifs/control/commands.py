@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
     from unifs.control.client import Reply
     from unifs.control.registry import Operation, Parameter
+
+
+#: Nouns whose module tells of more than theirs.
+_NOUN_HELPS: Final = {
+    "checkpoints": "Names of the past that are kept: list and remove them.",
+    "log": "Follow what the daemon does.",
+}
 
 
 class ControlGroup(click.Group):
@@ -45,7 +52,8 @@ class ControlGroup(click.Group):
             return command(found[0])
         module = sys.modules[found[0].function.__module__]
         summary = (module.__doc__ or "").partition("\n")[0]
-        group = click.Group(cmd_name, help=_noun_help(cmd_name, summary))
+        text = _noun_help(cmd_name, summary)
+        group = click.Group(cmd_name, help=text, short_help=text)
         helps: Mapping[str, str] = getattr(module, "GROUPS", {})
         for each in found:
             _group_of(group, each.words[:-1], helps).add_command(command(each))
@@ -58,22 +66,27 @@ def _group_of(top: click.Group, words: list[str], helps: Mapping[str, str]) -> c
     for depth in range(1, len(words)):
         below = group.commands.get(words[depth])
         if not isinstance(below, click.Group):
-            below = click.Group(words[depth], help=helps[".".join(words[: depth + 1])])
+            text = helps[".".join(words[: depth + 1])]
+            below = click.Group(words[depth], help=text, short_help=text)
             group.add_command(below)
         group = below
     return group
 
 
 def _noun_help(noun: str, summary: str) -> str:
-    return "Follow what the daemon does." if noun == "log" else summary
+    return _NOUN_HELPS.get(noun, summary)
 
 
-def target_options() -> list[click.Parameter]:
+def target_options(prefix: str = "", is_hidden: bool = False) -> list[click.Parameter]:
     """``--state`` and ``--mount``: which daemon."""
     directory = click.Path(path_type=Path)
+    helps = {
+        "state": "The daemon of this state directory.",
+        "mount": "The daemon mounted at this directory.",
+    }
     return [
-        click.Option(["--state"], type=directory, help="The daemon of this state directory."),
-        click.Option(["--mount"], type=directory, help="The daemon mounted at this directory."),
+        click.Option([f"--{name}", prefix + name], type=directory, hidden=is_hidden, help=text)
+        for name, text in helps.items()
     ]
 
 
@@ -87,13 +100,14 @@ def command(operation: Operation) -> click.Command:
     directory = click.Path(path_type=Path)
     parameters += [
         click.Option(["--json", "is_json"], is_flag=True, help="JSON, for programs."),
-        click.Option(["--state", "target_state"], type=directory, hidden=True),
-        click.Option(["--mount", "target_mount"], type=directory, hidden=True),
+        *target_options("target_", is_hidden=True),
     ]
     if operation.kind == "bytes":
-        parameters.append(
-            click.Option(["--output", "output_to"], type=directory, help="Write to this file.")
-        )
+        declared = ["--output", "output_to"]
+        if not any(each.param.short == "-o" for each in operation.parameters):
+            declared.append("-o")
+        text = "Write it to this path; - for stdout."
+        parameters.append(click.Option(declared, type=directory, help=text))
     else:
         names = dict.fromkeys(
             name for struct in operation.result_structs for name in render.fields(struct)
@@ -120,7 +134,7 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
     kind = _click_type(parameter)
     name = parameter.name.replace("_", "-")
     if parameter.is_argument:
-        metavar = "PATH" if parameter.param.place == "upload" else name.upper()
+        metavar = "FILE" if name == "document" else name.upper()
         is_required = parameter.is_required or parameter.param.place == "upload"
         return click.Argument(
             [parameter.name],
@@ -152,7 +166,8 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
 def _click_type(parameter: Parameter) -> Any:
     if parameter.choices:
         return click.Choice(parameter.choices)
-    if parameter.param.place in ("host", "upload"):
+    if parameter.param.place:
+        # Whatever it is a path of, a shell completes it as one.
         return click.Path(allow_dash=parameter.param.place == "upload")
     kind = parameter.type.__args__[0] if parameter.is_list else parameter.type
     return {int: click.INT, float: _FiniteFloat()}.get(kind, click.STRING)
@@ -170,7 +185,9 @@ class _FiniteFloat(click.types.FloatParamType):
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+    """A help as a sentence. What is typed as it stands (``ours:``, ``http://…``) keeps its case."""
+    is_word = text.partition(" ")[0].rstrip(",;").isalpha()
+    return f"{text[:1].upper() if is_word else text[:1]}{text[1:]}."
 
 
 def _default(parameter: Parameter) -> str:
@@ -219,7 +236,9 @@ class _Call:
                 continue
             if parameter.param.place == "host":
                 found = os.path.abspath(os.path.expanduser(found))
-            elif parameter.param.place == "tree":
+            elif parameter.param.place == "tree" or (
+                parameter.param.place == "node" and found.startswith(("/", "./", "../"))
+            ):
                 found = self._target.tree_path(found)
             given[parameter.name] = list(found) if parameter.is_list else found
         return given
@@ -236,8 +255,7 @@ class _Call:
         else:
             self._show_answer(self._target.client().call(name, self._parameters))
 
-    # --- answers and events
-    # -------------------------------------------------------------------------
+    # --- answers and events -----------------------------------------------------------------------
 
     def _show_answer(self, table: dict[str, Any]) -> None:
         if self._field is not None:
@@ -283,8 +301,7 @@ class _Call:
             for event in shown:
                 render.answer(kinds[event["event"]], event, sys.stdout)
 
-    # --- bytes
-    # --------------------------------------------------------------------------------------
+    # --- bytes ------------------------------------------------------------------------------------
 
     def _receive(self, reply: Reply) -> None:
         from unifs.control import transfer
@@ -318,20 +335,25 @@ class _Call:
                 self._send(transfer.pieces(sys.stdin.buffer, told))
             return
         found = os.stat(path)
+        if stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode):
+            # Also what a shell's <(command) names: nobody else can read it.
+            with open(path, "rb") as file, transfer.bar(path) as told:
+                self._send(transfer.pieces(file, told))
+            return
         identity = f"{found.st_dev}:{found.st_ino}"
         named = {source: os.path.abspath(path), "identity": identity}
         try:
-            self._send((), 0, named)
+            self._send((), named)
         except (NotFound, PermissionDenied) as error:
             if "daemon_path" not in error.context or not stat.S_ISREG(found.st_mode):
                 raise
             with open(path, "rb") as file, transfer.bar(path) as told:
-                self._send(transfer.pieces(file, told), found.st_size)
+                self._send(transfer.pieces(file, told, found.st_size or None))
 
-    def _send(
-        self, pieces: Any, size_bytes: int | None = None, more: dict[str, str] | None = None
-    ) -> None:
-        parameters = self._parameters | (more or {})
+    def _send(self, pieces: Any, named: dict[str, str] | None = None) -> None:
+        """Send bytes, or name the file that has them. Their number is not said: files grow."""
+        parameters = self._parameters | (named or {})
+        size_bytes = None if named is None else 0
         client = self._target.client()
         with client.upload(self._operation.name, parameters, pieces, size_bytes) as reply:
             if self._operation.kind == "events":

@@ -50,8 +50,9 @@ E = TypeVar("E", contravariant=True)
 RESERVED: Final = frozenset({"json", "field", "state", "mount", "output", "name_encoding"})
 
 #: What a parameter holds, for surfaces that stand in a directory of their own: a path of the
-#: caller's file system, a path of the mounted tree, or the path behind an ``Upload``.
-Place = Literal["", "host", "tree", "upload"]
+#: caller's file system, a path of the mounted tree, a CID or such a path, or the path behind an
+#: ``Upload``.
+Place = Literal["", "host", "tree", "node", "upload"]
 
 
 @dataclass(frozen=True, slots=True)

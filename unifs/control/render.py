@@ -127,7 +127,7 @@ def answer(struct: type[msgspec.Struct], table: dict[str, Any], out: TextIO) -> 
     for name in simple:
         given = table[name]
         lines = [value("", each) for each in given] if isinstance(given, list) else None
-        text = f"\n{' ' * (width + 2)}".join(lines or [value(name, given)])
+        text = f"\n{' ' * (width + 2)}".join(lines or [value(name, given) or "-"])
         out.write(f"{heading(name):<{width}}  {text}\n")
     for name in shown:
         if _is_rows(table[name]):

@@ -150,8 +150,7 @@ class _Server:
                 self._changed = trio.Event()
                 await self._changed.wait()
 
-    # --- one exchange
-    # ------------------------------------------------------------------------------
+    # --- one exchange -----------------------------------------------------------------------------
 
     async def _answer(self, exchange: Exchange) -> None:
         started_ns = time.perf_counter_ns()

@@ -5,14 +5,16 @@ The commands call it. Nothing half-written is left under its final name.
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import sys
 import tarfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, cast
 
-from unifs.errors import Corrupt, Exists
+from unifs.errors import Corrupt, Exists, IsADirectory, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -40,14 +42,18 @@ def bar(label: str) -> Iterator[Callable[[int, int | None], None] | None]:
         yield lambda done, total: drawn.update(task, completed=done, total=total)
 
 
-def pieces(file: IO[bytes], told: Callable[[int, int | None], None] | None) -> Iterator[bytes]:
-    """A file's bytes, counted."""
+def pieces(
+    file: IO[bytes],
+    told: Callable[[int, int | None], None] | None,
+    total_bytes: int | None = None,
+) -> Iterator[bytes]:
+    """A file's bytes, counted; ``total_bytes`` is what they may come to."""
     done = 0
     while piece := file.read(PIECE_BYTES):
         done += len(piece)
         yield piece
         if told is not None:
-            told(done, None)
+            told(done, total_bytes)
 
 
 def write_out(chunks: Iterable[bytes], output: Path | None) -> None:
@@ -58,6 +64,9 @@ def write_out(chunks: Iterable[bytes], output: Path | None) -> None:
             out.write(chunk)
         out.flush()
         return
+    if output.is_dir():
+        raise IsADirectory(f"{output} is a directory")
+    _check_parent(output)
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         with part.open("xb") as file:
@@ -68,32 +77,57 @@ def write_out(chunks: Iterable[bytes], output: Path | None) -> None:
         part.unlink(missing_ok=True)
 
 
+def _check_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise NotFound(f"there is no directory {path.parent}")
+
+
 def unpack(chunks: Iterable[bytes], output: Path | None) -> Path:
     """Unpack the one tree of a tar archive: at ``output``, else under its own name here.
 
-    Nothing is overwritten and nothing is written elsewhere: each member's directory is one that
-    this call has made, each file is made anew. Raises Exists where the name is taken.
+    It appears there when it is whole. Nothing is overwritten and nothing is written elsewhere: each
+    member's directory is one that this call has made, each file is made anew. Raises Exists where
+    the name is taken.
     """
-    top: Path | None = None
-    first = ""
-    made: set[Path] = set()
     with tarfile.open(fileobj=cast("IO[bytes]", _Stream(chunks)), mode="r|") as archive:
-        for member in archive:
-            names = member.name.split("/")
-            if any(name in ("", ".", "..") for name in names):
-                raise Corrupt(f"the archive has a member {member.name!r}")
-            if top is None:
-                top, first = output or Path(names[0]), names[0]
-            target = top.joinpath(*names[1:])
-            if names[0] != first or (len(names) > 1 and target.parent not in made):
-                raise Corrupt(f"the archive has {member.name!r} outside its tree")
-            try:
-                _write_member(archive, member, target, made)
-            except FileExistsError:
-                raise Exists(f"{target} exists") from None
-    if top is None:
-        raise Corrupt("the archive is empty")
+        members = iter(archive)
+        first = next(members, None)
+        if first is None:
+            raise Corrupt("the archive is empty")
+        top = output or Path(first.name.partition("/")[0])
+        _check_free(top)
+        part = top.with_name(f".{top.name}.{os.getpid()}.part")
+        try:
+            _unpack_below(archive, itertools.chain([first], members), part)
+            _check_free(top)
+            part.rename(top)
+        finally:
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
     return top
+
+
+def _check_free(path: Path) -> None:
+    _check_parent(path)
+    if os.path.lexists(path):
+        raise Exists(f"{path} exists")
+
+
+def _unpack_below(archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo], top: Path) -> None:
+    made: set[Path] = set()
+    first = ""
+    for member in members:
+        names = member.name.split("/")
+        if any(name in ("", ".", "..") for name in names):
+            raise Corrupt(f"the archive has a member {member.name!r}")
+        target = top.joinpath(*names[1:])
+        is_inside = target.parent in made and names[0] == first
+        if not (is_inside if first else len(names) == 1):
+            raise Corrupt(f"the archive has {member.name!r} outside its tree")
+        first = names[0]
+        _write_member(archive, member, target, made)
 
 
 def _write_member(

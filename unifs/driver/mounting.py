@@ -105,7 +105,7 @@ def check_mount_point(mount_point: Path, settings: Settings) -> str:
     if found is not None:
         if not is_dead(place):
             raise Busy(f"a unifs is mounted at {place} already (`unifs umount {place}` ends it)")
-        log.warning("mount_point=%s is left over from a unifs that died, replaced", place)
+        log.warning("unifs: %s is left over from a unifs that died; it is replaced", place)
     else:
         _check_directory(place)
     state = os.path.realpath(settings.state_directory)

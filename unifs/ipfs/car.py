@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from unifs.errors import Corrupt, InvalidCid
+from unifs.errors import ArchiveCorrupt, Corrupt, InvalidCid
 from unifs.ipfs.cid import Cid, encode_varint, verify
 
 if TYPE_CHECKING:
@@ -287,5 +287,5 @@ def _cbor_take(body: bytes, at: int, major: int) -> tuple[int, int]:
     return int.from_bytes(body[at:end], "big"), end
 
 
-def _corrupt(what: str, offset: int) -> Corrupt:
-    return Corrupt(f"the CAR is damaged at byte {offset}: {what}", offset=offset)
+def _corrupt(what: str, offset: int) -> ArchiveCorrupt:
+    return ArchiveCorrupt(f"the CAR is damaged at byte {offset}: {what}", offset=offset)

@@ -195,6 +195,13 @@ async def test_files_that_cannot_tell_their_size(node: EmbeddedNode) -> None:
     assert await cat(node, str(added.cid)) == await trio.Path(source).read_bytes()
 
 
+async def test_devices_and_fifos_are_no_files(node: EmbeddedNode, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (pathlib.Path("/dev/null"), tmp_path / "fifo"):
+        with pytest.raises(Unsupported, match="no regular file"):
+            await node.add(HostSource(path), KEEP)
+
+
 async def test_a_missing_source_is_not_found(node: EmbeddedNode, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         await node.add(HostSource(tmp_path / "none"), KEEP)

@@ -1,12 +1,10 @@
 """Single blocks."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
 
 from unifs.control.daemon_protocol import Answer, Daemon
-from unifs.control.registry import Download, Param, operation
-
-BlockCid = Annotated[str, Param("the block's CID")]
+from unifs.control.ops.node_path import NodePath, node_path
+from unifs.control.registry import Download, operation
 
 
 class BlockStat(Answer):
@@ -17,11 +15,10 @@ class BlockStat(Answer):
 
 
 @operation("block.get")
-async def get(daemon: Daemon, cid: BlockCid) -> Download:
+async def get(daemon: Daemon, cid: NodePath) -> Download:
     """Write one block's bytes, verified."""
-    from unifs.ipfs.cid import Cid
-
-    data = await daemon.node.block_get(Cid.parse(cid))
+    found = await daemon.node.resolve(await node_path(daemon, cid))
+    data = await daemon.node.block_get(found)
 
     async def once() -> AsyncIterator[bytes]:
         yield bytes(data)
@@ -30,9 +27,7 @@ async def get(daemon: Daemon, cid: BlockCid) -> Download:
 
 
 @operation("block.stat")
-async def stat(daemon: Daemon, cid: BlockCid) -> BlockStat:
+async def stat(daemon: Daemon, cid: NodePath) -> BlockStat:
     """Tell a block's size."""
-    from unifs.ipfs.cid import Cid
-
-    parsed = Cid.parse(cid)
-    return BlockStat(cid=str(parsed), size_bytes=await daemon.node.block_stat(parsed))
+    found = await daemon.node.resolve(await node_path(daemon, cid))
+    return BlockStat(cid=str(found), size_bytes=await daemon.node.block_stat(found))

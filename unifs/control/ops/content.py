@@ -6,16 +6,16 @@ from msgspec import Meta
 
 from unifs.control.daemon_protocol import Answer, Daemon
 from unifs.control.ops.archive import tar_of
+from unifs.control.ops.node_path import NodePath, node_path
 from unifs.control.ops.progress import telling
 from unifs.control.ops.source import host_path
 from unifs.control.registry import Download, Emit, Param, Upload, operation
-from unifs.errors import IsADirectory
+from unifs.errors import InvalidArgument, IsADirectory
 
 if TYPE_CHECKING:
     from unifs.ipfs.unixfs.reader import UnixfsStat
 
 ProfileName = Literal["unixfs-v1-2025", "unixfs-v0-2015", "kubo-v1"]
-NodePath = Annotated[str, Param("a CID, or /ipfs/CID/names…")]
 
 
 class Id(Answer):
@@ -107,9 +107,12 @@ async def add(
     """Add a file or a directory and say its CID.
 
     Durable when it returns. A path is read by the daemon itself; without one the bytes that the
-    caller sends are one file. The CID depends on the profile: the default of unifs is not that of
-    `ipfs add`, whose CID `--profile unixfs-v0-2015` gives.
+    caller sends are one file. A directory is added with all below it. The CID depends on the
+    profile: the default of unifs is not that of `ipfs add`, whose CID `--profile unixfs-v0-2015`
+    gives. With `--field cid` the CID is all that is printed.
     """
+    if pin_name is not None and (only_hash or not pin):
+        raise InvalidArgument("a name for the pin is given, but nothing is to be pinned")
     from unifs.ipfs.node import AddOptions, AddProgress, HostSource, StreamSource
     from unifs.ipfs.unixfs.profiles import PROFILES
 
@@ -160,12 +163,13 @@ async def cat(
     Nothing unverified is written: where a block is missing or wrong the bytes end before it, with
     the error's exit code.
     """
-    found = await daemon.node.stat(path)
+    content = await node_path(daemon, path)
+    found = await daemon.node.stat(content)
     if _kind(found.node) == "directory":
         raise IsADirectory(f"{path} is a directory; `unifs ctl get` writes one out")
     rest = max(0, found.node.size_bytes - offset)
     size = rest if length is None else min(rest, length)
-    return Download(daemon.node.cat(path, offset, length), size_bytes=size)
+    return Download(daemon.node.cat(content, offset, length), size_bytes=size)
 
 
 @operation("get")
@@ -174,9 +178,10 @@ async def get(daemon: Daemon, path: NodePath) -> Download:
 
     The command unpacks it: into `--output`, else under its own name here, which must not exist.
     """
-    found = await daemon.node.stat(path)
+    content = await node_path(daemon, path)
+    found = await daemon.node.stat(content)
     name = path.rstrip("/").rpartition("/")[2]
-    chunks = tar_of(daemon.node, path, name or str(found.cid))
+    chunks = tar_of(daemon.node, content, name or str(found.cid))
     return Download(chunks, content_type="application/x-tar")
 
 
@@ -184,10 +189,10 @@ async def get(daemon: Daemon, path: NodePath) -> Download:
 async def ls(daemon: Daemon, emit: Emit[Link], path: NodePath) -> None:
     """List a directory by CID.
 
-    Names, CIDs and sizes as the directory's block has them. What the mounted tree shows at /mfs is
-    listed by `unifs ctl files ls`.
+    Names, CIDs and sizes as the directory's block has them. With their times, and as they are
+    this moment, names of the mounted tree are listed by `unifs ctl files ls`.
     """
-    async for page in daemon.node.ls(path):
+    async for page in daemon.node.ls(await node_path(daemon, path)):
         for entry in page:
             node = entry.node
             await emit(
@@ -203,7 +208,7 @@ async def ls(daemon: Daemon, emit: Emit[Link], path: NodePath) -> None:
 @operation("stat")
 async def stat(daemon: Daemon, path: NodePath) -> ObjectStat:
     """Tell the CID, kind and size of what is at a path."""
-    found = await daemon.node.stat(path)
+    found = await daemon.node.stat(await node_path(daemon, path))
     node = found.node
     return ObjectStat(
         cid=str(found.cid),

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from unifs.control.daemon_protocol import Answer, Daemon
 from unifs.control.ops.content import Progress
+from unifs.control.ops.node_path import NodePath, node_path
 from unifs.control.ops.progress import telling
 from unifs.control.ops.source import host_path, pieces_of
 from unifs.control.registry import Download, Emit, Param, Upload, operation
@@ -72,12 +73,12 @@ async def _counted(
 @operation("dag.export")
 async def export(
     daemon: Daemon,
-    cid: Annotated[str, Param("a CID, or /ipfs/CID/names…")],
+    cid: NodePath,
 ) -> Download:
     """Write a CAR archive with a DAG and everything below it.
 
     A DAG that is not whole on this machine is refused before the first byte.
     """
-    root = await daemon.node.resolve(cid)
+    root = await daemon.node.resolve(await node_path(daemon, cid))
     chunks: AsyncIterator[bytes] = daemon.node.dag_export([root])
     return Download(chunks, content_type="application/vnd.ipld.car")

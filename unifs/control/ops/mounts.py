@@ -25,9 +25,10 @@ async def add(
     name: Annotated[str, Param("where it appears: local/NAME")],
     directory: Annotated[str, Param("the host directory to show", place="host")],
 ) -> MountInfo:
-    """Show a host directory in the tree, from now until the daemon ends.
+    """Show a host directory in the tree, now and after every restart.
 
-    For good, write it into the settings: `[mounts.local.directories]`.
+    `unifs ctl mounts remove` takes it out. By hand, the settings file has
+    `[mounts.local.directories]`.
     """
     return await daemon.mounts.add(name, directory)
 

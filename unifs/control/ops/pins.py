@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from unifs.control.daemon_protocol import Answer, Daemon
+from unifs.control.ops.node_path import NodePath, node_path
 from unifs.control.registry import Emit, Param, operation
 from unifs.errors import Corrupt
 
@@ -31,7 +32,7 @@ PinMode = Literal["recursive", "direct"]
 @operation("pins.add", mutates=True)
 async def add(
     daemon: Daemon,
-    cid: Annotated[str, Param("a CID, or /ipfs/CID/names…")],
+    cid: NodePath,
     mode: Annotated[PinMode, Param("keep everything below too, or one block")] = "recursive",
     name: Annotated[str | None, Param("a name for the pin", short="-n")] = None,
 ) -> Pin:
@@ -39,15 +40,15 @@ async def add(
 
     Durable when it returns. Everything that the pin promises has to be on this machine.
     """
-    resolved = await daemon.node.resolve(cid)
+    resolved = await daemon.node.resolve(await node_path(daemon, cid))
     pin = await daemon.node.pins_add(resolved, mode, name)
     return Pin(cid=str(pin.cid), mode=pin.mode, created_s=pin.created_s, name=pin.name)
 
 
 @operation("pins.rm", mutates=True)
-async def remove(daemon: Daemon, cid: Annotated[str, Param("the pinned CID")]) -> Pin:
+async def remove(daemon: Daemon, cid: NodePath) -> Pin:
     """Stop keeping content; the next collection may take it."""
-    resolved = await daemon.node.resolve(cid)
+    resolved = await daemon.node.resolve(await node_path(daemon, cid))
     pin = await daemon.node.pins_remove(resolved)
     return Pin(cid=str(pin.cid), mode=pin.mode, created_s=pin.created_s, name=pin.name)
 

@@ -6,11 +6,19 @@ the daemon: in a container, in another mount namespace.
 """
 
 import os
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from unifs.errors import InvalidArgument, NotFound, PermissionDenied, UnifsError, from_os_error
+from unifs.errors import (
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    UnifsError,
+    Unsupported,
+    from_os_error,
+)
 
 PIECE_BYTES: Final = 1 << 20
 
@@ -25,6 +33,7 @@ class HostPath(NamedTuple):
 async def host_path(path: str, identity: str | None) -> HostPath:
     """The path, checked to be readable here and to be the object that the caller means.
 
+    Unsupported for what is neither file nor directory: its bytes are the caller's to read.
     Looked at in a thread: it may lie in the mounted tree, which this event loop serves.
     """
     import trio  # only here: see ``progress``
@@ -45,6 +54,8 @@ def _checked(path: str, identity: str | None) -> HostPath:
         raise type(named)(f"the daemon: {path}: {named}", daemon_path=path) from error
     if identity is not None and identity != f"{found.st_dev}:{found.st_ino}":
         raise NotFound(f"{path} is another file for the daemon than for you", daemon_path=path)
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise Unsupported(f"{path} is neither a file nor a directory")
     if not readable:
         raise PermissionDenied(f"the daemon may not read {path}", daemon_path=path)
     return HostPath(Path(path), found.st_size)
@@ -54,6 +65,13 @@ async def pieces_of(path: Path) -> AsyncIterator[bytes]:
     """A file's bytes, read in a thread."""
     import trio  # only here: see ``progress``
 
-    async with await trio.open_file(path, "rb", buffering=0) as file:
+    try:
+        opened = await trio.open_file(path, "rb", buffering=0)
+    except OSError as error:
+        named = from_os_error(error)
+        if not isinstance(named, UnifsError):
+            raise
+        raise type(named)(f"{path}: {named}") from error
+    async with opened as file:
         while piece := await file.read(PIECE_BYTES):
             yield piece

@@ -11,13 +11,14 @@ add leaves behind is garbage for the next collection. Memory: one chunk per work
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from unifs.errors import TryAgain, UnifsError, from_os_error
+from unifs.errors import TryAgain, UnifsError, Unsupported, from_os_error
 from unifs.ipfs.node import AddProgress
 from unifs.ipfs.unixfs.builder import (
     FileBuilder,
@@ -249,11 +250,18 @@ async def _workers() -> AsyncIterator[trio.Nursery]:
 
 
 def open_file(path: bytes) -> int:
-    """A descriptor for reading; failures under their names."""
+    """A descriptor of a file for reading; failures under their names.
+
+    Unsupported where it is no regular file: a FIFO would be waited for, and a device has no end.
+    """
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise from_os_error(error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Unsupported(f"{os.fsdecode(path)} is no regular file")
+    return fd
 
 
 def _read_chunks(fd: int, chunk_bytes: int, expected: int) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ find them. They never become entries here: a writer that gets one raises ``Inval
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
@@ -51,6 +52,13 @@ def is_showable(name: bytes) -> bool:
 # --- writing --------------------------------------------------------------------------------------
 
 
+def _impossible(name: bytes) -> InvalidArgument:
+    return InvalidArgument(
+        f"{os.fsdecode(name)!r} cannot be a name: it is empty, longer than 255 bytes, . or .., or has"
+        " a / or a zero byte in it"
+    )
+
+
 def build_directory(entries: Iterable[DirEntry], profile: Profile, put: Put | None) -> Link:
     """The directory with these entries, in any order: one block, or a HAMT by the profile's rule.
 
@@ -58,8 +66,10 @@ def build_directory(entries: Iterable[DirEntry], profile: Profile, put: Put | No
     """
     by_name: dict[bytes, DirEntry] = {}
     for entry in entries:
-        if entry.name in by_name or not is_showable(entry.name):
-            raise InvalidArgument(f"a directory cannot have an entry {entry.name!r} (again)")
+        if not is_showable(entry.name):
+            raise _impossible(entry.name)
+        if entry.name in by_name:
+            raise InvalidArgument(f"a directory has two entries {os.fsdecode(entry.name)!r}")
         by_name[entry.name] = entry
     return _build(by_name, profile, put)
 
@@ -80,7 +90,7 @@ def update_directory(
     """
     for name in changes:
         if not is_showable(name):
-            raise InvalidArgument(f"a directory cannot have an entry {name!r}")
+            raise _impossible(name)
     links, data = _decode(root, get)
     is_own = data.fanout == profile.hamt_fanout and root.version == profile.cid_version
     if data.kind is DataType.HAMT_SHARD and is_own:
