@@ -308,14 +308,18 @@ class Writeback:
             else:
                 due.attempts, due.retry_at, due.error = 0, 0.0, None
                 if isinstance(outcome, UnifsError):
-                    self._turned(due)
+                    self._turned(due, outcome)
                 else:
                     due.turns = 0
 
-    def _turned(self, due: Due) -> None:
-        """It goes on from another state, not yet confirmed; not for ever without a pause."""
+    def _turned(self, due: Due, refusal: UnifsError | None = None) -> None:
+        """It goes on from another state, not yet confirmed; not for ever without a pause.
+
+        Nor without saying so: what is refused again and again is told as a failure.
+        """
         due.turns += 1
         if due.turns > TURNS_MAX:
+            due.attempts, due.error = due.turns - TURNS_MAX, refusal or due.error
             pause = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(due.turns - TURNS_MAX, 16))
             due.retry_at = trio.current_time() + pause
 
