@@ -48,8 +48,10 @@ async def test_a_bucket_of_the_settings_that_is_not_there_is_said(
         # What is written before anybody knows of it waits, with the reason.
         await system.write("new", b"more")
         with trio.fail_after(30):
-            while MISSING not in [record.reason for record in await waiting(bench)]:
+            reasons: list[str | None] = []
+            while MISSING not in reasons:
                 await trio.sleep(0.02)
+                reasons = [record.reason for record in await waiting(bench)]
         bench.client.create_bucket(Bucket=bench.bucket)
         await system.sync()
         assert bench.get("new") == b"more"

@@ -151,6 +151,10 @@ class Observed(Mount):
         return self.mount.is_rename_conditional
 
     @property
+    def has_containers(self) -> bool:  # type: ignore[override]
+        return self.mount.has_containers
+
+    @property
     def batched(self) -> frozenset[str] | None:  # type: ignore[override]
         return self.mount.batched
 
@@ -206,6 +210,9 @@ class Observed(Mount):
     ) -> Node:
         with self._calling("put") as mount:
             return await mount.put(path, _Counted(content, self.health), base, token)
+
+    def check_name(self, above: str | None, name: bytes, kind: int) -> None:
+        self.mount.check_name(above, name, kind)
 
     async def make(self, path: str, node: Node, token: str) -> Node:
         with self._calling("make") as mount:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unifs.errors import InvalidArgument, NameTooLong, NotFound
+from unifs.errors import InvalidArgument, NameTooLong, NotFound, NotPermitted
 from unifs.mounts.s3.names import Places, is_part, key_of, names_of, parts_of, prefix_of
 from unifs.mounts.s3.options import S3Options
 
@@ -128,6 +129,55 @@ def test_a_directory_beside_an_object_has_the_keys_of_its_plain_name() -> None:
 def test_names_that_no_key_is_shown_as_are_refused(name: str) -> None:
     with pytest.raises(InvalidArgument):
         key_of(name)
+
+
+@pytest.mark.parametrize(
+    ("above", "name", "kind"),
+    [
+        ("d", "a%%2Fb", stat.S_IFREG),
+        ("d", "a%%2Fb", stat.S_IFDIR),
+        (None, "a%%2Fb", stat.S_IFREG),
+        ("d", "a%%", stat.S_IFREG),
+        ("d", "a%%", stat.S_IFDIR),
+        ("d", "a%%+", stat.S_IFDIR),
+        ("", "%%", stat.S_IFREG),
+        ("", ".unifs-probe-0123456789abcdef", stat.S_IFREG),
+    ],
+)
+def test_names_that_are_never_made(above: str | None, name: str, kind: int) -> None:
+    places = Places(S3Options(bucket="b"))
+    with pytest.raises(InvalidArgument):
+        places.check_name(above, os.fsencode(name), stat.S_ISDIR(kind))
+
+
+@pytest.mark.parametrize(
+    ("above", "name", "kind"),
+    [
+        ("", "100%", stat.S_IFREG),
+        ("", "bad\udcff", stat.S_IFREG),
+        ("d", "50%%25%2F", stat.S_IFDIR),
+        ("d", "%%", stat.S_IFDIR),
+        ("d", "%%", stat.S_IFREG),
+        ("d", ".unifs-probe-0123456789abcdef", stat.S_IFREG),
+        ("d/long%%+", "a%%2F", stat.S_IFREG),
+    ],
+)
+def test_names_that_may_be_made(above: str, name: str, kind: int) -> None:
+    places = Places(S3Options(bucket="b"))
+    places.check_name(above, os.fsencode(name), stat.S_ISDIR(kind))
+
+
+def test_buckets_and_nothing_else_lie_where_buckets_lie() -> None:
+    places = Places(S3Options())
+    places.check_name("", b"a-bucket", True)
+    places.check_name("a-bucket", b"Any Name", True)
+    for name in (b"Upper", b"a b", b"ab", b"-dash", b"x" * 64):
+        with pytest.raises(InvalidArgument, match="cannot be a bucket"):
+            places.check_name("", name, True)
+    with pytest.raises(NotPermitted, match="mkdir makes one"):
+        places.check_name("", b"a-file", False)
+    with pytest.raises(InvalidArgument, match="tries services"):
+        places.check_name("b", b".unifs-probe-0123456789abcdef", False)
 
 
 def test_the_longest_key() -> None:

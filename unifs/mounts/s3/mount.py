@@ -115,6 +115,13 @@ class S3Mount(Mount):
 
     # --- writing ----------------------------------------------------------------------------------
 
+    @property
+    def has_containers(self) -> bool:  # type: ignore[override]
+        return self.places.has_buckets
+
+    def check_name(self, above: str | None, name: bytes, kind: int) -> None:
+        self.places.check_name(above, name, stat.S_ISDIR(kind))
+
     async def put(
         self, path: str, content: ContentReader, base: Version | None, token: str
     ) -> Node:
