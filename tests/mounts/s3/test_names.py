@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unifs.errors import InvalidArgument, NameTooLong, NotFound, NotPermitted
-from unifs.mounts.s3.names import Places, is_part, key_of, names_of, parts_of, prefix_of
+from unifs.mounts.s3.names import (
+    Places,
+    is_beside_object,
+    is_part,
+    key_of,
+    names_beside,
+    names_of,
+    parts_of,
+    prefix_of,
+)
 from unifs.mounts.s3.options import S3Options
 
 RAW = [chr(0xDC00 + value) for value in range(0x80, 0x100)]
@@ -123,6 +132,28 @@ def test_a_directory_beside_an_object_has_the_keys_of_its_plain_name() -> None:
     assert prefix_of("k%%") == "k/"
     assert key_of("k%%/x") == "k/x"
     assert prefix_of("%%%%") == "/"
+
+
+filling_segments = st.builds(lambda end: ("x" * 256 + end)[-256:], segments)
+
+
+@given(st.one_of(segments, long_segments, filling_segments))
+def test_a_directory_beside_any_object_has_names_of_its_own(segment: str) -> None:
+    names = names_beside(segment)
+    check_names(names)
+    path = "/".join(names)
+    assert not {names, names[:1]} & {names_of(segment)}
+    assert is_beside_object(path)
+    if len(segment.encode("utf-8", "surrogateescape")) < 1000:
+        assert prefix_of(path) == f"{segment}/"
+        assert key_of(f"{path}/x") == f"{segment}/x"
+
+
+@pytest.mark.parametrize("size", [253, 254, 255, 256, 506, 507, 508])
+def test_where_there_is_no_room_beside_an_object_the_name_has_parts(size: int) -> None:
+    *_, last = names_beside("x" * size)
+    assert last.endswith("x%%")
+    assert len(names_beside("x" * size)) == 1 + (size > 253) + (size > 505)
 
 
 @pytest.mark.parametrize("name", ["a%%2Fb", "a%%41", "a%%", "x%%+", "%%C3%%BC", "%%2F"])

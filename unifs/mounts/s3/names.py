@@ -14,7 +14,8 @@ escape, ``%%`` and what follows it:
     text that looks like an escape     its first ``%`` is ``%%25``: ``50%%2F`` is ``50%%25%2F``
     over 255 bytes                     several names, one in the other, all but the last ending in
                                        ``%%+``: such a directory stands for a part of a segment
-    both an object and a prefix        the object is ``k``, the directory ``k%%``
+    both an object and a prefix        the object is ``k``, the directory ``k%%``; where that has
+                                       over 255 bytes, in parts as any long name
 
 A key that ends in "/" and has no bytes is the marker of a directory and has no name of its own. One
 with bytes is the object ``%%`` in that directory. So every key has one path and no two have the
@@ -61,6 +62,12 @@ def names_of(segment: str) -> tuple[str, ...]:
     if len(_bytes(name)) <= NAME_MAX_BYTES:
         return (name,)
     return _parts(name)
+
+
+def names_beside(segment: str) -> tuple[str, ...]:
+    """The names of the directory of a segment that is an object's too; one, if there is room."""
+    name = _name_of(segment) + ESCAPE
+    return (name,) if len(_bytes(name)) <= NAME_MAX_BYTES else _parts(name)
 
 
 def _is_plain(segment: str) -> bool:
@@ -194,8 +201,8 @@ def _walked(names: list[str]) -> tuple[str, list[str]]:
         parts.append(name)
         if name.endswith(PART):
             continue
-        plain = name[:-2] if name.endswith(ESCAPE) and name != ESCAPE else name
-        prefix += _joined([*parts[:-1], plain], name) + "/"
+        is_beside = name.endswith(ESCAPE) and name != ESCAPE
+        prefix += (_beside if is_beside else _joined)(parts, name) + "/"
         parts = []
     return prefix, parts
 
@@ -205,6 +212,17 @@ def _joined(parts: list[str], shown: str) -> str:
         return ""
     segment = "".join(_segment_of(part.removesuffix(PART)) for part in parts)
     if names_of(segment) != tuple(parts) or _text(_bytes(segment)) != segment:
+        raise InvalidArgument(f"{shown!r} is unifs's way of writing keys, and no key is shown so")
+    return segment
+
+
+def _beside(parts: list[str], shown: str) -> str:
+    """``_joined`` for the directory beside an object."""
+    plain = [*parts[:-1], parts[-1][: -len(ESCAPE)]]
+    if plain == [ESCAPE]:
+        return ""
+    segment = "".join(_segment_of(part.removesuffix(PART)) for part in plain)
+    if names_beside(segment) != tuple(parts) or _text(_bytes(segment)) != segment:
         raise InvalidArgument(f"{shown!r} is unifs's way of writing keys, and no key is shown so")
     return segment
 
