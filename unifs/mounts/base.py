@@ -69,7 +69,7 @@ class Mount:
     is_conditional: bool = True
     #: The same of what a ``rename`` replaces; True until it is found out to be otherwise.
     is_rename_conditional: bool = True
-    #: Whether what lies at the root is of a kind of its own (the buckets of a service): no files lie
+    #: Whether what lies at the root is of a kind of its own (buckets of a service): no files lie
     #: beside it, and no rename has it as its source or its target.
     has_containers: bool = False
     #: The verbs that an overridden ``commit`` wants many of at once (None: all); the others come
@@ -164,6 +164,13 @@ class Mount:
         """How many objects a ``rename`` of ``path`` that is under way has moved; None: none is.
 
         For backends whose rename is not one step.
+        """
+        return None
+
+    def sent(self, path: str) -> int | None:
+        """How many bytes of a ``put`` to ``path`` that is under way are stored; None: none is.
+
+        For backends that take large objects in parts, and keep each.
         """
         return None
 

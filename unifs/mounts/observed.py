@@ -235,6 +235,9 @@ class Observed(Mount):
     def moved(self, path: str) -> int | None:
         return self.mount.moved(path)
 
+    def sent(self, path: str) -> int | None:
+        return self.mount.sent(path)
+
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         with self._calling("set_attributes") as mount:
             await mount.set_attributes(path, changes, token)

@@ -192,6 +192,10 @@ class S3Mount(Mount):
     def moved(self, path: str) -> int | None:
         return self._moving.moved(path)
 
+    def sent(self, path: str) -> int | None:
+        place = self.places.maybe_object_at(path)
+        return None if place is None else self._multipart.sent(place)
+
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         await self._moving.set_attributes(path, changes, token)
 
