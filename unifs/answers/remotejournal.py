@@ -154,6 +154,14 @@ class RemoteJournal:
                 await complete(give_up, volume, each.ino)
         return dropped
 
+    def oldest(self, top: Inode | None) -> list[str]:
+        """For each volume a sentence about the oldest change that its backend does not have."""
+        return [
+            _sentence(volume, each)
+            for volume, below in self.volumes(top)
+            for each in volume.status.waiting(below, 1)
+        ]
+
     def unsynced_of(self, remote: Remote, below: int | None, limit: int) -> list[str]:
         """Sentences about what the backend does not have, at most ``limit`` and how many more."""
         volume = remote.volume
