@@ -95,7 +95,7 @@ class Conditions:
         async with self._lock(bucket):
             found = self._known.get(bucket)
             if found is None:
-                found = await self._look(bucket)
+                found = await self._looked(bucket)
                 if len(self._known) >= BUCKETS_MAX:
                     self._known.clear()
                 self._known[bucket] = found
@@ -186,6 +186,19 @@ class Conditions:
                 await self._service.call(Request("DELETE", bucket, found.key, headers=headers))
                 count += 1
         return count
+
+    async def _looked(self, bucket: str) -> Honoured:
+        """``_look``; PermissionDenied says what was tried, which nobody has asked for."""
+        try:
+            return await self._look(bucket)
+        except PermissionDenied as error:
+            where = f"below {self._prefix!r} in" if self._prefix else "at the top of"
+            raise PermissionDenied(
+                f"this identity may not store objects {where} the bucket {bucket!r}, where it is"
+                f" tried what the service heeds ({error}); where it may write below a prefix only,"
+                " name that in the settings",
+                **error.context,
+            ) from error
 
     async def _look(self, bucket: str) -> Honoured:
         key = self._prefix + new_probe()
