@@ -50,7 +50,7 @@ class Bulk(RemoteMount):
         path: str,
         version: Version,
         offset: int,
-        buffers: Sequence[bytearray],
+        buffers: Sequence[memoryview],
         filled: Callable[[], None],
     ) -> None:
         self.asked.append((offset, sum(map(len, buffers))))

@@ -5,20 +5,22 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
+from unifs.cache import disk
+from unifs.cache.buffers import BLOCK_BYTES, Buffers
 from unifs.cache.disk import DiskLimits, DiskTier
-from unifs.cache.extentfile import CHUNK_BYTES, data_bytes, trailer_bytes
+from unifs.cache.extentfile import PADDED_BYTES, data_bytes, trailer_bytes
 from unifs.cache.memory import ExtentKey
 from unifs.types import Version
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-BYTES = bytes(range(256)) * 3072  # 768 KiB: three chunks
+BYTES = bytes(range(256)) * 3072  # 768 KiB
 LIMITS = DiskLimits(bytes_max=64 << 20, free_bytes_min=0, extents_max=100)
 
 
@@ -85,7 +87,7 @@ async def test_a_read_waits_for_the_scan_instead_of_missing(tmp_path: Path) -> N
     tier.close()
 
 
-@pytest.mark.parametrize("at", [0, CHUNK_BYTES + 5, len(BYTES) - 1])
+@pytest.mark.parametrize("at", [0, 300_000, len(BYTES) - 1, len(BYTES), len(BYTES) + 39])
 @pytest.mark.parametrize("inline", [True, False])
 async def test_a_flipped_bit_is_a_miss_and_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, at: int, inline: bool
@@ -101,13 +103,13 @@ async def test_a_flipped_bit_is_a_miss_and_one_warning(
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             if inline:
-                assert tier.read_nowait(key(), at, 1) is None
+                assert tier.read_nowait(key(), 5, 1) is None
             else:
-                assert await tier.read(key(), at, 1) is None
+                assert await tier.read(key(), 5, 1) is None
     assert len(caplog.records) == 1
     assert tier.statistics().faults == 1
     await tier.write(key(), BYTES)
-    assert await read(tier, key(), at, 1) == BYTES[at : at + 1]
+    assert await read(tier, key(), 5, 1) == BYTES[5:6]
     tier.close()
 
 
@@ -125,7 +127,7 @@ async def test_the_trailer_of_another_extent_is_a_miss(tmp_path: Path) -> None:
     tier.close()
 
 
-async def test_verified_chunks_are_not_verified_again(tmp_path: Path) -> None:
+async def test_what_was_checked_is_not_checked_again(tmp_path: Path) -> None:
     tier = await opened(tmp_path)
     await tier.write(key(), BYTES)
     assert tier.read_nowait(key(), 0, 10) is not None
@@ -135,7 +137,6 @@ async def test_verified_chunks_are_not_verified_again(tmp_path: Path) -> None:
     view = tier.read_nowait(key(), 0, 1)
     assert view is not None
     assert bytes(view) == b"\xff"
-    assert tier.read_nowait(key(), CHUNK_BYTES, 1) is not None
     tier.close()
 
 
@@ -280,9 +281,211 @@ async def test_descriptors_are_bounded(tmp_path: Path) -> None:
 
 
 def test_the_data_length_follows_from_the_file_size() -> None:
-    for length in (1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 1 << 20):
+    edges = (1, 4056, BLOCK_BYTES, PADDED_BYTES - 1, PADDED_BYTES, PADDED_BYTES + 1, 1 << 20)
+    for length in edges:
         assert data_bytes(length + trailer_bytes(length)) == length
     assert data_bytes(0) is None
     assert data_bytes(trailer_bytes(0)) is None
-    ok = sum(data_bytes(size) is not None for size in range(CHUNK_BYTES, CHUNK_BYTES + 200))
-    assert ok == 196
+    sizes = {length + trailer_bytes(length) for length in range(1, 200_000)}
+    assert len(sizes) == 199_999
+    assert {size for size in range(200_000) if data_bytes(size)} <= sizes
+
+
+def extent_in_blocks(size: int = 1 << 20) -> memoryview:
+    room = Buffers(size).take(size)
+    room[:] = (BYTES * 2)[:size]
+    return room
+
+
+@pytest.mark.parametrize("size", [1 << 20, 128 << 10, (128 << 10) + 1])
+async def test_large_extents_go_past_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    data = extent_in_blocks(size)
+    opened_with: list[int] = []
+    real = os.open
+
+    def watched(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            opened_with.append(flags & os.O_DIRECT)
+        return real(path, flags, mode)
+
+    first = await opened(tmp_path)
+    monkeypatch.setattr(os, "open", watched)
+    await first.write(key(), data)
+    monkeypatch.undo()
+    # Its directory was not there at first.
+    assert opened_with[0] == (os.O_DIRECT if not size % BLOCK_BYTES else 0)
+    assert await read(first, key(), 7, 1000) == data[7:1007]
+    first.close()
+    tier = await opened(tmp_path)
+    assert await tier.read(key(), 0, size) == data
+    tier.close()
+
+
+@pytest.mark.parametrize("fails_at", ["open", "writev"])
+async def test_a_file_system_that_does_not_know_direct_writes_is_used_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    data = extent_in_blocks()
+    real_open, real_writev = os.open, os.writev
+    direct: set[int] = set()
+    refused: list[str] = []
+
+    def open_(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT and fails_at == "open":
+            refused.append("open")
+            raise OSError(errno.EINVAL, "no direct writes")
+        fd = real_open(path, flags, mode)
+        (direct.add if flags & os.O_DIRECT else direct.discard)(fd)
+        return fd
+
+    def writev(fd: int, parts: list[memoryview]) -> int:
+        if fd in direct:
+            refused.append("writev")
+            raise OSError(errno.EINVAL, "not aligned")
+        return real_writev(fd, parts)
+
+    tier = await opened(tmp_path)
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "writev", writev)
+    await tier.write(key(), data)
+    monkeypatch.undo()
+    assert refused == [fails_at]
+    assert await read(tier, key(), 9, 100_000) == data[9:100_009]
+    assert tier.statistics().faults == 0
+    tier.close()
+
+
+async def test_a_slow_disk_is_written_through_the_page_cache_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: list[bool] = []
+    tier = await opened(tmp_path)
+    shelf = tier._shelf
+    write = shelf.write
+
+    def watched(*arguments: Any) -> Any:
+        ways.append(arguments[-1])
+        return write(*arguments)
+
+    monkeypatch.setattr(shelf, "write", watched)
+    monkeypatch.setattr(disk, "BUFFERED_BYTES", 3 << 20)
+    for number in range(6):
+        rate = 1 << 60 if number == 1 else 1
+        monkeypatch.setattr(disk, "DIRECT_RATE_MIN", rate)
+        await tier.write(key(number), extent_in_blocks())
+    assert ways == [True, True, False, False, False, True]
+    tier.close()
+
+
+def run_of(count: int, size: int = 1 << 20) -> list[tuple[ExtentKey, memoryview]]:
+    run = []
+    for number in range(count):
+        room = extent_in_blocks(size)
+        room[:4] = b"%04d" % number
+        run.append((key(number), room))
+    return run
+
+
+async def test_what_came_together_is_one_file(tmp_path: Path) -> None:
+    run = run_of(5)
+    run[-1] = (key(4), memoryview(BYTES)[:700_001])
+    first = await opened(tmp_path)
+    await first.write_all(run)
+    assert len(files_in(tmp_path)) == 1
+    for tier in (first, await opened(tmp_path)):
+        assert tier.statistics().extents == 5
+        for extent, data in reversed(run):
+            assert await read(tier, extent, 3, 5000) == data[3:5003]
+            assert await tier.read(extent, len(data) - 9, 9) == data[-9:]
+        assert tier.statistics().bytes == files_in(tmp_path)[0].stat().st_size
+        assert tier.statistics().faults == 0
+        tier.close()
+
+
+async def test_a_run_is_evicted_as_a_whole(tmp_path: Path) -> None:
+    tier = await opened(tmp_path, DiskLimits(17 << 20, 0, 100))
+    await tier.write_all(run_of(2))
+    for number in range(10, 26):
+        await tier.write(key(number), extent_in_blocks())
+    assert not tier.has(key(0))
+    assert not tier.has(key(1))
+    assert tier.has(key(25))
+    assert not [path for path in files_in(tmp_path) if path.suffix]
+    tier.close()
+
+
+async def test_a_run_that_is_much_of_the_limit_is_many_files(tmp_path: Path) -> None:
+    tier = await opened(tmp_path, DiskLimits(15 << 20, 0, 100))
+    await tier.write_all(run_of(2))
+    assert len(files_in(tmp_path)) == 2
+    assert await read(tier, key(1), 0, 4) == b"0001"
+    tier.close()
+
+
+async def test_what_is_there_already_is_not_written_with_a_run(tmp_path: Path) -> None:
+    tier = await opened(tmp_path)
+    run = run_of(4)
+    await tier.write(*run[1])
+    await tier.write_all(run)
+    assert tier.statistics().extents == 4
+    assert sum(path.stat().st_size for path in files_in(tmp_path)) < 5 << 20
+    for extent, data in run:
+        assert await read(tier, extent, 0, 4) == data[:4]
+    tier.close()
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_damage_in_a_run_drops_the_run(tmp_path: Path, inline: bool) -> None:
+    first = await opened(tmp_path)
+    await first.write_all(run_of(3))
+    first.close()
+    (file,) = files_in(tmp_path)
+    damaged = bytearray(file.read_bytes())
+    damaged[(1 << 20) + 77] ^= 1
+    file.write_bytes(damaged)
+    tier = await opened(tmp_path)
+    assert await read(tier, key(0), 0, 4) == b"0000"
+    bad = tier.read_nowait(key(1), 0, 4) if inline else await tier.read(key(1), 0, 4)
+    assert bad is None
+    assert tier.statistics().extents == 0
+    assert files_in(tmp_path) == []
+    tier.close()
+
+
+@pytest.mark.parametrize("cut", [1, 4096, 1 << 20])
+async def test_a_run_cut_short_is_removed_by_the_scan(tmp_path: Path, cut: int) -> None:
+    first = await opened(tmp_path)
+    await first.write_all(run_of(3))
+    first.close()
+    (file,) = files_in(tmp_path)
+    os.truncate(file, file.stat().st_size - cut)
+    tier = await opened(tmp_path)
+    assert tier.statistics().extents == 0
+    assert files_in(tmp_path) == []
+    tier.close()
+
+
+async def test_a_read_that_its_file_is_replaced_under_is_a_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = await opened(tmp_path)
+    await tier.write_all(run_of(3))
+    (held, _) = tier._places[next(iter(tier._places))]
+    real = tier._shelf.read
+
+    def late(*arguments: Any) -> bytes:
+        trio.from_thread.run_sync(replace)
+        return real(*arguments)
+
+    def replace() -> None:
+        # As if it had been evicted, and fetched again in another company.
+        tier._files.pop(held.name)
+        tier._forget(held)
+        file = tmp_path / held.name
+        file.write_bytes(file.read_bytes()[1 << 20 :])
+
+    monkeypatch.setattr(tier._shelf, "read", late)
+    assert await tier.read(key(1), 0, 4) is None
+    tier.close()

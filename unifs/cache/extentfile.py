@@ -1,8 +1,10 @@
-"""The file that holds one cached extent: its bytes, then a trailer that proves them.
+"""The file that holds cached extents: their bytes, then a trailer that proves them.
 
-    data          ``length`` bytes, at offset 0: a range of the extent is a range of the file
-    checksums     one CRC-32 (little endian) per 256 KiB of data
-    tail          magic, length, digest of the extent's key, CRC-32 of checksums and tail
+    data          extents one behind the other: a range of one is a range of the file
+    trailer       magic, number of extents, of each the length, the CRC-32 and the key's digest, and
+                  a CRC-32 of all that
+    padding       behind large data: zeros up to a block, so that whole blocks can be written
+                  past the page cache
 
 ``DiskTier`` writes and reads it. The magic carries the format's version; a file that does not parse
 is a cache miss. Everything here is pure: no descriptors, no paths.
@@ -12,25 +14,48 @@ from __future__ import annotations
 
 import struct
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zlib_ng.zlib_ng import crc32
 
+from unifs.cache.buffers import BLOCK_BYTES
 from unifs.cache.memory import EXTENT_BYTES
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from unifs.cache.memory import Extent, ExtentKey
 
-#: What one checksum covers; it takes 9 µs. Each releases the GIL: with 64 KiB, the event loop lost
-#: a fifth of its time to threads that write extents.
-CHUNK_BYTES: Final = 256 << 10
 DIGEST_BYTES: Final = 20
-MAGIC: Final = b"unifsx2\n"
+MAGIC: Final = b"unifsx3\n"
+#: Data from here on has a trailer of a whole block. Smaller data is one extent.
+PADDED_BYTES: Final = 64 << 10
+#: What a trailer of one block can tell of, and more than one request of a backend brings.
+EXTENTS_MAX: Final = 64
 
-_TAIL: Final = struct.Struct(f"<8sI{DIGEST_BYTES}s")
+_HEAD: Final = struct.Struct("<8sI")
+_PART: Final = struct.Struct(f"<II{DIGEST_BYTES}s")
 _CRC: Final = struct.Struct("<I")
-_FIXED_BYTES: Final = _TAIL.size + _CRC.size
+_ONE_BYTES: Final = _HEAD.size + _PART.size + _CRC.size
+
+
+class Part(NamedTuple):
+    """What a trailer says of one extent."""
+
+    length: int
+    checksum: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, digest: bytes, data: Extent) -> Part:
+        """What is to be said of these bytes under this name."""
+        return cls(len(data), crc32(data), digest)
+
+    def check(self, data: Extent) -> None:
+        """Corrupt unless they are the bytes of this extent."""
+        if len(data) != self.length or crc32(data) != self.checksum:
+            raise Corrupt("the bytes do not match their checksum")
 
 
 def digest_of(key: ExtentKey) -> bytes:
@@ -41,48 +66,34 @@ def digest_of(key: ExtentKey) -> bytes:
     return blake2b(fields.encode("utf-8", "surrogateescape"), digest_size=DIGEST_BYTES).digest()
 
 
-def chunk_count(length: int) -> int:
-    """How many checksums cover ``length`` bytes."""
-    return -(-length // CHUNK_BYTES)
-
-
 def trailer_bytes(length: int) -> int:
-    """The size of the trailer behind ``length`` bytes of data."""
-    return 4 * chunk_count(length) + _FIXED_BYTES
+    """The size of the trailer, with its padding, behind ``length`` bytes of data."""
+    return BLOCK_BYTES if length >= PADDED_BYTES else _ONE_BYTES
 
 
 def data_bytes(file_size_bytes: int) -> int | None:
-    """How much data a file of that size holds; None if no extent file has that size."""
-    rest = file_size_bytes - _FIXED_BYTES
-    if rest <= 0:
-        return None
-    length = rest - 4 * -(-rest // (CHUNK_BYTES + 4))
-    return length if length > 0 and length + trailer_bytes(length) == file_size_bytes else None
+    """How much data a file of that size holds; None if no file of extents has that size."""
+    for length in (file_size_bytes - BLOCK_BYTES, file_size_bytes - _ONE_BYTES):
+        if length > 0 and length + trailer_bytes(length) == file_size_bytes:
+            return length
+    return None
 
 
-def pack_trailer(digest: bytes, data: Extent) -> bytes:
-    """The trailer for these bytes under this name."""
-    view = memoryview(data)
-    sums = [crc32(view[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES)]
-    body = struct.pack(f"<{len(sums)}I", *sums) + _TAIL.pack(MAGIC, len(data), digest)
-    return body + _CRC.pack(crc32(body))
+def pack_trailer(parts: Sequence[Part]) -> bytes:
+    """The trailer behind the bytes of these extents."""
+    body = _HEAD.pack(MAGIC, len(parts)) + b"".join(_PART.pack(*part) for part in parts)
+    trailer = body + _CRC.pack(crc32(body))
+    return trailer.ljust(trailer_bytes(sum(part.length for part in parts)), b"\0")
 
 
-def unpack_trailer(raw: bytes, digest: bytes, length: int) -> tuple[int, ...]:
-    """The checksums in a trailer; Corrupt unless it is the trailer of exactly that extent."""
-    if len(raw) != trailer_bytes(length):
+def unpack_trailer(raw: bytes) -> tuple[Part, ...]:
+    """The extents that a trailer tells of; Corrupt if it is none."""
+    if len(raw) < _ONE_BYTES:
         raise Corrupt("the trailer is cut short")
-    body = raw[: -_CRC.size]
-    if _CRC.unpack_from(raw, len(body))[0] != crc32(body):
+    magic, count = _HEAD.unpack_from(raw)
+    end = _HEAD.size + count * _PART.size
+    if magic != MAGIC or not 0 < count <= EXTENTS_MAX or end + _CRC.size > len(raw):
+        raise Corrupt("the trailer is none")
+    if _CRC.unpack_from(raw, end)[0] != crc32(raw[:end]):
         raise Corrupt("the trailer does not match its checksum")
-    if _TAIL.unpack_from(body, len(body) - _TAIL.size) != (MAGIC, length, digest):
-        raise Corrupt("the trailer belongs to another extent")
-    return struct.unpack_from(f"<{chunk_count(length)}I", body)
-
-
-def verify(data: memoryview, first_chunk: int, sums: tuple[int, ...]) -> None:
-    """Check whole chunks, the first of which is number ``first_chunk``. Corrupt if one differs."""
-    for number in range(chunk_count(len(data))):
-        chunk = data[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
-        if crc32(chunk) != sums[first_chunk + number]:
-            raise Corrupt(f"chunk {first_chunk + number} does not match its checksum")
+    return tuple(Part(*fields) for fields in _PART.iter_unpack(raw[_HEAD.size : end]))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: 1.2 by these, no less by larger ones; four at a time fill a fast line.
 RUN_BYTES_MAX: Final = 8 << 20
 #: With more waiting for the disk, large runs wait for it: what is not kept is fetched again later.
-KEEPING_BYTES_MAX: Final = 8 << 20
+KEEPING_BYTES_MAX: Final = 16 << 20
 KEEPING_S: Final = 1.0
 
 
@@ -186,7 +186,7 @@ class Flights:
                 self._landed(run, await source.read(offset, length))
                 offset += length
             return
-        buffers = [bytearray(length) for length in lengths]
+        buffers = [self._memory.buffers.take(length) for length in lengths]
         await source.read_into(offset, buffers, lambda: self._landed(run, buffers[len(run.landed)]))
         if len(run.landed) < len(buffers):
             raise Corrupt("the backend sent too few bytes", mount=source.mount, offset=offset)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from unifs.cache.buffers import Buffers
 from unifs.cache.evict import SegmentedLru
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ ENTRY_OVERHEAD_BYTES: Final = 400
 
 
 #: An extent's bytes; nobody changes them once they are whole.
-Extent = bytes | bytearray
+Extent = bytes | bytearray | memoryview
 
 
 class ExtentKey(NamedTuple):
@@ -62,6 +63,7 @@ class MemoryTier:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
+        self.buffers = Buffers(EXTENT_BYTES)
         #: Of the limit, what extents take that are on their way here.
         self._awaited_bytes = 0
         self._extents: SegmentedLru[ExtentKey, Extent] = SegmentedLru(_weigh)
@@ -90,7 +92,7 @@ class MemoryTier:
     def _trim(self) -> None:
         limit_bytes = max(self.limit_bytes - self._awaited_bytes, self.limit_bytes // 4)
         while self._extents.weight > limit_bytes and len(self._extents) > 1:
-            self._extents.pop_coldest()
+            self.buffers.give(self._extents.pop_coldest()[1])
 
     def clear(self) -> None:
         """Give all memory back."""

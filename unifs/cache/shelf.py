@@ -1,26 +1,29 @@
 """The files of the disk tier as threads see them: scan, read, write, unlink.
 
-``DiskTier`` calls every method except ``path`` in a thread, and none for an extent that another
-thread writes. Nothing here is mutable, so threads need no lock. Failures are OSError and Corrupt;
-the tier turns them into misses.
+``DiskTier`` calls every method except ``path`` in a thread, and none for a file that another thread
+writes. Nothing here is mutable, so threads need no lock. Failures are OSError and Corrupt; the tier
+turns them into misses.
 """
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from unifs.cache.buffers import BLOCK_BYTES, in_blocks
 from unifs.cache.extentfile import (
-    CHUNK_BYTES,
     DIGEST_BYTES,
+    Part,
     data_bytes,
     pack_trailer,
     trailer_bytes,
     unpack_trailer,
-    verify,
 )
 from unifs.errors import Corrupt
 
@@ -31,15 +34,52 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Extents = Sequence[tuple[bytes, "Extent"]]
+
 _TMP: Final = "tmp.unifs"
+#: How the name of a file of several extents ends.
+_RUN: Final = ".run"
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """One file of extents on disk."""
+
+    name: str
+    digests: tuple[bytes, ...]
+    lengths: tuple[int, ...]
+    #: Of each extent a bit: written by this daemon, or compared with its checksum since the start.
+    checked: int = 0
+
+    @property
+    def data_bytes(self) -> int:
+        """Where the trailer begins."""
+        return sum(self.lengths)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the file takes on disk."""
+        length = sum(self.lengths)
+        return length + trailer_bytes(length)
+
+    def start_of(self, number: int) -> int:
+        """Where an extent begins."""
+        return sum(self.lengths[:number])
+
+    def part_in(self, trailer: bytes, number: int) -> Part:
+        """What the file says of an extent; Corrupt unless it is the one that is looked for."""
+        part = unpack_trailer(trailer)[number]
+        if (part.digest, part.length) != (self.digests[number], self.lengths[number]):
+            raise Corrupt("the trailer belongs to another extent")
+        return part
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a scan found, oldest first: digests with their data lengths."""
+    """What a scan found, oldest first."""
 
-    extents: tuple[tuple[bytes, int], ...]
+    files: tuple[Held, ...]
     free_bytes: int
 
 
@@ -51,92 +91,148 @@ class Written:
     free_bytes: int
 
 
+def name_of(digests: Sequence[bytes]) -> str:
+    """The name of the file that holds these extents."""
+    name = digests[0].hex()
+    return f"{name[:2]}/{name[2:]}{_RUN if len(digests) > 1 else ''}"
+
+
 class Shelf:
-    """Extent files below ``directory``, sharded by the first two hex digits of their digest."""
+    """Files below ``directory``, sharded by the first two hex digits of their first extent."""
 
     def __init__(self, directory: Path, free_bytes_min: int) -> None:
         self._directory = directory
         self._free_bytes_min = free_bytes_min
 
-    def path(self, digest: bytes) -> str:
-        """Where that extent lies or would lie."""
-        name = digest.hex()
-        return f"{self._directory}/{name[:2]}/{name[2:]}"
+    def path(self, name: str) -> str:
+        """Where that file lies or would lie."""
+        return f"{self._directory}/{name}"
 
     def scan(self, extents_max: int) -> Found:
-        """List the extents, make the directory, unlink torn files and what exceeds the limit.
+        """List the files, make the directory, unlink torn ones and what exceeds the limit.
 
-        Files that are not named like an extent are none of ours and stay.
+        Files that are not named like one of extents are none of ours and stay.
         """
         tmp = self._directory / _TMP
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found: list[tuple[int, bytes, int]] = []
+        found: list[tuple[int, str, Held]] = []
         for shard in range(256):
             found += self._scan_shard(f"{shard:02x}")
-        found.sort()
-        surplus = max(len(found) - extents_max, 0)
-        for _, digest, _ in found[:surplus]:
-            Path(self.path(digest)).unlink(missing_ok=True)
-        kept = tuple((digest, length) for _, digest, length in found[surplus:])
-        return Found(kept, self.free_bytes())
+        found.sort(key=lambda one: one[:2], reverse=True)
+        kept: list[Held] = []
+        count = 0
+        for _, name, held in found:
+            count += len(held.digests)
+            if count > extents_max:
+                Path(self.path(name)).unlink(missing_ok=True)
+            else:
+                kept.append(held)
+        return Found(tuple(reversed(kept)), self.free_bytes())
 
-    def _scan_shard(self, shard: str) -> list[tuple[int, bytes, int]]:
-        found: list[tuple[int, bytes, int]] = []
+    def _scan_shard(self, shard: str) -> list[tuple[int, str, Held]]:
+        found: list[tuple[int, str, Held]] = []
         try:
             files = os.scandir(self._directory / shard)
         except FileNotFoundError:
             return found
         with files:
             for file in files:
-                digest = _digest_from(shard + file.name)
+                digest = _digest_from(shard + file.name.removesuffix(_RUN))
                 if digest is None:
                     continue
                 status = file.stat(follow_symlinks=False)
-                length = data_bytes(status.st_size)
-                if length is None:
+                held = self._held(f"{shard}/{file.name}", digest, status.st_size)
+                if held is None:
                     Path(file.path).unlink()
                 else:
-                    found.append((status.st_mtime_ns, digest, length))
+                    found.append((status.st_mtime_ns, held.name, held))
         return found
 
-    def read(self, digest: bytes, length: int, start: int, size: int) -> bytes:
-        """A range of an extent, checked. Corrupt, FileNotFoundError or another OSError."""
-        low = start - start % CHUNK_BYTES
-        high = min(-(-(start + size) // CHUNK_BYTES) * CHUNK_BYTES, length)
-        fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+    def _held(self, name: str, digest: bytes, size: int) -> Held | None:
+        """What the file has; None if it is torn. A single extent's length is told by the size."""
+        length = data_bytes(size)
+        if length is None or not name.endswith(_RUN):
+            return Held(name, (digest,), (length,)) if length else None
         try:
-            sums = unpack_trailer(os.pread(fd, trailer_bytes(length), length), digest, length)
-            data = os.pread(fd, high - low, low)
+            parts = unpack_trailer(self._pread(name, length, size - length))
+        except Corrupt:
+            return None
+        held = Held(name, tuple(one.digest for one in parts), tuple(one.length for one in parts))
+        return held if held.data_bytes == length and held.digests[0] == digest else None
+
+    def read(self, held: Held, number: int, start: int, size: int) -> bytes:
+        """A range of an extent; all of it is read and checked unless it has been already.
+
+        Corrupt, FileNotFoundError or another OSError.
+        """
+        offset = held.start_of(number)
+        if held.checked >> number & 1:
+            return self._pread(held.name, offset + start, size)
+        end = held.data_bytes
+        part = held.part_in(self._pread(held.name, end, trailer_bytes(end)), number)
+        data = self._pread(held.name, offset, part.length)
+        part.check(data)
+        return data[start : start + size]
+
+    def _pread(self, name: str, start: int, size: int) -> bytes:
+        fd = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.pread(fd, size, start)
         finally:
             os.close(fd)
-        if len(data) != high - low:
-            raise Corrupt("the extent is cut short")
-        verify(memoryview(data), low // CHUNK_BYTES, sums)
-        return data[start - low : start - low + size]
+        if len(data) != size:
+            raise Corrupt("the file is cut short")
+        return data
 
-    def remove(self, victims: list[bytes]) -> None:
-        """Unlink extents."""
+    def remove(self, victims: list[str]) -> None:
+        """Unlink files."""
         for victim in victims:
             Path(self.path(victim)).unlink(missing_ok=True)
 
-    def write(self, digest: bytes, data: Extent | None, free_bytes: int) -> Written:
-        """Write an extent unless that would use the last of the free space, as just looked up."""
-        if data is None or free_bytes - len(data) < self._free_bytes_min:
+    def write(self, extents: Extents, free_bytes: int, is_direct: bool) -> Written:
+        """Write a file unless that would use the last of the free space, as just looked up.
+
+        ``is_direct``: past the page cache where file system and data allow it.
+        """
+        size = sum(len(data) for _, data in extents)
+        if free_bytes - size < self._free_bytes_min:
             return Written(False, free_bytes)
-        tmp = f"{self._directory}/{_TMP}/{digest.hex()}"
+        name = name_of([digest for digest, _ in extents])
+        tmp = f"{self._directory}/{_TMP}/{name.replace('/', '')}"
+        trailer = pack_trailer([Part.of(*extent) for extent in extents])
+        pieces = [memoryview(data) for _, data in extents]
         try:
-            fd = _made(tmp, lambda: os.open(tmp, _CREATE, 0o600))
-            try:
-                _write_all(fd, [memoryview(data), memoryview(pack_trailer(digest, data))])
-            finally:
-                os.close(fd)
-            target = self.path(digest)
+            if not (is_direct and self._write_direct(tmp, pieces, trailer)):
+                fd = _made(tmp, lambda: os.open(tmp, _CREATE, 0o600))
+                try:
+                    _write_all(fd, [*pieces, memoryview(trailer)])
+                finally:
+                    os.close(fd)
+            target = self.path(name)
             _made(target, lambda: os.rename(tmp, target))
         except OSError:
             Path(tmp).unlink(missing_ok=True)
             raise
-        return Written(True, free_bytes - len(data))
+        return Written(True, free_bytes - size)
+
+    def _write_direct(self, tmp: str, pieces: list[memoryview], trailer: bytes) -> bool:
+        """Write the file past the page cache; False where that cannot be done here."""
+        if len(trailer) != BLOCK_BYTES or not all(map(in_blocks, pieces)):
+            return False
+        try:
+            fd = _made(tmp, lambda: os.open(tmp, _CREATE | os.O_DIRECT, 0o600))
+            try:
+                with mmap.mmap(-1, BLOCK_BYTES) as block:
+                    block[:] = trailer
+                    size = sum(map(len, pieces)) + BLOCK_BYTES
+                    return os.writev(fd, [*pieces, block]) == size
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return False
+            raise
 
     def free_bytes(self) -> int:
         """What the file system has left; makes the directory where somebody has removed it."""

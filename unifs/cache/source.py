@@ -26,7 +26,7 @@ class ReadInto(Protocol):
     """As ``Mount.read_into``, of one version of one object."""
 
     async def __call__(
-        self, offset: int, buffers: Sequence[bytearray], filled: Callable[[], None]
+        self, offset: int, buffers: Sequence[memoryview], filled: Callable[[], None]
     ) -> None: ...
 
 

@@ -95,7 +95,7 @@ class Mount:
         path: str,
         version: Version,
         offset: int,
-        buffers: Sequence[bytearray],
+        buffers: Sequence[memoryview],
         filled: Callable[[], None],
     ) -> None:
         """Fill ``buffers``, one after the other, with that version's bytes from ``offset`` on.

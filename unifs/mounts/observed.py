@@ -189,7 +189,7 @@ class Observed(Mount):
         path: str,
         version: Version,
         offset: int,
-        buffers: Sequence[bytearray],
+        buffers: Sequence[memoryview],
         filled: Callable[[], None],
     ) -> None:
         with self._calling("read") as mount:

@@ -214,7 +214,7 @@ async def test_without_attributes_a_listing_needs_one_request(world: World) -> N
 async def test_one_request_fills_many_buffers(world: World) -> None:
     data = bytes(range(256)) * 4096
     version = Version(world.put("f", data))
-    buffers = [bytearray(300_000), bytearray(5), bytearray(500_000)]
+    buffers = [memoryview(bytearray(size)) for size in (300_000, 5, 500_000)]
     filled: list[int] = []
     before = world.mount.service.requests
     await world.mount.read_into("f", version, 77, buffers, lambda: filled.append(len(filled)))
@@ -222,7 +222,9 @@ async def test_one_request_fills_many_buffers(world: World) -> None:
     assert b"".join(buffers) == data[77 : 77 + 800_005]
     assert filled == [0, 1, 2]
     with pytest.raises(Corrupt):
-        await world.mount.read_into("f", version, len(data) - 10, [bytearray(11)], filled.clear)
+        await world.mount.read_into(
+            "f", version, len(data) - 10, [memoryview(bytearray(11))], filled.clear
+        )
     world.put("f", data[::-1])
     with pytest.raises(Stale):
         await world.mount.read_into("f", version, 77, buffers, filled.clear)

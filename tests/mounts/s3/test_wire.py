@@ -143,6 +143,63 @@ async def test_a_truncated_range_is_an_error(connect) -> None:
     connection.close()
 
 
+class Dripping(Peer):
+    """Sends the pieces of its answer with a pause before each but the first."""
+
+    def __init__(self, pieces: list[bytes], pause_s: float) -> None:
+        super().__init__(b"")
+        self.pieces, self.pause_s = pieces, pause_s
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some(1 << 20)
+            for number, piece in enumerate(self.pieces):
+                if number:
+                    await trio.sleep(self.pause_s)
+                await stream.send_all(piece)
+            await trio.sleep_forever()
+
+
+async def test_a_fast_body_that_turns_slow_arrives_whole(connect) -> None:
+    fast = bytes(range(256)) * 4096
+    slow = [b"%03d" % number for number in range(40)]
+    data = fast + b"".join(slow)
+    head = b"HTTP/1.1 206 OK\r\nContent-Length: %d\r\n\r\n" % len(data)
+    connection = await connect(Dripping([head + fast, *slow], 0.005))
+    await answered(connection)
+    room = bytearray(len(data))
+    with trio.fail_after(STALL_S), memoryview(room) as view:
+        for start, end in ((0, 700_000), (700_000, len(fast) + 7), (len(fast) + 7, len(data))):
+            await connection.read_into(view[start:end])
+    assert room == data
+    assert connection.is_reusable()
+    assert not connection.is_stale()
+    connection.close()
+
+
+async def test_a_fast_body_that_ends_early_is_an_error_at_once(connect) -> None:
+    head = b"HTTP/1.1 206 OK\r\nContent-Length: 9000000\r\n\r\n"
+    connection = await connect(Peer(head + bytes(1 << 20)))
+    await answered(connection)
+    with pytest.raises(Cut), trio.fail_after(STALL_S / 2), memoryview(bytearray(9_000_000)) as view:
+        await connection.read_into(view)
+    connection.close()
+
+
+async def test_a_single_byte_nobody_asked_for_makes_a_connection_stale(connect) -> None:
+    data = bytes(1 << 20)
+    head = b"HTTP/1.1 206 OK\r\nContent-Length: %d\r\n\r\n" % len(data)
+    connection = await connect(Dripping([head, data, b"H"], 0.01))
+    await answered(connection)
+    with memoryview(bytearray(len(data))) as view:
+        await connection.read_into(view)
+    with trio.fail_after(5):
+        while not connection.is_stale():  # noqa: ASYNC110 (the kernel tells nobody)
+            await trio.sleep(0.001)
+    assert connection.is_reusable()
+    connection.close()
+
+
 async def test_a_body_over_the_limit(connect) -> None:
     connection = await connect(Peer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789"))
     await answered(connection)

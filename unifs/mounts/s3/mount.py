@@ -108,7 +108,7 @@ class S3Mount(Mount):
         path: str,
         version: Version,
         offset: int,
-        buffers: Sequence[bytearray],
+        buffers: Sequence[memoryview],
         filled: Callable[[], None],
     ) -> None:
         await self._reading.read_into(path, version, offset, buffers, filled)

@@ -36,7 +36,7 @@ class _Range:
     """Where to begin in an object, and where its bytes go."""
 
     offset: int
-    buffers: Sequence[bytearray]
+    buffers: Sequence[memoryview]
     filled: Callable[[], None] | None = None
 
     @property
@@ -68,7 +68,7 @@ class Objects:
             return b""
         buffer = bytearray(size)
         try:
-            count = await self._pinned(place, version, _Range(offset, [buffer]))
+            count = await self._pinned(place, version, _Range(offset, [memoryview(buffer)]))
         except InvalidArgument as error:
             if error.context.get("s3_code") in ("InvalidRange", "416"):
                 return b""
@@ -80,7 +80,7 @@ class Objects:
         place: tuple[str, str],
         version: Version,
         offset: int,
-        buffers: Sequence[bytearray],
+        buffers: Sequence[memoryview],
         filled: Callable[[], None],
     ) -> None:
         """Fill ``buffers`` with that version's bytes; Stale if it is gone, Corrupt if it ends."""

@@ -231,7 +231,7 @@ class Reading:
         path: str,
         version: Version,
         offset: int,
-        buffers: Sequence[bytearray],
+        buffers: Sequence[memoryview],
         filled: Callable[[], None],
     ) -> None:
         """One GET for many buffers; ``Mount.read_into``."""

@@ -80,7 +80,7 @@ class Request:
     query: Pairs = ()
     headers: dict[str, str] = field(default_factory=dict)
     body: Payload | None = None
-    into: Sequence[bytearray] | None = None
+    into: Sequence[memoryview] | None = None
     #: Called after each buffer of ``into``.
     filled: Callable[[], None] | None = None
     check: Callable[[int, dict[str, str]], None] | None = None
@@ -337,7 +337,7 @@ class Service:
         }
 
 
-async def _fill(connection: Connection, buffers: Sequence[bytearray], request: Request) -> int:
+async def _fill(connection: Connection, buffers: Sequence[memoryview], request: Request) -> int:
     """Read a body into ``buffers``; how many bytes it had."""
     length, room = connection.length, sum(map(len, buffers))
     body: memoryview | None = None

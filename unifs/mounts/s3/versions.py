@@ -169,7 +169,7 @@ async def read_version(
     }
     buffer = bytearray(size)
     query = (("versionId", one.id),)
-    request = Request("GET", *place, query, headers, into=[buffer])
+    request = Request("GET", *place, query, headers, into=[memoryview(buffer)])
     answer = await service.call(request)
     is_range = answer.status == 206 or not offset
     if not is_range or answer.size_bytes != size or version_in(answer.headers) != one.version:
