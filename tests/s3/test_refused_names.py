@@ -24,6 +24,13 @@ async def test_names_that_no_key_has_are_refused_at_once(bench: Bench) -> None:
             await system.symlink(b"x", f"{top}/{name}")
         with pytest.raises(InvalidArgument):
             await system.rename(f"{top}/file", f"{top}/{name}")
+    # Beside no file it would be shown under its plain name.
+    bench.put("k")
+    bench.put("k/below")
+    assert "k%%" in await bench.names()
+    await system.mkdir(f"{top}/other")
+    with pytest.raises(InvalidArgument):
+        await system.rename(f"{top}/k%%", f"{top}/other/k%%")
     await bench.write("50%%25%2F", b"y")
     await system.sync()
     assert bench.get("50%%2F") == b"y"

@@ -35,5 +35,4 @@ def check_rename(volume: RemoteVolume, old: tuple[Inode, bytes], new: tuple[Inod
                 raise CrossMount
     if volume.mount.has_containers and volume.root in (old[0].ino, new[0].ino):
         raise CrossMount
-    if old[1] != new[1] or new[0].ino == volume.root:
-        check_name(volume, *new, stat.S_IFMT(inode.attributes.st_mode))
+    check_name(volume, *new, stat.S_IFMT(inode.attributes.st_mode))
