@@ -159,7 +159,7 @@ async def test_no_identity_is_said_with_what_to_do() -> None:
     with pytest.raises(PermissionDenied, match="no AWS credentials in the environment") as caught:
         await AwsCredentials("", Blocking(1)).current()
     assert "AWS_ACCESS_KEY_ID" in str(caught.value)
-    with pytest.raises(PermissionDenied, match=r"ProfileNotFound\) from profile 'missing'"):
+    with pytest.raises(PermissionDenied, match=r"from profile 'missing': AWS's files have no such"):
         await AwsCredentials("missing", Blocking(1)).current()
 
 

@@ -181,6 +181,20 @@ async def test_what_is_refused_for_good_is_retried_or_dropped_by_hand(
     assert (await journal.status(None)).quarantined == 0
 
 
+async def test_what_an_earlier_daemon_gave_up_says_how_to_learn_why(system: DaemonSystem) -> None:
+    refusal = PermissionDenied("the key may not write here")
+    system.remote().fail("put", refusal)
+    await system.write("new", b"mine")
+    await system.until_given_up(1)
+    await system.kill()
+    journal = system.daemon.journal
+    (given_up,) = [each async for each in journal.list(None, "quarantined", 10)]
+    assert "before the last start; `unifs ctl journal retry`" in str(given_up.reason)
+    assert await journal.retry("/s3") == 1
+    await system.sync()
+    assert system.remote().content("new") == b"mine"
+
+
 async def test_a_removal_that_is_dropped_brings_the_object_back(system: DaemonSystem) -> None:
     remote, journal = system.remote(), system.daemon.journal
     remote.change("a", b"kept")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from unifs.errors import PermissionDenied
 from unifs.mounts.s3.mount import S3Mount
 
 if TYPE_CHECKING:
@@ -47,6 +48,35 @@ async def test_how_far_a_rename_is_can_be_asked(
     await bench.system.sync()
     assert mount.moved(f"{bench.bucket}/d") is None
     assert bench.get(f"e/{OBJECTS - 1}") == b"x"
+
+
+async def test_a_rename_that_was_refused_halfway_goes_on_once_it_is_permitted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.put("a", b"mine")
+    for number in range(OBJECTS):
+        bench.put(f"d/{number}")
+    await bench.names()
+    await bench.names("d")
+    mount = bench.system.backends["s3"]
+    assert isinstance(mount, S3Mount)
+
+    async def denied(*_: Any) -> bool:
+        raise PermissionDenied("this key may not delete")
+
+    with monkeypatch.context() as patched:
+        for name in ("remove", "delete_version"):
+            patched.setattr(mount._removing, name, denied)
+        await bench.system.rename(f"{bench.bucket}/a", f"{bench.bucket}/b")
+        await bench.system.rename(f"{bench.bucket}/d", f"{bench.bucket}/e")
+        await bench.system.until_given_up(2)
+    assert (bench.get("a"), bench.get("b")) == (b"mine", b"mine")
+    await bench.shell.json("ctl", "journal", "retry")
+    await bench.system.sync()
+    assert await bench.names() == ["b", "e"]
+    assert len(await bench.names("e")) == OBJECTS
+    listed = bench.client.list_objects_v2(Bucket=bench.bucket)["Contents"]
+    assert {each["Key"] for each in listed} == {"b", "e/", *(f"e/{n}" for n in range(OBJECTS))}
 
 
 async def test_a_service_that_ignores_conditions_on_copies_is_explained(

@@ -149,7 +149,7 @@ def test_what_a_key_may_not_write_is_named_and_goes_out_with_another(story: Stor
 
     until(is_refused, "the change is quarantined")
     assert [each["path"] for each in listed] == [f"/s3/{bucket}/b"]
-    assert "denied" in listed[0]["reason"].lower()
+    assert f"may not store objects at the top of the bucket {bucket!r}" in listed[0]["reason"]
     failed = story.run("journal", "sync", str(top))
     assert failed.returncode == 5
     story.key("work", story.server.access_key, story.server.secret_key)

@@ -106,8 +106,6 @@ class FilesAnswer:
 
     async def move(self, source: str, destination: str) -> None:
         """Rename; into ``destination`` where that is a directory."""
-        if destination.startswith(source.rstrip("/") + "/"):
-            raise InvalidArgument(f"{destination} lies in {source}")
         await self._paths.move(source, destination)
 
     async def remove(self, path: str, recursive: bool) -> None:

@@ -233,7 +233,8 @@ class JournalAnswer:
             if until == "verified":
                 verified = await self._verify(path, top)
         if scope.cancelled_caught:
-            raise DeadlineExceeded(f"not everything was {until} after {timeout_s:g} seconds")
+            first = "".join(f": {each}" for each in self._remotes.oldest(top)[:1])
+            raise DeadlineExceeded(f"not everything was {until} after {timeout_s:g} seconds{first}")
         counts = await self.status(path)
         counts.verified = verified
         return counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.volume import Inode
     from unifs.vfs.writer import Writer
+
+
+MIB: Final = 1 << 20
 
 
 class RemoteJournal:
@@ -66,6 +69,7 @@ class RemoteJournal:
             dues = volume.writeback.dues
             counts.open += sum(ino not in dues for ino in self._uncommitted(volume, below))
             counts.unsynced_bytes += found.size_bytes
+            counts.sent_bytes += found.sent_bytes
 
     def _uncommitted(self, volume: RemoteVolume, below: int | None) -> Iterator[int]:
         for inode in {*self._writer.open.values(), *self._writer.pending.values()}:
@@ -150,6 +154,14 @@ class RemoteJournal:
                 await complete(give_up, volume, each.ino)
         return dropped
 
+    def oldest(self, top: Inode | None) -> list[str]:
+        """For each volume a sentence about the oldest change that its backend does not have."""
+        return [
+            _sentence(volume, each)
+            for volume, below in self.volumes(top)
+            for each in volume.status.waiting(below, 1)
+        ]
+
     def unsynced_of(self, remote: Remote, below: int | None, limit: int) -> list[str]:
         """Sentences about what the backend does not have, at most ``limit`` and how many more."""
         volume = remote.volume
@@ -181,11 +193,18 @@ def _reason(volume: RemoteVolume, due: Due | None) -> str | None:
 
 
 def _moving(volume: RemoteVolume, due: Due | None) -> str:
-    """How far the rename of a directory is that is on its way; "" where none is."""
-    if due is None or due.step is None or due.step.verb != "rename":
+    """How far the rename of a directory or a large file in parts is; "" where none is moving."""
+    if due is None or due.step is None:
         return ""
-    moved = volume.mount.moved(due.step.path)
-    return "" if moved is None else f"{moved:,} objects of it are moved so far"
+    if due.step.verb == "rename":
+        moved = volume.mount.moved(due.step.path)
+        return "" if moved is None else f"{moved:,} objects of it are moved so far"
+    sent = volume.status.sent(due)
+    if sent is None:
+        return ""
+    inode = volume.hot_or_row(due.ino)
+    size = 0 if inode is None else inode.attributes.st_size
+    return f"{sent / MIB:,.0f} of {size / MIB:,.0f} MiB are sent so far"
 
 
 def _path(volume: RemoteVolume, ino: int, path: bytes | None) -> str:

@@ -76,7 +76,10 @@ class MountInfo(Answer):
 
 
 class JournalStatus(Answer):
-    """How many changes are how far; ``oldest_unsynced_s`` is when the oldest was made."""
+    """How many changes are how far; ``oldest_unsynced_s`` is when the oldest was made.
+
+    ``sent_bytes``: of large files on their way, what their backends have stored of them already.
+    """
 
     open: int = 0
     closed: int = 0
@@ -85,6 +88,7 @@ class JournalStatus(Answer):
     verified: int = 0
     quarantined: int = 0
     unsynced_bytes: int = 0
+    sent_bytes: int = 0
     oldest_unsynced_s: float | None = None
 
 

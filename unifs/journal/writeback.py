@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from unifs.errors import NoSpace, TryAgain, UnifsError, from_os_error
-from unifs.journal.writeback_due import BACKOFF_MAX_S, BACKOFF_S, Due, WritebackLimits
+from unifs.journal.writeback_due import BACKOFF_MAX_S, BACKOFF_S, GIVEN_UP, Due, WritebackLimits
 from unifs.journal.writeback_order import Blocked, Order, Step, is_within
 from unifs.waiting import WouldBlock
 
@@ -84,7 +84,7 @@ class Writeback:
             due = self.dues[ino] = Due(ino, seq, now, now - self.limits.delay_s)
             self._calls.load(ino)
             if state == 1:
-                due.is_quarantined = True
+                due.is_quarantined, due.error = True, TryAgain(GIVEN_UP)
                 self._given_up.add(ino)
             self._push(due)
 
@@ -308,14 +308,15 @@ class Writeback:
             else:
                 due.attempts, due.retry_at, due.error = 0, 0.0, None
                 if isinstance(outcome, UnifsError):
-                    self._turned(due)
+                    self._turned(due, outcome)
                 else:
                     due.turns = 0
 
-    def _turned(self, due: Due) -> None:
-        """It goes on from another state, not yet confirmed; not for ever without a pause."""
+    def _turned(self, due: Due, refusal: UnifsError | None = None) -> None:
+        """It goes on from another state; not for ever without a pause, and without saying why."""
         due.turns += 1
         if due.turns > TURNS_MAX:
+            due.attempts, due.error = due.turns - TURNS_MAX, refusal or due.error
             pause = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(due.turns - TURNS_MAX, 16))
             due.retry_at = trio.current_time() + pause
 
@@ -368,7 +369,7 @@ class Writeback:
         try:
             while left := self.dues.keys() if wanted is None else wanted & self.dues.keys():
                 for ino in self._given_up & left:
-                    raise self.dues[ino].error or TryAgain("it was given up; try again by hand")
+                    raise self.dues[ino].error or TryAgain(GIVEN_UP)
                 await self._changed.wait()
                 self.collect()
         finally:

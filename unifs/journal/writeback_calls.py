@@ -102,7 +102,7 @@ class Calls:
             await self._begin(ino, Attempt("make", step.path, token))
             change = Change("make", step.path, token, node=node)
         elif step.verb == "rename":
-            if not await self._is_free(ino, step):
+            if not await self._is_free(ino, step, token):
                 return None
             await self._begin(ino, Attempt("rename", step.new_path, token, step.base))
         elif step.verb == "set_attributes":
@@ -155,8 +155,8 @@ class Calls:
         elif known.path is not None and self.local.wanted(ino) is None:
             self._late.lost(Change("remove", known.path, ""))
 
-    async def _is_free(self, ino: int, step: Step) -> bool:
-        """Whether a rename hits nothing but what it is meant to replace.
+    async def _is_free(self, ino: int, step: Step, token: str) -> bool:
+        """Whether a rename hits nothing but what it is meant to replace, or what it brought there.
 
         Between this look and the rename somebody may still put something there: no backend's
         rename is conditional.
@@ -176,9 +176,11 @@ class Calls:
                 await self.mount.stat(step.path)
             except NotFound:
                 return True
-            # Or the half of it is done: a copy is there, and what it is a copy of.
-            if await self.mount.has_begun(step.new_path, known.attempt.token):
-                return True
+        # Or the half of it is done: a copy is there, and what it is a copy of. The other half may
+        # have been refused, and be permitted now.
+        if await self.mount.has_begun(step.new_path, token):
+            return True
+        if known.attempt is not None:
             await complete(self.local.end, ino)
         await complete(self.local.conflict, ino, step.new_path, there)
         return False

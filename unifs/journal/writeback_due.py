@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BACKOFF_S = 1.0
 BACKOFF_MAX_S = 300.0
+#: Of what a daemon gave up that has ended: the reason stands in its log only.
+GIVEN_UP = "it was given up before the last start; `unifs ctl journal retry` tries it and says why"
 
 
 @dataclass(frozen=True, slots=True)

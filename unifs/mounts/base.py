@@ -69,6 +69,9 @@ class Mount:
     is_conditional: bool = True
     #: The same of what a ``rename`` replaces; True until it is found out to be otherwise.
     is_rename_conditional: bool = True
+    #: Whether what lies at the root is of a kind of its own (buckets of a service): no files lie
+    #: beside it, and no rename has it as its source or its target.
+    has_containers: bool = False
     #: The verbs that an overridden ``commit`` wants many of at once (None: all); the others come
     #: one in a call, and several calls at a time.
     batched: ClassVar[frozenset[str] | None] = None
@@ -124,6 +127,14 @@ class Mount:
         """
         raise Unsupported(f"{self.kind} is read-only")
 
+    def check_name(self, above: str | None, name: bytes, kind: int) -> None:
+        """Return if something of that kind (``stat.S_IFMT``) may have that name here.
+
+        InvalidArgument or NotPermitted where the backend could never hold it. ``above`` is the path
+        of the directory (None: the backend does not have it yet). Asks nobody: it is called before
+        anything is made.
+        """
+
     async def make(self, path: str, node: Node, token: str) -> Node:
         """Make a directory, symlink or special file. Exists if something else is there."""
         raise Unsupported(f"{self.kind} cannot make that")
@@ -153,6 +164,13 @@ class Mount:
         """How many objects a ``rename`` of ``path`` that is under way has moved; None: none is.
 
         For backends whose rename is not one step.
+        """
+        return None
+
+    def sent(self, path: str) -> int | None:
+        """How many bytes of a ``put`` to ``path`` that is under way are stored; None: none is.
+
+        For backends that take large objects in parts, and keep each.
         """
         return None
 

@@ -151,6 +151,10 @@ class Observed(Mount):
         return self.mount.is_rename_conditional
 
     @property
+    def has_containers(self) -> bool:  # type: ignore[override]
+        return self.mount.has_containers
+
+    @property
     def batched(self) -> frozenset[str] | None:  # type: ignore[override]
         return self.mount.batched
 
@@ -207,6 +211,9 @@ class Observed(Mount):
         with self._calling("put") as mount:
             return await mount.put(path, _Counted(content, self.health), base, token)
 
+    def check_name(self, above: str | None, name: bytes, kind: int) -> None:
+        self.mount.check_name(above, name, kind)
+
     async def make(self, path: str, node: Node, token: str) -> Node:
         with self._calling("make") as mount:
             return await mount.make(path, node, token)
@@ -227,6 +234,9 @@ class Observed(Mount):
 
     def moved(self, path: str) -> int | None:
         return self.mount.moved(path)
+
+    def sent(self, path: str) -> int | None:
+        return self.mount.sent(path)
 
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         with self._calling("set_attributes") as mount:

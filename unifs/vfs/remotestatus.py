@@ -54,13 +54,17 @@ class Waiting:
 
 @dataclass(slots=True)
 class Counts:
-    """How many inodes wait in each state, their bytes, and when the oldest change was made."""
+    """How many inodes wait in each state, their bytes, and when the oldest change was made.
+
+    ``sent_bytes`` are those of large objects on their way of which the backend has stored parts.
+    """
 
     open: int = 0
     closed: int = 0
     sealed: int = 0
     quarantined: int = 0
     size_bytes: int = 0
+    sent_bytes: int = 0
     oldest_s: float | None = None
 
 
@@ -141,11 +145,18 @@ class RemoteStatus:
                 if not is_below(due.ino):
                     continue
                 counts.size_bytes += self._size(due.ino)
+            counts.sent_bytes += self.sent(due) or 0
             setattr(counts, state := self._state(due), getattr(counts, state) + 1)
         if top is None:
             counts.size_bytes = self._volume.unsynced.size_bytes
         row = self._volume.tree.database.one(FIRST, (self._volume.mount_id,))
         counts.oldest_s = None if row[0] is None else row[0] / 1e9
+
+    def sent(self, due: Due) -> int | None:
+        """How many bytes of its large object the backend has stored; None: none is on its way."""
+        if due.step is None or due.step.verb != "put":
+            return None
+        return self._volume.mount.sent(due.step.path)
 
     def _state(self, due: Due) -> str:
         if due.is_quarantined:

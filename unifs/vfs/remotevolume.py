@@ -24,13 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from unifs.errors import (
-    CrossMount,
-    NotFound,
-    ReadOnly,
-    Stale,
-    UnifsError,
-)
+from unifs.errors import NotFound, ReadOnly, Stale, UnifsError
 from unifs.journal.log import Op, WaitingLog
 from unifs.journal.writeback import Writeback
 from unifs.journal.writeback_calls import Calls
@@ -42,6 +36,7 @@ from unifs.vfs.remotecold import Cold
 from unifs.vfs.remoteepoch import Epoch
 from unifs.vfs.remotefile import RemoteDirectory, RemoteHandle
 from unifs.vfs.remotemerge import Merge
+from unifs.vfs.remotenames import check_name, check_rename
 from unifs.vfs.remoterows import COMPLETE, RemoteInode, Remotes
 from unifs.vfs.remotestatus import RemoteStatus, trim
 from unifs.vfs.remotesync import RemoteSync
@@ -276,9 +271,10 @@ class RemoteVolume(TreeVolume):
             handle.check_version()
         return super().setattr(inode, changes, handle, caller)
 
-    def check_new(self, parent: Inode, name: bytes) -> None:
+    def check_new(self, parent: Inode, name: bytes, kind: int = stat.S_IFREG) -> None:
         self._check_writable()
-        super().check_new(parent, name)
+        super().check_new(parent, name, kind)
+        check_name(self, parent, name, kind)
 
     def unlink(self, parent: Inode, name: bytes, caller: Caller) -> None:
         self._check_writable()
@@ -292,12 +288,7 @@ class RemoteVolume(TreeVolume):
         self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int
     ) -> None:
         self._check_writable()
-        if not self.mount.supports("rename"):
-            for above, one in ((parent, name), (new_parent, new_name)):
-                inode = self.find(above, one)
-                if inode is not None and stat.S_ISDIR(inode.attributes.st_mode):
-                    # Programs copy and remove then, as between any two file systems.
-                    raise CrossMount
+        check_rename(self, (parent, name), (new_parent, new_name))
         super().rename(parent, name, new_parent, new_name, flags)
 
     def note_displaced(self, target: TreeInode, parent: int, name: bytes, batch: Batch) -> None:

@@ -133,8 +133,8 @@ class TreeNames(Volume):
         inode.epoch = self.tree.epoch
         return inode
 
-    def check_new(self, parent: Inode, name: bytes) -> None:
-        """NotFound or Exists where that name cannot be made."""
+    def check_new(self, parent: Inode, name: bytes, kind: int = stat.S_IFREG) -> None:
+        """NotFound or Exists where that name cannot be made; ``kind`` is that of its mode."""
         if parent.is_gone:  # type: ignore[attr-defined]
             raise NotFound
         if self.find(parent, name) is not None:
@@ -169,18 +169,18 @@ class TreeNames(Volume):
         return inode
 
     def mknod(self, parent: Inode, name: bytes, mode: int, rdev: int, caller: Caller) -> TreeInode:
-        self.check_new(parent, name)
+        self.check_new(parent, name, stat.S_IFMT(mode) or stat.S_IFREG)
         return self.make_inode(parent, name, self.new_inode(parent, mode, caller, rdev))
 
     def mkdir(self, parent: Inode, name: bytes, mode: int, caller: Caller) -> TreeInode:
-        self.check_new(parent, name)
+        self.check_new(parent, name, stat.S_IFDIR)
         made = self.make_inode(parent, name, self.new_inode(parent, mode | stat.S_IFDIR, caller))
         self.tree.directory_made(made.ino)
         parent.attributes.st_nlink += 1
         return made
 
     def symlink(self, parent: Inode, name: bytes, target: bytes, caller: Caller) -> TreeInode:
-        self.check_new(parent, name)
+        self.check_new(parent, name, stat.S_IFLNK)
         inode = self.new_inode(parent, stat.S_IFLNK | 0o777, caller)
         inode.attributes.st_size = len(target)
         inode.stored = symlink_blob(target)

@@ -68,6 +68,11 @@ def test_the_message_says_what_the_service_said_and_no_more() -> None:
     assert "secret" not in text.replace("secret key", "")
 
 
+def test_an_answer_without_a_body_is_said_in_words() -> None:
+    assert str(Refusal(403, "", "", {}).error("HEAD 'b'")).endswith("answers 403 (Forbidden)")
+    assert str(Refusal(499, "", "", {}).error("HEAD 'b'")).endswith("answers 499")
+
+
 def test_retry_after_in_seconds_and_as_a_date() -> None:
     assert error_of(503, "SlowDown", retry_after="7").context["retry_after_s"] == 7.0
     date = "Sat, 21 Nov 2026 15:00:00 GMT"

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import stat
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unifs.errors import InvalidArgument, NameTooLong, NotFound
-from unifs.mounts.s3.names import Places, is_part, key_of, names_of, parts_of, prefix_of
+from unifs.errors import InvalidArgument, NameTooLong, NotFound, NotPermitted
+from unifs.mounts.s3.names import (
+    Places,
+    is_beside_object,
+    is_part,
+    key_of,
+    names_beside,
+    names_of,
+    parts_of,
+    prefix_of,
+)
 from unifs.mounts.s3.options import S3Options
 
 RAW = [chr(0xDC00 + value) for value in range(0x80, 0x100)]
@@ -124,10 +134,81 @@ def test_a_directory_beside_an_object_has_the_keys_of_its_plain_name() -> None:
     assert prefix_of("%%%%") == "/"
 
 
+filling_segments = st.builds(lambda end: ("x" * 256 + end)[-256:], segments)
+
+
+@given(st.one_of(segments, long_segments, filling_segments))
+def test_a_directory_beside_any_object_has_names_of_its_own(segment: str) -> None:
+    names = names_beside(segment)
+    check_names(names)
+    path = "/".join(names)
+    assert not {names, names[:1]} & {names_of(segment)}
+    assert is_beside_object(path)
+    if len(segment.encode("utf-8", "surrogateescape")) < 1000:
+        assert prefix_of(path) == f"{segment}/"
+        assert key_of(f"{path}/x") == f"{segment}/x"
+
+
+@pytest.mark.parametrize("size", [253, 254, 255, 256, 506, 507, 508])
+def test_where_there_is_no_room_beside_an_object_the_name_has_parts(size: int) -> None:
+    *_, last = names_beside("x" * size)
+    assert last.endswith("x%%")
+    assert len(names_beside("x" * size)) == 1 + (size > 253) + (size > 505)
+
+
 @pytest.mark.parametrize("name", ["a%%2Fb", "a%%41", "a%%", "x%%+", "%%C3%%BC", "%%2F"])
 def test_names_that_no_key_is_shown_as_are_refused(name: str) -> None:
     with pytest.raises(InvalidArgument):
         key_of(name)
+
+
+@pytest.mark.parametrize(
+    ("above", "name", "kind"),
+    [
+        ("d", "a%%2Fb", stat.S_IFREG),
+        ("d", "a%%2Fb", stat.S_IFDIR),
+        (None, "a%%2Fb", stat.S_IFREG),
+        ("d", "a%%", stat.S_IFREG),
+        ("d", "a%%", stat.S_IFDIR),
+        ("d", "a%%+", stat.S_IFDIR),
+        ("", "%%", stat.S_IFREG),
+        ("", ".unifs-probe-0123456789abcdef", stat.S_IFREG),
+    ],
+)
+def test_names_that_are_never_made(above: str | None, name: str, kind: int) -> None:
+    places = Places(S3Options(bucket="b"))
+    with pytest.raises(InvalidArgument):
+        places.check_name(above, os.fsencode(name), stat.S_ISDIR(kind))
+
+
+@pytest.mark.parametrize(
+    ("above", "name", "kind"),
+    [
+        ("", "100%", stat.S_IFREG),
+        ("", "bad\udcff", stat.S_IFREG),
+        ("d", "50%%25%2F", stat.S_IFDIR),
+        ("d", "%%", stat.S_IFDIR),
+        ("d", "%%", stat.S_IFREG),
+        ("d", ".unifs-probe-0123456789abcdef", stat.S_IFREG),
+        ("d/long%%+", "a%%2F", stat.S_IFREG),
+    ],
+)
+def test_names_that_may_be_made(above: str, name: str, kind: int) -> None:
+    places = Places(S3Options(bucket="b"))
+    places.check_name(above, os.fsencode(name), stat.S_ISDIR(kind))
+
+
+def test_buckets_and_nothing_else_lie_where_buckets_lie() -> None:
+    places = Places(S3Options())
+    places.check_name("", b"a-bucket", True)
+    places.check_name("a-bucket", b"Any Name", True)
+    for name in (b"Upper", b"a b", b"ab", b"-dash", b"x" * 64):
+        with pytest.raises(InvalidArgument, match="cannot be a bucket"):
+            places.check_name("", name, True)
+    with pytest.raises(NotPermitted, match="mkdir makes one"):
+        places.check_name("", b"a-file", False)
+    with pytest.raises(InvalidArgument, match="tries services"):
+        places.check_name("b", b".unifs-probe-0123456789abcdef", False)
 
 
 def test_the_longest_key() -> None:

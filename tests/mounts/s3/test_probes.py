@@ -12,7 +12,7 @@ import trio.testing
 from tests.contract.subjects import Bytes
 from tests.contract.test_reading import scanned
 from tests.mounts.s3.conftest import World, world_on
-from unifs.errors import InvalidArgument, NotFound
+from unifs.errors import InvalidArgument, NotFound, PermissionDenied
 from unifs.mounts.s3.conditions import LEFT_S
 from unifs.mounts.s3.mount import S3Mount
 from unifs.mounts.s3.names import PROBE, is_probe, new_probe
@@ -49,6 +49,23 @@ async def test_two_who_ask_at_once_try_on_one_object(world: World) -> None:
         nursery.start_soon(world.mount.commit, changes[BATCH_MIN:])
     assert len(keys) == 1
     assert world.listed() == ["d/"]
+
+
+async def test_a_trial_that_is_denied_is_made_again_and_leaves_nothing(world: World) -> None:
+    call, asked = world.mount.service.call, []
+
+    async def denied(request: Request) -> object:
+        asked.append(request.method)
+        raise PermissionDenied("not here")
+
+    conditions = world.mount._conditions
+    world.mount.service.call = denied  # type: ignore[method-assign, assignment]
+    assert not await conditions.copying(world.bucket)
+    assert (asked, world.mount.is_rename_conditional) == (["PUT"], False)
+    world.mount.service.call = call  # type: ignore[method-assign]
+    assert await conditions.copying(world.bucket)
+    assert world.mount.is_rename_conditional
+    assert world.listed() == []
 
 
 async def test_one_who_gives_up_removes_its_probe(world: World) -> None:

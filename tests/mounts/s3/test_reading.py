@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.contract.subjects import Bytes
 from tests.contract.test_reading import scanned
 from unifs.errors import Corrupt, InvalidArgument, IsADirectory, NotADirectory, NotFound, Stale
 from unifs.mounts.s3 import reading
@@ -66,6 +67,23 @@ async def test_a_key_that_is_object_and_prefix_is_both(world: World) -> None:
     assert await shown(world.mount) == {"k": "dir"}
     with pytest.raises(NotFound):
         await world.mount.stat("k%%")
+
+
+@pytest.mark.parametrize("size", [253, 254, 255])
+async def test_a_long_key_that_is_object_and_prefix_is_both(world: World, size: int) -> None:
+    key = "é" * (size // 2) + "x" * (size % 2)
+    world.put(key, b"object")
+    world.put(f"{key}/x", b"below")
+    files = {path: data for path, data in (await walked(world.mount)).items() if data is not None}
+    (below,) = [path for path in files if path != key]
+    assert files == {key: b"object", below: b"below"}
+    assert below.endswith("%%/x")
+    above = below.removesuffix("/x")
+    content = Bytes(b"new")
+    await world.mount.put(f"{above}/y", content, None, "token")
+    assert world.get(f"{key}/y") == b"new"
+    await world.mount.remove(below, (await world.mount.stat(below)).version, "token")
+    assert await shown(world.mount, above) == {"y": "file"}
 
 
 async def test_object_and_prefix_on_different_pages(

@@ -10,7 +10,14 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from unifs.errors import Corrupt, InvalidArgument, NotFound, UnifsError, Unsupported
+from unifs.errors import (
+    Corrupt,
+    InvalidArgument,
+    NotFound,
+    UnifsError,
+    UnknownName,
+    Unsupported,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -135,12 +142,12 @@ class BucketSettings:
                 "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id
             )
         except NotFound as error:
-            raise NotFound(f"{key!r} has no upload {upload_id!r}") from error
+            raise UnknownName(f"{key!r} has no upload {upload_id!r}") from error
 
 
 def _lacking(error: NotFound, code: str, sentence: str) -> NotFound:
     """The error in words, where it is what the code says and not a bucket that is not there."""
-    return NotFound(sentence) if error.context.get("s3_code") == code else error
+    return UnknownName(sentence) if error.context.get("s3_code") == code else error
 
 
 def _table(document: bytes, what: str) -> dict[str, Any]:

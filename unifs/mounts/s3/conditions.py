@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from unifs.errors import Conflict, InvalidArgument, NotFound, UnifsError, Unsupported
+from unifs.errors import (
+    Conflict,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    UnifsError,
+    Unsupported,
+)
 from unifs.mounts.s3.attributes import write_headers
 from unifs.mounts.s3.encryption import key_headers, source_key_headers
 from unifs.mounts.s3.names import PROBE, is_probe, new_probe
@@ -71,9 +78,14 @@ class Conditions:
         self._known: dict[str, Honoured] = {}
         #: Bucket -> whether CopyObject keeps conditions on what it replaces.
         self._copying: dict[str, bool] = {}
-        #: In all buckets in which it is known.
-        self.are_copies_honoured = True
+        #: Buckets in which it does not, as far as was found out last.
+        self._unguarded: set[str] = set()
         self._locks: dict[str, trio.Lock] = {}
+
+    @property
+    def are_copies_honoured(self) -> bool:
+        """Whether copies keep conditions, in all buckets in which that was asked."""
+        return not self._unguarded
 
     async def of(self, bucket: str) -> Honoured:
         """What a bucket honours; two requests, the first time."""
@@ -83,7 +95,7 @@ class Conditions:
         async with self._lock(bucket):
             found = self._known.get(bucket)
             if found is None:
-                found = await self._look(bucket)
+                found = await self._looked(bucket)
                 if len(self._known) >= BUCKETS_MAX:
                     self._known.clear()
                 self._known[bucket] = found
@@ -94,7 +106,7 @@ class Conditions:
         """Whether CopyObject refuses to replace what ``If-None-Match: *`` or ``If-Match`` forbids.
 
         Four requests with an object of our own, the first time. False where this identity may not
-        try it.
+        try it, or while it is not known; then it is tried again with the next copy.
         """
         try:
             is_honoured = await self.tried(self._copying, bucket, self._copies_by_conditions)
@@ -103,7 +115,10 @@ class Conditions:
                 raise
             log.debug("copies are not tried: bucket=%s error=%s", bucket, error)
             is_honoured = False
-        self.are_copies_honoured = self.are_copies_honoured and is_honoured
+        if is_honoured:
+            self._unguarded.discard(bucket)
+        elif len(self._unguarded) < BUCKETS_MAX:
+            self._unguarded.add(bucket)
         return is_honoured
 
     async def _copies_by_conditions(self, bucket: str, key: str) -> bool:
@@ -123,14 +138,12 @@ class Conditions:
         """What ``look`` finds with an empty object of our own (bucket and key); once a bucket."""
         if bucket in known:
             return known[bucket]
-        async with self._probe(bucket) as key:
+        async with self._lock(bucket):
             # Of two who ask at once, the second finds it said.
             if bucket in known:
                 return known[bucket]
-            options = self._service.options
-            said = {**write_headers(options), **key_headers(options)}
-            await self._service.call(Request("PUT", bucket, key, headers=said))
-            found = await look(bucket, key)
+            async with self._probe(bucket) as key:
+                found = await look(bucket, key)
             if len(known) >= BUCKETS_MAX:
                 known.clear()
             known[bucket] = found
@@ -144,12 +157,19 @@ class Conditions:
 
     @asynccontextmanager
     async def _probe(self, bucket: str) -> AsyncIterator[str]:
-        """The key of an object to try something on, alone in its bucket; removed in the end."""
-        async with self._lock(bucket):
-            key = self._prefix + new_probe()
+        """The key of an empty object to try something on; it is removed in the end."""
+        options, key = self._service.options, self._prefix + new_probe()
+        said = {**write_headers(options), **key_headers(options)}
+        is_denied = False
+        try:
             try:
-                yield key
-            finally:
+                await self._service.call(Request("PUT", bucket, key, headers=said))
+            except PermissionDenied:
+                is_denied = True
+                raise
+            yield key
+        finally:
+            if not is_denied:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                     await self._remove(bucket, key)
 
@@ -166,6 +186,19 @@ class Conditions:
                 await self._service.call(Request("DELETE", bucket, found.key, headers=headers))
                 count += 1
         return count
+
+    async def _looked(self, bucket: str) -> Honoured:
+        """``_look``; PermissionDenied says what was tried, which nobody has asked for."""
+        try:
+            return await self._look(bucket)
+        except PermissionDenied as error:
+            where = f"below {self._prefix!r} in" if self._prefix else "at the top of"
+            raise PermissionDenied(
+                f"this identity may not store objects {where} the bucket {bucket!r}, where it is"
+                f" tried what the service heeds ({error}); where it may write below a prefix only,"
+                " name that in the settings",
+                **error.context,
+            ) from error
 
     async def _look(self, bucket: str) -> Honoured:
         key = self._prefix + new_probe()

@@ -99,7 +99,9 @@ class Control:
     async def make_bucket(self, bucket: str) -> None:
         """Create a bucket in the mount's region."""
         region = self._options.region
-        if region == "us-east-1" or self._options.endpoint:
+        endpoint = self._options.endpoint
+        is_amazon = not endpoint or endpoint.endswith(".amazonaws.com")
+        if region == "us-east-1" or not is_amazon:
             await self.call("create_bucket", Bucket=bucket)
             return
         place = {"LocationConstraint": region}

@@ -117,8 +117,10 @@ class AwsCredentials:
             frozen = found.get_frozen_credentials()
         except failures as error:
             # An error of the SDK may quote what it sent or read: its kind and the profile are said.
+            kind = type(error).__name__
+            said = f": {SAID[kind]}" if kind in SAID else ""
             raise PermissionDenied(
-                f"AWS credentials cannot be had ({type(error).__name__}) from {where}"
+                f"AWS credentials cannot be had ({kind}) from {where}{said}"
             ) from None
         except OSError as error:
             raise Unreachable(f"AWS credentials cannot be had: {error.strerror or error}") from None
@@ -127,6 +129,14 @@ class AwsCredentials:
         return found, Credentials(frozen.access_key, frozen.secret_key, frozen.token or "")
 
 
+#: What to do about errors of botocore; their own words may hold a secret.
+SAID: Final = {
+    "ProfileNotFound": "AWS's files have no such profile",
+    "PartialCredentialsError": "one of key and secret is missing there",
+    "SSOTokenLoadError": "sign in with `aws sso login`",
+    "UnauthorizedSSOTokenError": "sign in again with `aws sso login`",
+    "TokenRetrievalError": "sign in again with `aws sso login`",
+}
 HOW: Final = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, `profile`, `credentials`, or `anonymous`"
 )

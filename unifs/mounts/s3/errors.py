@@ -10,6 +10,7 @@ import email.utils
 import re
 from dataclasses import dataclass
 from html import unescape
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import (
@@ -145,7 +146,7 @@ class Refusal:
         cls = CODES.get(self.code) or STATUSES.get(self.status)
         if cls is None:
             cls = Unreachable if self.status >= 500 else UnifsError
-        said = ": ".join(part for part in (self.code, self.message) if part)
+        said = ": ".join(part for part in (self.code, self.message) if part) or self._phrase()
         hint = HINTS.get(self.code)
         sentence = f"{what}: the service answers {self.status}"
         if said:
@@ -157,6 +158,13 @@ class Refusal:
         if pause is not None:
             context["retry_after_s"] = pause
         return cls(sentence, **context)
+
+    def _phrase(self) -> str:
+        """What the status says by itself: answers to HEAD have no more; "" where it is none."""
+        try:
+            return HTTPStatus(self.status).phrase
+        except ValueError:
+            return ""
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -115,6 +115,13 @@ class S3Mount(Mount):
 
     # --- writing ----------------------------------------------------------------------------------
 
+    @property
+    def has_containers(self) -> bool:  # type: ignore[override]
+        return self.places.has_buckets
+
+    def check_name(self, above: str | None, name: bytes, kind: int) -> None:
+        self.places.check_name(above, name, stat.S_ISDIR(kind))
+
     async def put(
         self, path: str, content: ContentReader, base: Version | None, token: str
     ) -> Node:
@@ -184,6 +191,10 @@ class S3Mount(Mount):
 
     def moved(self, path: str) -> int | None:
         return self._moving.moved(path)
+
+    def sent(self, path: str) -> int | None:
+        place = self.places.maybe_object_at(path)
+        return None if place is None else self._multipart.sent(place)
 
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         await self._moving.set_attributes(path, changes, token)

@@ -109,6 +109,8 @@ class Multipart:
         self._objects = writing.objects
         self._service = writing.service
         self._checksum = writing.options.checksum
+        #: What is on its way now, as far as it has come.
+        self._under_way: dict[Place, Upload] = {}
 
     # --- put --------------------------------------------------------------------------------------
 
@@ -119,6 +121,22 @@ class Multipart:
         there = await self._writing.there(place, base, token)
         if isinstance(there, Node):
             return there
+        self._under_way[place] = Upload(place, "")
+        try:
+            return await self._put(place, content, base, token)
+        finally:
+            self._under_way.pop(place, None)
+
+    def sent(self, place: Place) -> int | None:
+        """How many bytes of what is being stored at ``place`` the service has; None: nothing is."""
+        upload = self._under_way.get(place)
+        if upload is None:
+            return None
+        return sum(size for number, (_, size) in upload.parts.items() if number != MARK_PART)
+
+    async def _put(
+        self, place: Place, content: ContentReader, base: Version | None, token: str
+    ) -> Node:
         payloads = await self._hashed(content)
         step = part_bytes(content.size_bytes)
         mark = Fingerprint.of(step, [payload.sha256 for payload in payloads])
@@ -130,6 +148,7 @@ class Multipart:
         if upload is None:
             upload = await self._begin(place, headers)
             await self._put_part(upload, MARK_PART, BytesPayload(mark_of(token)))
+        self._under_way[place] = upload
         try:
             await self._put_parts(upload, payloads, base)
             checksums = [checksum_text(self._checksum, payload) for payload in payloads]

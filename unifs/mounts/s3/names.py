@@ -14,23 +14,26 @@ escape, ``%%`` and what follows it:
     text that looks like an escape     its first ``%`` is ``%%25``: ``50%%2F`` is ``50%%25%2F``
     over 255 bytes                     several names, one in the other, all but the last ending in
                                        ``%%+``: such a directory stands for a part of a segment
-    both an object and a prefix        the object is ``k``, the directory ``k%%``
+    both an object and a prefix        the object is ``k``, the directory ``k%%``; where that has
+                                       over 255 bytes, in parts as any long name
 
 A key that ends in "/" and has no bytes is the marker of a directory and has no name of its own. One
 with bytes is the object ``%%`` in that directory. So every key has one path and no two have the
-same; ``test_names`` proves it by generated keys. A name that no key would be shown as (``a%%2Fb``,
-``a%%`` for a file) is refused when somebody makes it.
+same; ``test_names`` proves it by generated keys. A name that no key would be shown as (``a%%2Fb``),
+and one that is shown only beside something else (``a%%``, ``a%%+``), is refused when somebody makes
+it.
 
 Pure functions; ``mount`` and ``listing`` call them.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from unifs.errors import InvalidArgument, NameTooLong, NotFound
+from unifs.errors import InvalidArgument, NameTooLong, NotFound, NotPermitted
 from unifs.types import NAME_MAX_BYTES
 
 if TYPE_CHECKING:
@@ -46,6 +49,8 @@ _ESCAPED = re.compile("%%([0-9A-F]{2})|([\udc80-\udcff])")
 _SPECIAL = re.compile("%%([0-9A-F]{2})|([\udc80-\udcff])|\0")
 #: What services old and new have allowed in the name of a bucket.
 _BUCKET = re.compile("[A-Za-z0-9._-]{1,255}")
+#: What a new one may be called: 3 to 63 of these, a letter or digit first and last.
+_NEW_BUCKET = re.compile("[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _TOKEN = re.compile("%%[0-9A-F]{2}|.", re.DOTALL)
 
 
@@ -57,6 +62,12 @@ def names_of(segment: str) -> tuple[str, ...]:
     if len(_bytes(name)) <= NAME_MAX_BYTES:
         return (name,)
     return _parts(name)
+
+
+def names_beside(segment: str) -> tuple[str, ...]:
+    """The names of the directory of a segment that is an object's too; one, if there is room."""
+    name = _name_of(segment) + ESCAPE
+    return (name,) if len(_bytes(name)) <= NAME_MAX_BYTES else _parts(name)
 
 
 def _is_plain(segment: str) -> bool:
@@ -190,8 +201,8 @@ def _walked(names: list[str]) -> tuple[str, list[str]]:
         parts.append(name)
         if name.endswith(PART):
             continue
-        plain = name[:-2] if name.endswith(ESCAPE) and name != ESCAPE else name
-        prefix += _joined([*parts[:-1], plain], name) + "/"
+        is_beside = name.endswith(ESCAPE) and name != ESCAPE
+        prefix += (_beside if is_beside else _joined)(parts, name) + "/"
         parts = []
     return prefix, parts
 
@@ -205,10 +216,39 @@ def _joined(parts: list[str], shown: str) -> str:
     return segment
 
 
+def _beside(parts: list[str], shown: str) -> str:
+    """``_joined`` for the directory beside an object."""
+    plain = [*parts[:-1], parts[-1][: -len(ESCAPE)]]
+    if plain == [ESCAPE]:
+        return ""
+    segment = "".join(_segment_of(part.removesuffix(PART)) for part in plain)
+    if names_beside(segment) != tuple(parts) or _text(_bytes(segment)) != segment:
+        raise InvalidArgument(f"{shown!r} is unifs's way of writing keys, and no key is shown so")
+    return segment
+
+
 def _bounded(key: str) -> str:
     if len(key) > KEY_MAX_BYTES // 4 and len(_bytes(key)) > KEY_MAX_BYTES:
         raise NameTooLong(f"a key has at most {KEY_MAX_BYTES} bytes")
     return key
+
+
+def _check_escaped(name: str, is_directory: bool) -> None:
+    """InvalidArgument where no key is shown as that name, or only where there is something else:
+    the parts of a long name, and a directory beside a file.
+    """
+    if not (is_directory and name == ESCAPE):
+        key_of(name)
+
+
+def _check_bucket(name: str, is_directory: bool) -> None:
+    if not is_directory:
+        raise NotPermitted("only buckets lie here: mkdir makes one, and files lie in it")
+    if not _NEW_BUCKET.fullmatch(name):
+        raise InvalidArgument(
+            f"{name!r} cannot be a bucket: 3 to 63 of a-z, 0-9, '-' and '.', a letter or digit"
+            " first and last"
+        )
 
 
 # --- keys of our own ------------------------------------------------------------------------------
@@ -273,6 +313,24 @@ class Places:
         """Bucket and prefix of the directory at ``path``."""
         bucket, rest = self.split(path)
         return bucket, _bounded(self.prefix + prefix_of(rest))
+
+    def check_name(self, above: str | None, name: bytes, is_directory: bool) -> None:
+        """``Mount.check_name``: what no key could ever be shown as is not made."""
+        text = os.fsdecode(name)
+        if above == "" and self.has_buckets:
+            _check_bucket(text, is_directory)
+            return
+        if above is not None and self._has_first_keys(above):
+            if is_probe(text):
+                raise InvalidArgument(f"{text!r} is a name that unifs tries services with")
+            if text == ESCAPE and not is_directory and not self.prefix:
+                raise InvalidArgument(f"{text!r} would be an object without a key")
+        if ESCAPE in text and not (above and is_part(above)):
+            _check_escaped(text, is_directory)
+
+    def _has_first_keys(self, path: str) -> bool:
+        """Whether that directory is a bucket, or the root of what is shown of one."""
+        return path.count("/") + bool(path) == self.has_buckets
 
     def is_top(self, path: str) -> bool:
         """Whether the directory at ``path`` is a bucket or the mount's root, which needs no key."""

@@ -29,16 +29,16 @@ from unifs.mounts.s3.attributes import DIRECTORY, directory_in, node_in, target_
 from unifs.mounts.s3.directories import Directories
 from unifs.mounts.s3.listing import records
 from unifs.mounts.s3.names import (
-    ESCAPE,
     is_beside_object,
     is_part,
     is_probe,
+    names_beside,
     names_of,
     parts_of,
 )
 from unifs.mounts.s3.parallel import all_of
 from unifs.mounts.s3.service import Request
-from unifs.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, Entry, Node, Page, Version
+from unifs.types import SYMLINK_MAX_BYTES, Entry, Node, Page, Version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -279,21 +279,14 @@ class _Shown:
 
     def _prefix_entry(self, prefix: str, seen: set[bytes]) -> Iterator[tuple[Entry, str]]:
         segment = self._segment(prefix[:-1])
-        names = names_of(segment)
+        names = names_beside(segment) if segment in self._objects else names_of(segment)
         if names[: self._parts] != self._above:
             return
-        shown = names[self._parts]
-        is_whole = len(names) == self._parts + 1
-        if is_whole and segment in self._objects:
-            shown += ESCAPE
-        name = os.fsencode(shown)
+        name = os.fsencode(names[self._parts])
         if name in seen:
             return
         seen.add(name)
-        if len(name) > NAME_MAX_BYTES:
-            log.warning("a directory beside an object has too long a name: prefix=%r", prefix)
-            return
-        yield Entry(name, DIRECTORY), prefix if is_whole else ""
+        yield Entry(name, DIRECTORY), prefix if len(names) == self._parts + 1 else ""
 
     def _segment(self, key: str) -> str:
         if not key.startswith(self._prefix):

@@ -23,6 +23,7 @@ from unifs.errors import (
     DeadlineExceeded,
     InvalidArgument,
     TooLarge,
+    UnifsError,
     Unreachable,
 )
 from unifs.mounts.s3.errors import Refusal, date_s
@@ -137,11 +138,19 @@ class Service:
                 return answer
             reason = self._learn(request, answer)
             if not reason or (reason != "clock" and reason in reasons):
-                error = answer.error(str(request))
-                raise error
+                raise self._refused(request, answer)
             if reasons.count(reason) == LEARN_MAX:
                 raise Unreachable(f"{request}: the service and we cannot agree on the time")
             reasons.append(reason)
+
+    def _refused(self, request: Request, refusal: Refusal) -> UnifsError:
+        """What a refusal means here: without the bucket of the settings nothing can be told."""
+        if refusal.code == "NoSuchBucket" and request.bucket == self.options.bucket:
+            return Unreachable(
+                f"there is no bucket {request.bucket!r} at the service",
+                s3_code=refusal.code,
+            )
+        return refusal.error(str(request))
 
     async def _answered(self, request: Request) -> Answer | Refusal:
         async with self.limiter.place():
