@@ -100,7 +100,6 @@ async def test_a_file_of_the_host_is_told_of(daemon: Daemon) -> None:
     assert (found.kind, found.size_bytes, found.cid, found.state) == ("file", 11, None, None)
 
 
-@pytest.mark.xfail(strict=True, reason="Paths takes the host's ENOENT for a failure")
 async def test_a_file_goes_from_mfs_to_the_host_and_back(daemon: Daemon, host: Path) -> None:
     await daemon.files.copy("/local/h/note", "/mfs/note")
     await daemon.files.copy("/mfs/note", "/local/h/back")

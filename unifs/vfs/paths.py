@@ -97,7 +97,7 @@ class Paths:
                 raise NotADirectory(f"{path}: a part of it is not a directory")
             try:
                 current = await complete(self._step, current, name)
-            except NotFound:
+            except (NotFound, FileNotFoundError):  # A host's directory answers with the latter.
                 raise NotFound(f"{path} does not exist") from None
         return current
 
