@@ -156,6 +156,27 @@ def test_wrong_usage_is_an_error_like_others_for_programs(
     assert err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["mount", ""],
+        ["mount", "--state", "", "a"],
+        ["umount", ""],
+        ["status", "--state", ""],
+        ["ctl", "--mount", "", "status"],
+        ["install-service", ""],
+        ["ctl", "add", ""],
+        ["ctl", "mounts", "add", "local/x", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_directory_that_the_user_is_in(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    code, out, err = run(capsys, *words)
+    assert (code, out, "the path is empty" in err) == (2, "", True)
+
+
 def test_no_daemon_is_said_with_what_to_do(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     code, out, err = run(capsys, "status")
     socket = home / ".local/state/unifs/control.sock"

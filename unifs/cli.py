@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import unifs
+from unifs.control.given import GivenPath
 from unifs.errors import InvalidArgument, MountFailed, NoDaemon, UnifsError, from_os_error
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 #: The order of the help: what everybody uses, then what looks after it, then what sets it up.
 _ORDER = ("mount", "umount", "status", "explain", "ctl", "doctor", "fsck", "config", "completion")
-_DIRECTORY = click.Path(path_type=Path)
-_FILE = click.Path(path_type=Path)
+_DIRECTORY = GivenPath()
+_FILE = GivenPath()
 #: Commands of ``unifs.machine.commands``; mount(8) calls the helper.
 _MACHINE = (
     "install-service",
@@ -364,7 +365,7 @@ def _failed(error: UnifsError | OSError, is_json: bool) -> int:
         cls = type(named) if isinstance(named, UnifsError) else UnifsError
         message, hint = error.strerror or str(error), ""
         if error.filename is not None:
-            message = f"{error.filename or repr('')}: {message}"
+            message = f"{error.filename}: {message}"
         error = cls(message, errno=error.errno)
     else:
         message, hint = str(error), error.hint

@@ -18,6 +18,7 @@ import click
 
 from unifs import config
 from unifs.control import render
+from unifs.control.given import GivenPath
 from unifs.control.locate import Target
 from unifs.control.ops import MODULES, operations_of
 from unifs.errors import NotFound, PermissionDenied
@@ -79,7 +80,7 @@ def _noun_help(noun: str, summary: str) -> str:
 
 def target_options(prefix: str = "", is_hidden: bool = False) -> list[click.Parameter]:
     """``--state`` and ``--mount``: which daemon."""
-    directory = click.Path(path_type=Path)
+    directory = GivenPath()
     helps = {
         "state": "The daemon of this state directory.",
         "mount": "The daemon mounted at this directory.",
@@ -97,7 +98,7 @@ def command(operation: Operation) -> click.Command:
         _Call(operation, values).run()
 
     parameters = [_click_parameter(each) for each in operation.parameters if not each.param.hidden]
-    directory = click.Path(path_type=Path)
+    directory = GivenPath()
     parameters += [
         click.Option(["--json", "is_json"], is_flag=True, help="JSON, for programs."),
         *target_options("target_", is_hidden=True),
@@ -168,7 +169,7 @@ def _click_type(parameter: Parameter) -> Any:
         return click.Choice(parameter.choices)
     if parameter.param.place:
         # Whatever it is a path of, a shell completes it as one.
-        return click.Path(allow_dash=parameter.param.place == "upload")
+        return GivenPath(str, allow_dash=parameter.param.place == "upload")
     kind = parameter.type.__args__[0] if parameter.is_list else parameter.type
     return {int: click.INT, float: _FiniteFloat()}.get(kind, click.STRING)
 

@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from unifs import config
+from unifs.control.given import GivenPath
 from unifs.driver.mountinfo import mounted_at, resolved
 from unifs.errors import InvalidArgument, MountFailed
 
-_DIRECTORY = click.Path(path_type=Path)
+_DIRECTORY = GivenPath()
 _SCOPE = click.option(
     "--system/--user",
     "is_system",
