@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +20,7 @@ from unifs.errors import InvalidArgument, MountFailed, NoDaemon, UnifsError, fro
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 #: The order of the help: what everybody uses, then what looks after it, then what sets it up.
 _ORDER = ("mount", "umount", "status", "explain", "ctl", "doctor", "fsck", "config", "completion")
@@ -302,7 +302,7 @@ def _hold_standard_streams() -> None:
         flags = os.O_WRONLY if name in ("stdin", "stderr") else os.O_RDONLY
         opened = os.open(os.devnull, flags)
         assert opened == number, "the lowest free number"
-        setattr(sys, name, open(opened, mode, closefd=False))
+        setattr(sys, name, open(opened, mode, closefd=False))  # noqa: SIM115 (it stays open)
 
 
 def _nobody_reads() -> None:

@@ -56,12 +56,6 @@ class NotFound(UnifsError):
     hint = "check the spelling"
 
 
-class UnknownName(NotFound):
-    """There is nothing of that name; it is no path of the tree."""
-
-    hint = ""
-
-
 class Exists(UnifsError):
     """The name is already taken."""
 

@@ -23,7 +23,7 @@ import trio
 
 from unifs.config import parse_remote
 from unifs.config_mounts import REMOTE_KINDS, RemoteBase
-from unifs.errors import Busy, Exists, UnifsError, UnknownName, Unsupported, Unsynced
+from unifs.errors import Busy, Exists, NotFound, UnifsError, Unsupported, Unsynced
 from unifs.journal.writeback_due import WritebackLimits
 from unifs.mounts.observed import Observed
 from unifs.mounttable import TableEntry
@@ -126,12 +126,12 @@ class Remotes:
         return iter([self._remotes[name] for name in sorted(self._remotes)])
 
     def get(self, name: str) -> Remote:
-        """UnknownName if there is none."""
+        """NotFound if there is none."""
         remote = self._remotes.get(name)
         if remote is None:
             why = self.problems.get(name)
             more = f": {why}" if why else "; `unifs ctl backends ls` lists them"
-            raise UnknownName(f"there is no backend {name}{more}")
+            raise NotFound(f"there is no backend {name}{more}")
         return remote
 
     def of(self, volume: object) -> Remote | None:

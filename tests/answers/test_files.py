@@ -87,11 +87,11 @@ async def test_others_are_answered_while_a_directory_is_worked_on(
 async def test_what_is_in_the_way_is_named(daemon: Daemon) -> None:
     await daemon.files.mkdir("/mfs/a/b", parents=True)
     await daemon.files.copy("/local/h/note", "/mfs/note")
-    with pytest.raises(Exists, match="^/mfs/a exists"):
+    with pytest.raises(Exists, match=r"^/mfs/a exists"):
         await daemon.files.mkdir("/mfs/a", parents=False)
-    with pytest.raises(Exists, match="^/mfs/note exists"):
+    with pytest.raises(Exists, match=r"^/mfs/note exists"):
         await daemon.files.copy("/local/h/note", "/mfs/note")
-    with pytest.raises(InvalidArgument, match="^/mfs/a/b lies in /mfs/a"):
+    with pytest.raises(InvalidArgument, match=r"^/mfs/a/b lies in /mfs/a"):
         await daemon.files.move("/mfs/a", "/mfs/a/b")
 
 
@@ -108,5 +108,5 @@ async def test_a_file_goes_from_mfs_to_the_host_and_back(daemon: Daemon, host: P
     await daemon.files.copy("/local/h/a", "/mfs/a")
     with pytest.raises(CrossMount):
         await daemon.files.move("/mfs/note", "/local/h/new")
-    with pytest.raises(NotFound, match="^/local/h/missing does not exist"):
+    with pytest.raises(NotFound, match=r"^/local/h/missing does not exist"):
         await daemon.files.stat("/local/h/missing")

@@ -24,9 +24,9 @@ import trio
 from unifs.errors import (
     DeadlineExceeded,
     InvalidArgument,
+    NotFound,
     PermissionDenied,
     RateLimited,
-    UnknownName,
     Unreachable,
 )
 from unifs.mounts.s3.sigv4 import EMPTY_SHA256, Signable, Signer, encoded_query, moment_of
@@ -86,7 +86,7 @@ class Target:
 async def check(options: S3Options, credentials: Credentials | None) -> list[str]:
     """The first names that the service lists; raises what is wrong with it.
 
-    Unreachable, DeadlineExceeded, PermissionDenied, UnknownName, RateLimited.
+    Unreachable, DeadlineExceeded, PermissionDenied, NotFound, RateLimited.
     """
     target = Target.of(options)
     answer = None
@@ -241,7 +241,7 @@ def _refusal(
             more = "" if target.bucket else "; name one in the setting `bucket`"
             return PermissionDenied(f"{who} may not {what}{more}")
         case "NoSuchBucket":
-            return UnknownName(f"there is no bucket {target.bucket} at {target.host}")
+            return NotFound(f"there is no bucket {target.bucket} at {target.host}")
         case "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IncorrectEndpoint":
             region = _tag("Region", answer.text)
             more = f": the setting `region` has to be {region}" if region else ""

@@ -11,7 +11,6 @@ import math
 import os
 import stat
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -25,6 +24,7 @@ from unifs.errors import NotFound, PermissionDenied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from unifs.control.client import Reply
     from unifs.control.registry import Operation, Parameter

@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +15,9 @@ from unifs import config
 from unifs.control.given import GivenPath
 from unifs.driver.mountinfo import mounted_at, resolved
 from unifs.errors import InvalidArgument, MountFailed
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _DIRECTORY = GivenPath()
 _SCOPE = click.option(

@@ -23,10 +23,10 @@ import trio
 from unifs.errors import (
     Exists,
     InvalidArgument,
+    NotFound,
     PermissionDenied,
     StateUnusable,
     TooLarge,
-    UnknownName,
 )
 
 if TYPE_CHECKING:
@@ -74,12 +74,12 @@ class CredentialStore:
         return sorted(self._entries)
 
     def get(self, name: str) -> Entry:
-        """UnknownName if there is none; PermissionDenied where the file cannot be used."""
+        """NotFound if there is none; PermissionDenied where the file cannot be used."""
         if self.problem:
             raise PermissionDenied(self.problem)
         entry = self._entries.get(name)
         if entry is None:
-            raise UnknownName(
+            raise NotFound(
                 f"there are no credentials called {name!r}: `unifs ctl credentials add {name}`"
             )
         return entry
@@ -95,7 +95,7 @@ class CredentialStore:
             await self._keep({**self._entries, name: entry})
 
     async def remove(self, name: str) -> None:
-        """Forget an entry; UnknownName if there is none."""
+        """Forget an entry; NotFound if there is none."""
         async with self._lock:
             self.get(name)
             await self._keep({key: each for key, each in self._entries.items() if key != name})

@@ -173,37 +173,22 @@ class Paths:
             raise NotADirectory(f"{path} is not a directory")
         return is_directory
 
-    async def remove(self, path: str, recursive: bool = False) -> int:
-        """Remove a file or directory; how many names went."""
-        removed = 0
-        # What is to be removed before the one below it; a tree may be deeper than Python's stack.
-        waiting = [path]
-        while waiting:
-            try:
-                await self._remove_one(waiting[-1])
-            except NotEmpty:
-                if not recursive:
-                    raise NotEmpty(f"{path} is not empty; remove it recursively") from None
-                names = [each.name async for batch in self.scan(waiting[-1]) for each in batch]
-                if not names:
-                    raise
-                waiting += [f"{waiting[-1]}/{os.fsdecode(name)}" for name in names]
-                continue
-            removed += 1
-            waiting.pop()
-        return removed
-
-    async def _remove_one(self, path: str) -> None:
+    async def remove(self, path: str) -> None:
+        """Remove a file, or a directory without names; NotEmpty where it has some."""
         above, name = await self.parent_of(path)
         inode = await self.find(path)
         is_directory = stat.S_ISDIR(inode.attributes.st_mode)
         change = self.vfs.rmdir if is_directory else self.vfs.unlink
-        await complete(change, above.ino, name, self.caller)
+        try:
+            await complete(change, above.ino, name, self.caller)
+        except NotEmpty:
+            raise NotEmpty(f"{path} is not empty; remove it recursively") from None
         self._invalidator.entry(above.ino, name)
         self._invalidate(above)
 
     async def move(self, source: str, target: str) -> None:
         """Rename; into ``target`` if that is a directory. CrossMount between mounts."""
+        self.check_apart(source, target)
         target = await self.into(source, target)
         self.check_apart(source, target)
         above, name = await self.parent_of(source)

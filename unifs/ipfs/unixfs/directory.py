@@ -54,8 +54,8 @@ def is_showable(name: bytes) -> bool:
 
 def _impossible(name: bytes) -> InvalidArgument:
     return InvalidArgument(
-        f"{os.fsdecode(name)!r} cannot be a name: it is empty, longer than 255 bytes, . or .., or has"
-        " a / or a zero byte in it"
+        f"{os.fsdecode(name)!r} cannot be a name: it is empty, longer than 255 bytes, . or .., or"
+        " has a / or a zero byte in it"
     )
 
 

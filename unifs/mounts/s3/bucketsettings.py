@@ -15,7 +15,6 @@ from unifs.errors import (
     InvalidArgument,
     NotFound,
     UnifsError,
-    UnknownName,
     Unsupported,
 )
 
@@ -142,12 +141,12 @@ class BucketSettings:
                 "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id
             )
         except NotFound as error:
-            raise UnknownName(f"{key!r} has no upload {upload_id!r}") from error
+            raise NotFound(f"{key!r} has no upload {upload_id!r}") from error
 
 
 def _lacking(error: NotFound, code: str, sentence: str) -> NotFound:
     """The error in words, where it is what the code says and not a bucket that is not there."""
-    return UnknownName(sentence) if error.context.get("s3_code") == code else error
+    return NotFound(sentence) if error.context.get("s3_code") == code else error
 
 
 def _table(document: bytes, what: str) -> dict[str, Any]:

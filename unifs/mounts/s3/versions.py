@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from unifs.errors import Corrupt, NotFound, PermissionDenied, UnknownName, Unsupported
+from unifs.errors import Corrupt, NotFound, PermissionDenied, Unsupported
 from unifs.mounts.s3.attributes import size_in, version_in
 from unifs.mounts.s3.encryption import key_headers
 from unifs.mounts.s3.listing import key_in, moment_ns, parsed, plain_etag, quoted_etag
@@ -149,9 +149,9 @@ async def version_with(service: Service, place: tuple[str, str], version_id: str
     """The version of that id; NotFound where there is none, or where it is a deletion."""
     found = [one for one in await versions_of(service, place) if one.id == version_id]
     if not found:
-        raise UnknownName(f"{place[1]!r} has no version {version_id!r}")
+        raise NotFound(f"{place[1]!r} has no version {version_id!r}")
     if found[0].is_deleted:
-        raise UnknownName(f"the version {version_id!r} of {place[1]!r} is its deletion: no bytes")
+        raise NotFound(f"the version {version_id!r} of {place[1]!r} is its deletion: no bytes")
     return found[0]
 
 
