@@ -105,8 +105,8 @@ MUTATIONS = (
     Mutation(
         "reuse a generation in place",
         "unifs/vfs/writer.py",
-        "if is_cut and overlay is not None and overlay.content is not None and not inode.is_gone:",
-        "if overlay is None and is_cut and inode.is_gone:",
+        "if is_freed and overlay is not None and overlay.content is not None:",
+        "if overlay is None and is_freed and inode.is_gone:",
         ("tests/journal/test_powercut.py::test_what_a_row_names_is_not_cut_from_under_it",),
     ),
     Mutation(
