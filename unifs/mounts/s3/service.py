@@ -175,7 +175,9 @@ class Service:
             try:
                 return await self._exchange(address, idle, head, request)
             except Cut as error:
-                if not error.is_unheard or request.method == "POST":
+                # A service that closes an idle connection may have heard what was sent on it: who
+                # changes something has to know that it may still arrive.
+                if not error.is_unheard or request.method not in ("GET", "HEAD"):
                     raise
         fresh = await self._pool.connect(address)
         return await self._exchange(address, fresh, head, request)
