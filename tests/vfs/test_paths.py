@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from tests.vfs.historyworld import Told
 from tests.vfs.nodeworld import NodeSystem
 from unifs.answers.files import FilesAnswer
 from unifs.errors import Exists, InvalidArgument, NotADirectory
 from unifs.types import PlainCaller
-from unifs.vfs.paths import Paths
+from unifs.vfs.paths import COPY_BYTES, Paths
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -51,6 +52,25 @@ async def test_a_deep_tree_is_copied_and_removed(tmp_path: Path) -> None:
         await files(fs).remove("/mfs/a", True)
         assert await fs.listdir() == [b"copy"]
         assert await fs.exists("copy" + "/a" * (DEPTH - 1))
+
+
+async def test_others_are_answered_while_a_large_file_is_copied(tmp_path: Path) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with NodeSystem(tmp_path) as fs, trio.open_nursery() as nursery:
+        await fs.write("large", bytes(32 * COPY_BYTES))
+        nursery.start_soon(count)
+        await trio.lowlevel.checkpoint()
+        before = turns
+        assert await Paths(fs.vfs, Told()).copy_file("/mfs/large", "/mfs/copy") == 32 * COPY_BYTES
+        assert turns - before >= 32
+        nursery.cancel_scope.cancel()
 
 
 async def test_directories_above_are_made_but_not_through_a_file(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import trio
+
 from unifs.errors import (
     CrossMount,
     InvalidArgument,
@@ -233,6 +235,8 @@ class Paths:
             try:
                 offset = 0
                 while data := bytes(await complete(vfs.read, reader.fh, offset, COPY_BYTES)):
+                    # The kernel's requests are answered in between.
+                    await trio.lowlevel.checkpoint()
                     offset += await complete(vfs.write, writer.fh, offset, data)
                 await complete(vfs.flush, writer.fh)
             finally:
