@@ -27,7 +27,7 @@ from unifs.cache.extentfile import (
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from unifs.cache.memory import Extent
 
@@ -38,6 +38,9 @@ Extents = Sequence[tuple[bytes, "Extent"]]
 _TMP: Final = "tmp.unifs"
 #: How the name of a file of several extents ends.
 _RUN: Final = ".run"
+#: Written at once. Larger steps get larger folios of the page cache, from memory that a host has
+#: taken back: 1 GiB cost 3.7 to 5 s of the processor's time in steps of 8 MiB, 1.5 to 1.8 in these.
+STEP_BYTES: Final = 128 << 10
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
@@ -270,10 +273,8 @@ def _made(path: str, call: Callable[[], T]) -> T:
         return call()
 
 
-def _write_all(fd: int, parts: list[memoryview]) -> None:
-    while parts:
-        count = os.writev(fd, parts)
-        while parts and count >= len(parts[0]):
-            count -= len(parts.pop(0))
-        if parts:
-            parts[0] = parts[0][count:]
+def _write_all(fd: int, parts: Iterable[memoryview]) -> None:
+    for part in parts:
+        done = 0
+        while done < len(part):
+            done += os.write(fd, part[done : done + STEP_BYTES])
