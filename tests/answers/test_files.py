@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-import trio
 
+from tests.turns import turns_during
 from unifs import config
 from unifs.daemon import Daemon
 from unifs.errors import Busy, CrossMount, Exists, InvalidArgument, NotFound
@@ -66,21 +67,11 @@ async def test_others_are_answered_while_a_directory_is_worked_on(
 ) -> None:
     for number in range(NAMES):
         await daemon.files.mkdir(f"/mfs/a/{number}", parents=True)
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            await trio.lowlevel.checkpoint()
-            turns += 1
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(others)
-        if verb == "copy":
-            await daemon.files.copy("/mfs/a", "/mfs/b")
-        else:
-            await daemon.files.remove("/mfs/a", recursive=True)
-        nursery.cancel_scope.cancel()
+    files = daemon.files
+    if verb == "copy":
+        turns = await turns_during(partial(files.copy, "/mfs/a", "/mfs/b"))
+    else:
+        turns = await turns_during(partial(files.remove, "/mfs/a", recursive=True))
     assert turns >= NAMES // 2
 
 

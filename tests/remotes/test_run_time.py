@@ -7,15 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-import trio
 
+from tests.turns import turns_during
 from unifs.answers import backends
 from unifs.errors import Busy, ConfigInvalid, Exists, NotFound, Stale, Unsupported, Unsynced
 from unifs.vfs import remotestatus
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from tests.control.conftest import Shell
     from tests.remotes.system import DaemonSystem
 
@@ -150,31 +148,14 @@ async def test_others_are_answered_while_much_is_doubted_or_counted(
         remote.change(name, b"newer")
     for name in names:
         await system.write(f"new-{name[2:]}", b"1")
-    turns = await _turns(partial(system.daemon.journal.status, "/s3/d"))
+    turns = await turns_during(partial(system.daemon.journal.status, "/s3/d"))
     assert turns >= 30
     counts = await system.daemon.journal.status("/s3")
     assert counts.closed + counts.sealed == 40
-    turns = await _turns(partial(system.daemon.backends.refresh, "/s3/d", True))
+    turns = await turns_during(partial(system.daemon.backends.refresh, "/s3/d", True))
     assert turns >= 30
     for name in names:
         assert await system.read(name) == b"newer"
-
-
-async def _turns(work: Callable[[], Awaitable[object]]) -> int:
-    """How often another task had its turn meanwhile."""
-    turns = 0
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            await trio.lowlevel.checkpoint()
-            turns += 1
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(other)
-        await work()
-        nursery.cancel_scope.cancel()
-    return turns
 
 
 async def test_what_is_open_for_writing_is_counted_and_synced(system: DaemonSystem) -> None:
