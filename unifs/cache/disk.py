@@ -137,9 +137,12 @@ class DiskTier:
         """Whether that extent lies here."""
         return digest_of(key) in self._places
 
-    def is_cached(self, key: ExtentKey) -> bool:
-        """Whether that extent's first byte, and so most likely all of it, is in the page cache."""
-        place = self._places.get(digest_of(key))
+    def is_near(self, key: ExtentKey) -> bool:
+        """Whether it is on its way here, nobody knows, or its first byte is in the page cache."""
+        digest = digest_of(key)
+        if digest in self._writing or not self._scanned.is_set():
+            return True
+        place = self._places.get(digest)
         if place is None:
             return False
         held, number = place
@@ -149,10 +152,6 @@ class DiskTier:
         except OSError as error:
             self._drop(held, error)
             return False
-
-    def is_coming(self, key: ExtentKey) -> bool:
-        """Whether it is on its way here, or nobody knows yet."""
-        return digest_of(key) in self._writing or not self._scanned.is_set()
 
     def read_nowait(self, key: ExtentKey, start: int, size: int) -> memoryview | None:
         """That range of an extent if the page cache has it, else None.

@@ -51,7 +51,7 @@ class Flight:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One request of a backend."""
+    """One request, of a backend or of the disk."""
 
     source: Source
     #: The disk has all of it.

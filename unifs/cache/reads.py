@@ -203,10 +203,7 @@ class ReadCache:
 
     def _is_near(self, key: ExtentKey) -> bool:
         """Whether nothing is to be done for a reader who comes to this extent."""
-        disk = self._disk
-        return self._memory.has(key) or (
-            disk is not None and (disk.is_coming(key) or disk.is_cached(key))
-        )
+        return self._memory.has(key) or (self._disk is not None and self._disk.is_near(key))
 
     async def _bring(self, source: Source, wanted: list[_Missing]) -> Retry:
         carried: dict[ExtentKey, tuple[int, Extent]] = {}

@@ -62,8 +62,7 @@ class Held:
     @property
     def size_bytes(self) -> int:
         """What the file takes on disk."""
-        length = sum(self.lengths)
-        return length + trailer_bytes(length)
+        return self.data_bytes + trailer_bytes(self.data_bytes)
 
     def start_of(self, number: int) -> int:
         """Where an extent begins."""

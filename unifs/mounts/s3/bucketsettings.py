@@ -10,13 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from unifs.errors import (
-    Corrupt,
-    InvalidArgument,
-    NotFound,
-    UnifsError,
-    Unsupported,
-)
+from unifs.errors import Corrupt, InvalidArgument, NotFound, UnifsError, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

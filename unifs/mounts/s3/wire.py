@@ -272,7 +272,7 @@ class Connection:
         except (OSError, trio.BrokenResourceError, ssl.SSLError) as error:
             raise Cut(reason_of(error), False) from error
         self._left -= done
-        if not self._left and self._secure is None:
+        if not self._left:
             # Whether it is still of use is seen by a single byte.
             self._wake_at(1)
 
