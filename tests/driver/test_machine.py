@@ -157,7 +157,8 @@ def test_the_fuse_device_missing_closed_or_not_one(
     assert "is missing" in missing.message
     assert "modprobe fuse" in missing.remedy
     (tmp_path / "fuse").touch()
-    assert "is not a device" in doctor.fuse_device(tmp_path / "fuse").message
+    for other in (tmp_path / "fuse", Path("/dev/null")):
+        assert "is not the FUSE device" in doctor.fuse_device(other).message
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         assert "cannot be opened" in doctor.fuse_device(tmp_path / "socket").message
@@ -244,7 +245,8 @@ def test_the_state_directory_full_or_closed(
 ) -> None:
     assert doctor.state_disk(tmp_path / "not" / "yet").is_ok
     (tmp_path / "file").touch()
-    assert "cannot be written" in doctor.state_disk(tmp_path / "file" / "state").message
+    closed = doctor.state_disk(tmp_path / "file" / "state")
+    assert (closed.is_needed, "cannot be written" in closed.message) == (True, True)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     full = doctor.state_disk(tmp_path)
     assert (full.is_ok, "0.0 GiB free" in full.message) == (False, True)
