@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import socket
@@ -14,6 +15,7 @@ import pytest
 from unifs import config
 from unifs.driver import doctor, fusectl
 from unifs.driver.fusectl import Connection
+from unifs.driver.mounting import PrivateLog
 from unifs.driver.mountinfo import MountedAt, mount_above, mounted_at, mounts, resolved
 from unifs.driver.waits import places_per_mount
 
@@ -31,6 +33,20 @@ def mountinfo(tmp_path: Path) -> Path:
     path = tmp_path / "mountinfo"
     path.write_bytes(MOUNTINFO)
     return path
+
+
+def test_the_log_is_its_users_alone_also_behind_a_full_one(tmp_path: Path) -> None:
+    path = tmp_path / "unifs.log"
+    before = os.umask(0)
+    try:
+        log = PrivateLog(path, maxBytes=10, backupCount=1)
+        for _ in range(2):
+            log.emit(logging.makeLogRecord({"msg": "0123456789"}))
+        log.close()
+    finally:
+        os.umask(before)
+    found = {each.name: each.stat().st_mode & 0o777 for each in tmp_path.iterdir()}
+    assert found == {"unifs.log": 0o600, "unifs.log.1": 0o600}
 
 
 # --- what is mounted ------------------------------------------------------------------------------
