@@ -10,13 +10,14 @@ import socket
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyfuse3
 import pytest
 
 from unifs import config
-from unifs.driver import doctor, fusectl
+from unifs.driver import doctor, fusectl, session
 from unifs.driver.fusectl import Connection
-from unifs.driver.mounting import PrivateLog
 from unifs.driver.mountinfo import MountedAt, mount_above, mounted_at, mounts, resolved
+from unifs.driver.mounting import PrivateLog
 from unifs.driver.waits import places_per_mount
 
 MOUNTINFO = rb"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -204,6 +205,42 @@ def test_users_need_a_set_uid_fusermount3(tmp_path: Path, monkeypatch: pytest.Mo
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     assert "is not set-uid root" in doctor.mount_right().message
+
+
+def test_fusermount3_demands_a_name_of_its_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "fusermount3"
+    program.touch()
+    program.chmod(0o4755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    status = os.stat(program)
+    as_root = os.stat_result((status.st_mode, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(doctor.os, "stat", lambda path: as_root)
+    assert doctor.mount_right().is_ok
+    monkeypatch.setattr(os, "getuid", lambda: 4_242_424)
+    finding = doctor.mount_right()
+    assert (finding.is_ok, finding.is_needed) == (False, True)
+    assert "uid 4242424 has no entry in /etc/passwd" in finding.message
+
+
+def test_what_fusermount3_says_is_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = "fusermount3: could not determine username\n"
+
+    def fail(*_: object) -> None:
+        os.write(2, b"a log line\n" + said.encode())
+        raise RuntimeError("fuse_session_mount failed")
+
+    monkeypatch.setattr(pyfuse3, "init", fail)
+    with pytest.raises(RuntimeError, match=r"^fusermount3: could not determine username$"):
+        session.mount(pyfuse3.Operations(), "/nowhere", set())
+    assert capfd.readouterr().err == "a log line\n" + said
+    monkeypatch.setattr(pyfuse3, "init", lambda *_: os.write(2, b"fuse: a warning\n"))
+    session.mount(pyfuse3.Operations(), "/nowhere", set())
+    assert capfd.readouterr().err == "fuse: a warning\n"
 
 
 @pytest.mark.parametrize(

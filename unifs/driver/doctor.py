@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import re
 import resource
 import shutil
@@ -139,6 +140,17 @@ def mount_right() -> Finding:
             False,
             f"{program} is not set-uid root",
             f"as root: chown root {program} && chmod u+s {program}",
+            is_needed=True,
+        )
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return Finding(
+            "mount",
+            False,
+            f"{program} mounts for nobody without a name: uid {os.getuid()} has no entry in"
+            " /etc/passwd",
+            "as root: useradd, or a line in /etc/passwd; in a container: a user of its image",
             is_needed=True,
         )
     return Finding("mount", True, f"{program} mounts for users", is_needed=True)
