@@ -177,6 +177,20 @@ def test_an_empty_path_is_not_the_directory_that_the_user_is_in(
     assert (code, out, "the path is empty" in err) == (2, "", True)
 
 
+@pytest.mark.parametrize("words", [["mount"], ["ctl", "add"]], ids=" ".join)
+def test_a_path_that_may_not_be_read_is_refused_and_no_wrong_usage(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+    words: list[str],
+) -> None:
+    """Root may read everything: only who asks beforehand hears a no."""
+    (home / "a").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: False)
+    code, _, err = run(capsys, *words, str(home / "a"))
+    assert (code != 2, "Invalid value" in err) == (True, False), (code, err)
+
+
 def test_no_daemon_is_said_with_what_to_do(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     code, out, err = run(capsys, "status")
     socket = home / ".local/state/unifs/control.sock"
