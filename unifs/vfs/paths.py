@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,18 +22,21 @@ from unifs.errors import (
     NotADirectory,
     NotEmpty,
     NotFound,
+    Stale,
 )
 from unifs.types import PlainCaller
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from unifs.types import Attributes
     from unifs.vfs.vfs import Vfs
     from unifs.vfs.volume import Inode, Invalidator
 
 COPY_BYTES = 1 << 20
+#: Directories that one operation holds at most, the newest.
+HELD_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,23 @@ class Paths:
         self.vfs = vfs
         self._invalidator = invalidator
         self.caller = PlainCaller(os.getuid(), os.getgid(), os.getpid(), 0o022)
+        #: Directories by their names, where an operation holds some.
+        self._held: dict[bytes, int] | None = None
+
+    @contextmanager
+    def holding(self) -> Iterator[Paths]:
+        """Paths for one operation on many: a walk begins at the nearest directory it was in before.
+
+        From the root, each of n names that lie in one another would take n steps. Directories are
+        held as a program holds them by descriptors: one that somebody renames meanwhile is the same
+        one still.
+        """
+        paths = Paths(self.vfs, self._invalidator)
+        held = paths._held = {}
+        try:
+            yield paths
+        finally:
+            self.vfs.forget([(ino, 1) for ino in held.values()])
 
     # --- finding ----------------------------------------------------------------------------------
 
@@ -91,17 +112,41 @@ class Paths:
         return await self._walk(self.split(path), path)
 
     async def _walk(self, names: list[bytes], path: str) -> Inode:
-        vfs = self.vfs
-        inode = vfs.namespace.root
-        current: Inode = inode
-        for name in names:
+        current, start = self._nearest(names)
+        for depth, name in enumerate(names[start:], start + 1):
             if not stat.S_ISDIR(current.attributes.st_mode):
                 raise NotADirectory(f"{path}: a part of it is not a directory")
             try:
                 current = await complete(self._step, current, name)
             except (NotFound, FileNotFoundError):  # A host's directory answers with the latter.
                 raise NotFound(f"{path} does not exist") from None
+            self._hold(names[:depth], current)
         return current
+
+    def _nearest(self, names: Sequence[bytes]) -> tuple[Inode, int]:
+        """Where a walk begins, and how many of its names lead there."""
+        if self._held is not None:
+            for depth in (len(names), len(names) - 1):
+                ino = self._held.get(b"/".join(names[:depth]))
+                if ino is not None:
+                    with suppress(Stale):  # Removed meanwhile: the walk names what is missing.
+                        return self.vfs.inodes.get(ino), depth
+        return self.vfs.namespace.root, 0
+
+    def _hold(self, names: Sequence[bytes], inode: Inode) -> None:
+        held = self._held
+        if held is None or not stat.S_ISDIR(inode.attributes.st_mode):
+            return
+        self._let_go(names)
+        if len(held) >= HELD_MAX:
+            self.vfs.forget([(held.pop(next(iter(held))), 1)])
+        held[b"/".join(names)] = inode.ino
+        self.vfs.inodes.remember(inode.ino)
+
+    def _let_go(self, names: Sequence[bytes]) -> None:
+        ino = self._held.pop(b"/".join(names), None) if self._held else None
+        if ino is not None:
+            self.vfs.forget([(ino, 1)])
 
     def _step(self, parent: Inode, name: bytes) -> Inode:
         inode = parent.volume.lookup(parent, name)
@@ -185,6 +230,7 @@ class Paths:
             await complete(change, above.ino, name, self.caller)
         except NotEmpty:
             raise NotEmpty(f"{path} is not empty; remove it recursively") from None
+        self._let_go(self.split(path))
         self._invalidator.entry(above.ino, name)
         self._invalidate(above)
 
