@@ -66,6 +66,12 @@ def test_a_long_table_comes_in_parts_with_one_heading() -> None:
     assert lines.count("NUMBER") == 1
 
 
+def test_an_empty_cell_has_its_place() -> None:
+    out = io.StringIO()
+    render.rows(("name", "source", "kind"), [{"name": "ipfs", "source": "", "kind": None}], out)
+    assert out.getvalue() == "NAME  SOURCE  KIND\nipfs  -       -\n"
+
+
 def test_an_empty_table_is_empty() -> None:
     out = io.StringIO()
     assert render.rows(("number",), [], out) == 0

@@ -71,6 +71,11 @@ class RemoteJournal:
             counts.unsynced_bytes += found.size_bytes
             counts.sent_bytes += found.sent_bytes
 
+    def count(self, volume: RemoteVolume) -> int:
+        """How many objects of one volume wait, what is not even committed included."""
+        waiting, dues = volume.status.count(), volume.writeback.dues
+        return waiting + sum(ino not in dues for ino in self._uncommitted(volume, None))
+
     def _uncommitted(self, volume: RemoteVolume, below: int | None) -> Iterator[int]:
         for inode in {*self._writer.open.values(), *self._writer.pending.values()}:
             if inode.volume is volume and inode.is_dirty():

@@ -140,9 +140,9 @@ class Log:
             after = rows[-1][0]
 
     def count_of(self, mount_id: int, after: int) -> int:
-        """How many records ``records_of`` gives."""
-        query = f"select count(*) {JOINED} {OF_MOUNT}"
-        return int(self._database.one(query, (after, mount_id))[0])
+        """How many changes ``records_of`` gives: notes of what became durable are none."""
+        query = f"select count(*) {JOINED} {OF_MOUNT} and j.op not in (?,?)"
+        return int(self._database.one(query, (after, mount_id, Op.SEAL, Op.SYNC))[0])
 
     def newest(self) -> Iterator[Marked]:
         """Records from the newest back, fetched a page at a time: the caller may take its time."""
