@@ -45,6 +45,16 @@ async def test_a_directory_goes_into_itself_by_no_spelling(tmp_path: Path, sourc
         assert await fs.listdir("d") == [b"file"]
 
 
+async def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        answer = files(fs)
+        for change in (answer.copy("/mfs/x", "/mfs/y"), answer.move("/mfs/x", "/mfs/y")):
+            with pytest.raises(NotFound, match=r"^/mfs/x does not exist$"):
+                await change
+        with pytest.raises(NotFound, match=r"^/mfs/x does not exist$"):
+            await answer.remove("/mfs/x", recursive=True)
+
+
 async def test_a_deep_tree_is_copied_and_removed(tmp_path: Path) -> None:
     async with NodeSystem(tmp_path) as fs:
         ino = fs.volume.root

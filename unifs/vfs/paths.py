@@ -243,6 +243,7 @@ class Paths:
         below, new_name = await self.parent_of(target)
         if above.volume is not below.volume:
             raise CrossMount(f"{source} and {target} lie in different mounts")
+        await self.find(source)
         await complete(self.vfs.rename, above.ino, name, below.ino, new_name, 0, self.caller)
         self._invalidator.entry(above.ino, name)
         self._invalidator.entry(below.ino, new_name)
