@@ -140,6 +140,8 @@ def test_nothing_and_nonsense_are_wrong_usage(capsys: pytest.CaptureFixture[str]
         (["ctl", "journal", "list", "--limit", "many"], "Invalid value for '--limit'"),
         (["ctl", "version", "--mont", "x"], "No such option '--mont'"),
         (["ctl", "--state", "a", "--mount", "b", "version"], "give either --state or --mount"),
+        (["ctl", "stat", "."], ". lies in no tree that is mounted here"),
+        (["ctl", "cat", "../x"], "../x lies in no tree that is mounted here"),
         (["status", "extra"], "Got unexpected extra argument (extra)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -150,6 +152,7 @@ def test_wrong_usage_is_an_error_like_others_for_programs(
     code, out, err = run(capsys, *words, "--json")
     answer = json.loads(out)
     assert (code, out.count("\n")) == (2, 1)
+    assert out.startswith('{"status":"error","error":'), "as compact as any other answer"
     assert answer.pop("error").startswith(sentence)
     assert answer.pop("hint") in err
     assert answer == {"status": "error", "error_code": "INVALID_ARGUMENT", "context": {}}

@@ -354,7 +354,7 @@ def _print_failure(error: UnifsError, hint: str) -> None:
 
     # Where stdout itself is what fails, stderr says so.
     with suppress(OSError):
-        print(json.dumps(failure(error) | {"hint": hint}), flush=True)
+        print(json.dumps(failure(error) | {"hint": hint}, separators=(",", ":")), flush=True)
 
 
 def _failed(error: UnifsError | OSError, is_json: bool) -> int:

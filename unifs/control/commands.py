@@ -20,7 +20,7 @@ from unifs.control import render
 from unifs.control.given import GivenPath
 from unifs.control.locate import Target
 from unifs.control.ops import MODULES, operations_of
-from unifs.errors import NotFound, PermissionDenied
+from unifs.errors import InvalidArgument, NotFound, PermissionDenied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -125,6 +125,11 @@ def command(operation: Operation) -> click.Command:
         help=f"{operation.summary}\n\n{_click_text(operation.description)}",
         short_help=operation.summary,
     )
+
+
+def _is_path(text: str) -> bool:
+    """Whether it is meant as a path, where a CID is one too."""
+    return text.startswith("/") or text.partition("/")[0] in (".", "..")
 
 
 def _click_text(description: str) -> str:
@@ -237,10 +242,12 @@ class _Call:
                 continue
             if parameter.param.place == "host":
                 found = os.path.abspath(os.path.expanduser(found))
-            elif parameter.param.place == "tree" or (
-                parameter.param.place == "node" and found.startswith(("/", "./", "../"))
-            ):
+            elif parameter.param.place == "tree":
                 found = self._target.tree_path(found)
+            elif parameter.param.place == "node" and _is_path(found):
+                found = self._target.tree_path(found)
+                if not found.startswith("/"):
+                    raise InvalidArgument(f"{found} lies in no tree that is mounted here")
             given[parameter.name] = list(found) if parameter.is_list else found
         return given
 
