@@ -17,6 +17,7 @@ import trio
 
 from unifs.errors import (
     Corrupt,
+    DiskFailed,
     InvalidCid,
     IsADirectory,
     NoSpace,
@@ -200,6 +201,13 @@ async def test_devices_and_fifos_are_no_files(node: EmbeddedNode, tmp_path: Path
     for path in (pathlib.Path("/dev/null"), tmp_path / "fifo"):
         with pytest.raises(Unsupported, match="no regular file"):
             await node.add(HostSource(path), KEEP)
+
+
+async def test_a_file_that_cannot_be_read_is_named(node: EmbeddedNode) -> None:
+    with pytest.raises(DiskFailed, match=r"^/proc/\d+/mem: Input/output error$"):
+        await node.add(HostSource(pathlib.Path("/proc/self/mem")), AddOptions())
+    with pytest.raises(NotFound, match=r"^/a/b: No such file or directory$"):
+        importer.open_file(b"/a/b")
 
 
 async def test_a_missing_source_is_not_found(node: EmbeddedNode, tmp_path: Path) -> None:
