@@ -1,4 +1,4 @@
-"""What `unifs status` calls unsynced: of /mfs, what a power cut could take."""
+"""The journal as people see it: what is unsynced, and of which path a change was."""
 
 from __future__ import annotations
 
@@ -51,3 +51,19 @@ async def test_a_large_file_is_unsynced_until_its_bytes_are_on_the_disk(tmp_path
         assert answer.waiting("mfs") == Waiting(1, len(LARGE)), "its record is there, not its bytes"
         await fs.seal()
         assert answer.waiting("mfs") == Waiting(0, 0), "the note that it was sealed is no change"
+
+
+async def test_a_change_of_what_is_gone_has_the_path_that_it_had(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        await fs.mkdir("d")
+        await fs.write("d/a", b"1")
+        await fs.rename("d/a", "b")
+        await fs.unlink("b")
+        await fs.rmdir("d")
+        listed = [each async for each in journal(fs).list(None, None, 100)]
+        told = {(each.operation, each.path) for each in listed}
+        assert ("mkdir", "/mfs/d") not in told, "there is no such operation"
+        assert {("rmdir", "/mfs/d"), ("unlink", "/mfs/b"), ("rename", "/mfs/b")} <= told
+        assert ("create", "/mfs/d") in told
+        (made,) = [each for each in listed if each.operation == "create" and each.path != "/mfs/d"]
+        assert made.path.startswith("inode "), "its directory is gone too"

@@ -118,7 +118,7 @@ class FilesAnswer:
         above, _ = await paths.parent_of(path)
         entry = await paths.stat(path)
         if isinstance(above.volume, Namespace):
-            raise Busy(f"{path} is a mount: `unifs ctl mounts remove` takes it out of the tree")
+            raise Busy(f"{path} is a mount: `unifs ctl mounts remove` takes out what was added")
         if recursive and stat.S_ISDIR(entry.mode):
             with self._holding() as held:
                 await held._empty(path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from unifs.answers.remotejournal import path_of
 from unifs.control.checks_protocol import FileDamage, Verified
 from unifs.control.daemon_protocol import JournalRecord, JournalStatus
 from unifs.errors import Corrupt, DeadlineExceeded, InvalidArgument
@@ -227,7 +228,7 @@ class JournalAnswer:
             operation=record.op.name.lower(),
             state=self._state(record, sealed_seq, self._roots.built_seq()),
             size_bytes=self._size(record.ino),
-            path=self._path(record.ino),
+            path=self._path(record),
         )
 
     def _size(self, ino: int) -> int | None:
@@ -236,9 +237,9 @@ class JournalAnswer:
             return None
         return int.from_bytes(row[4][16:24], "little")
 
-    def _path(self, ino: int) -> str:
-        path = self._writer.tree.path(ino)
-        return f"inode {ino}" if path is None else f"/mfs{os.fsdecode(path)}"
+    def _path(self, record: Record) -> str:
+        path = path_of(self._writer.tree, record)
+        return f"inode {record.ino}" if path is None else f"/mfs{os.fsdecode(path)}"
 
     async def sync(self, path: str | None, until: str, timeout_s: float | None) -> JournalStatus:
         """Commit, seal and build what is on its way; DeadlineExceeded after ``timeout_s``."""

@@ -46,6 +46,9 @@ class Op(IntEnum):
     SYNC = 10
 
 
+_NAMED = (Op.CREATE, Op.UNLINK, Op.RMDIR, Op.LINK)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One row of the journal."""
@@ -63,6 +66,14 @@ class Record:
         if self.op is Op.RENAME:
             return (self.parent, unpack_rename(self.data).new_parent)
         return (self.parent,)
+
+    @property
+    def place(self) -> tuple[int, bytes] | None:
+        """The directory and the name that it gave or took; None where it changed no name."""
+        if self.op is Op.RENAME:
+            renamed = unpack_rename(self.data)
+            return renamed.new_parent, renamed.new_name
+        return (self.parent, self.data) if self.op in _NAMED else None
 
 
 @dataclass(frozen=True, slots=True)
