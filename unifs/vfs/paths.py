@@ -229,7 +229,7 @@ class Paths:
         try:
             await complete(change, above.ino, name, self.caller)
         except NotEmpty:
-            raise NotEmpty(f"{path} is not empty; remove it recursively") from None
+            raise NotEmpty(f"{path} is not empty: it takes `--recursive`") from None
         self._let_go(self.split(path))
         self._invalidator.entry(above.ino, name)
         self._invalidate(above)
