@@ -290,6 +290,13 @@ def test_completion_scripts_are_printed(capsys: pytest.CaptureFixture[str], shel
     assert (code, "_UNIFS_COMPLETE" in out) == (0, True)
 
 
+def test_fish_shows_sentences_behind_their_first_comma(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "completion", "fish")
+    splits = [line for line in out.splitlines() if "string split" in line]
+    assert splits
+    assert all("string split --max 1 " in line for line in splits)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -272,7 +272,9 @@ def completion(shell: str) -> None:
 
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(cli, {}, "unifs", "_UNIFS_COMPLETE").source())
+    source = found(cli, {}, "unifs", "_UNIFS_COMPLETE").source()
+    # click's script for fish would end a sentence, or a path, at its first comma.
+    click.echo(source.replace('string split ","', 'string split --max 1 ","'))
 
 
 # --- the process ----------------------------------------------------------------------------------
