@@ -55,6 +55,23 @@ async def test_what_is_not_there_is_named(tmp_path: Path) -> None:
             await answer.remove("/mfs/x", recursive=True)
 
 
+@pytest.mark.parametrize(
+    ("mode", "copied"),
+    [(0o755, 0o755), (0o600, 0o600), (0o666, 0o644), (0o4711, 0o711), (0o444, 0o644)],
+)
+@pytest.mark.parametrize("size", [10, 200_000])
+async def test_a_copy_has_the_permissions_of_its_source(
+    tmp_path: Path, mode: int, copied: int, size: int
+) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        await fs.mkdir("d", mode=0o700)
+        await fs.write("d/file", bytes(size))
+        await fs.setattr("d/file", mode=mode)
+        await files(fs).copy("/mfs/d", "/mfs/copy")
+        assert stat.S_IMODE((await fs.stat("copy/file")).mode) == copied
+        assert stat.S_IMODE((await fs.stat("copy")).mode) == 0o700
+
+
 async def test_a_deep_tree_is_copied_and_removed(tmp_path: Path) -> None:
     async with NodeSystem(tmp_path) as fs:
         ino = fs.volume.root

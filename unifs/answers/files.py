@@ -22,6 +22,7 @@ from unifs.errors import (
 from unifs.journal.content import SMALL_BYTES
 from unifs.vfs.mfsvolume import MfsVolume
 from unifs.vfs.namespace import Namespace
+from unifs.vfs.paths import copied_mode
 from unifs.vfs.remotecid import known_cid
 from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.remotevolume import RemoteVolume
@@ -241,7 +242,8 @@ class FilesAnswer:
         waiting = [(source.rstrip("/"), destination)]
         while waiting:
             source, destination = waiting.pop()
-            await self._paths.mkdir(destination)
+            mode = copied_mode((await self._paths.stat(source)).mode)
+            await self._paths.mkdir(destination, mode=mode)
             names = [entry async for batch in self._paths.scan(source) for entry in batch]
             for entry in names:
                 await trio.lowlevel.checkpoint()

@@ -53,6 +53,14 @@ class PathEntry:
     gid: int
 
 
+def copied_mode(mode: int) -> int:
+    """The permissions of a copy: those of its source as cp(1) takes them under umask 022.
+
+    Its owner may write to it all the same: what lies in /ipfs nobody may write to.
+    """
+    return mode & 0o755 | (0o700 if stat.S_ISDIR(mode) else 0o600)
+
+
 class _Batch:
     """Takes what readdir emits, 256 names at a time."""
 
@@ -197,7 +205,7 @@ class Paths:
 
     # --- changing ---------------------------------------------------------------------------------
 
-    async def mkdir(self, path: str, parents: bool = False) -> None:
+    async def mkdir(self, path: str, parents: bool = False, mode: int = 0o755) -> None:
         """Make a directory; with ``parents`` also those above, and one that exists is fine."""
         names = self.split(path)
         for depth in range(1 if parents else len(names), len(names) + 1):
@@ -205,7 +213,7 @@ class Paths:
             if parents and await self._is_directory(part, depth == len(names)):
                 continue
             above, name = await self.parent_of(part)
-            self._made(await complete(self.vfs.mkdir, above.ino, name, 0o755, self.caller))
+            self._made(await complete(self.vfs.mkdir, above.ino, name, mode, self.caller))
             self._invalidator.entry(above.ino, name)
         self._invalidate(await self.find(path))
 
@@ -270,15 +278,16 @@ class Paths:
         return target
 
     async def copy_file(self, source: str, target: str) -> int:
-        """Copy a file's bytes; how many. ``target`` must not exist."""
+        """Copy a file's bytes and permissions; how many bytes. ``target`` must not exist."""
         inode = await self.find(source)
         if stat.S_ISDIR(inode.attributes.st_mode):
             raise IsADirectory(f"{source} is a directory")
         below, name = await self.parent_of(target)
         vfs = self.vfs
+        mode = copied_mode(inode.attributes.st_mode)
         reader = await complete(vfs.open, inode.ino, os.O_RDONLY, self.caller)
         try:
-            writer, _ = await complete(vfs.create, below.ino, name, 0o644, os.O_WRONLY, self.caller)
+            writer, _ = await complete(vfs.create, below.ino, name, mode, os.O_WRONLY, self.caller)
             try:
                 offset = 0
                 while data := bytes(await complete(vfs.read, reader.fh, offset, COPY_BYTES)):
