@@ -290,6 +290,22 @@ def test_completion_scripts_are_printed(capsys: pytest.CaptureFixture[str], shel
     assert (code, "_UNIFS_COMPLETE" in out) == (0, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ctl", "files", "ls"], "A directory of the tree. [/mfs]"),
+        (["ctl", "s3", "tags", "put"], "PATH TAGS..."),
+        (["ctl"], "6 damaged data"),
+        (["ctl", "verify"], "CORRUPT (6)"),
+    ],
+)
+def test_help_tells_defaults_lists_and_exit_codes(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    code, out, _ = run(capsys, *words, "--help")
+    assert (code, said in " ".join(out.split())) == (0, True), out
+
+
 def test_fish_shows_sentences_behind_their_first_comma(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "completion", "fish")
     splits = [line for line in out.splitlines() if "string split" in line]

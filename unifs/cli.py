@@ -69,12 +69,17 @@ class LazyGroup(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
+_EXIT_CODES = (
+    "Exit codes: 0 success, 1 a bug, 2 wrong usage, 3 unreachable or timed out, "
+    "4 not found, 5 refused, 6 damaged data, 7 not supported, 8 no space, 9 no daemon, "
+    "130 interrupted."
+)
+
+
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 success, 1 a bug, 2 wrong usage, 3 unreachable or timed out, "
-    "4 not found, 5 refused, 6 damaged data, 7 not supported, 8 no space, 9 no daemon, "
-    "130 interrupted.",
+    epilog=_EXIT_CODES,
 )
 @click.version_option(unifs.__version__, prog_name="unifs", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -92,7 +97,8 @@ def _control_group() -> click.Group:
         "Operations of the mounted daemon.\n\n"
         "The same as HTTP on the control socket; --json says what that says."
     )
-    return ControlGroup("ctl", callback=choose, params=target_options(), help=help_text)
+    options = target_options()
+    return ControlGroup("ctl", callback=choose, params=options, help=help_text, epilog=_EXIT_CODES)
 
 
 # --- mounting -------------------------------------------------------------------------------------

@@ -141,6 +141,8 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
     name = parameter.name.replace("_", "-")
     if parameter.is_argument:
         metavar = "FILE" if name == "document" else name.upper()
+        if parameter.is_list:
+            metavar = f"{metavar}..."
         is_required = parameter.is_required or parameter.param.place == "upload"
         return click.Argument(
             [parameter.name],
@@ -148,7 +150,7 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
             required=is_required,
             nargs=-1 if parameter.is_list else 1,
             metavar=metavar if is_required else f"[{metavar}]",
-            help=_sentence(parameter.param.help),
+            help=_sentence(parameter.param.help) + _default(parameter),
         )
     if parameter.param.secret:
         text = f"The environment variable that holds {parameter.param.help}."
