@@ -151,6 +151,20 @@ async def test_only_hash_keeps_nothing(node: EmbeddedNode, tmp_path: Path) -> No
     assert kept.cid == added.cid
 
 
+async def test_of_a_file_alone_it_is_told_how_much_there_is(
+    node: EmbeddedNode, tmp_path: Path
+) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "file").write_bytes(content(9 << 20))
+    told: list[AddProgress] = []
+    await node.add(HostSource(tmp_path / "d" / "file"), AddOptions(), told.append)
+    assert {each.bytes_total for each in told} == {9 << 20}
+    assert told[-1].bytes_done == 9 << 20
+    told.clear()
+    await node.add(HostSource(tmp_path / "d"), AddOptions(), told.append)
+    assert {each.bytes_total for each in told} == {None}, "nobody has looked through it"
+
+
 async def test_a_directory_is_added_whole(node: EmbeddedNode, tmp_path: Path) -> None:
     top = tmp_path / "tree"
     files = make_tree(top)

@@ -73,10 +73,15 @@ class Importer:
         self._is_syncing = False
 
     async def add_file(self, path: bytes, shown: bytes) -> Link:
-        """A file by its path; TryAgain if it becomes shorter meanwhile."""
+        """A file by its path; TryAgain if it becomes shorter meanwhile.
+
+        ``shown`` is what it is called in the directory that is added; of a file alone nothing.
+        """
         fd = await self.thread(partial(open_file, path))
         try:
             size = (await self.thread(partial(os.fstat, fd))).st_size
+            if not shown:
+                self.bytes_total = size or None
             if size <= SMALL_BYTES:
                 link = await self.thread(partial(self.small_file, fd))
                 self.advance(shown, link.size_bytes)
