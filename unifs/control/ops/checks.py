@@ -63,4 +63,5 @@ async def verify(
         damaged += isinstance(event, FileDamage)
         await emit(event)
     if damaged:
-        raise Corrupt(f"{damaged} ranges of files are damaged")
+        are = "range of a file is" if damaged == 1 else "ranges of files are"
+        raise Corrupt(f"{damaged} {are} damaged")

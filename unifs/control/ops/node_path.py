@@ -17,7 +17,7 @@ NodePath = Annotated[
 async def node_path(daemon: Daemon, path: str) -> str:
     """The path for the node: as it is, or the CID of what is at a path of the tree.
 
-    NotFound; TryAgain while it is written to or its CID is computed; Unsupported for what has no CID.
+    NotFound; TryAgain while it is written to, or its CID computed; Unsupported for what has none.
     """
     if not path.startswith("/") or path.startswith(("/ipfs/", "/ipns/")):
         return path
