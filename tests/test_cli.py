@@ -389,6 +389,17 @@ def test_output_that_nobody_reads_is_no_failure() -> None:
         check=False,
     )
     assert (found.returncode, found.stderr) == (0, "")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing) as closed:
+        gone = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(Path(unifs.__file__).parent.parent)},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (gone.returncode, gone.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(

@@ -93,10 +93,7 @@ def _control_group() -> click.Group:
     def choose(ctx: click.Context, state: Path | None, mount: Path | None) -> None:
         ctx.obj = {"state": state, "mount": mount}
 
-    help_text = (
-        "Operations of the mounted daemon.\n\n"
-        "The same as HTTP on the control socket; --json says what that says."
-    )
+    help_text = "Operations of the mounted daemon.\n\n--json shows what its control socket says."
     options = target_options()
     return ControlGroup("ctl", callback=choose, params=options, help=help_text, epilog=_EXIT_CODES)
 
@@ -322,7 +319,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Failures are told on stderr, and with ``--json`` also as one object on stdout.
     """
-    is_json = "--json" in arguments
+    is_json, out = "--json" in arguments, sys.stdout
     try:
         result = cli.main(list(arguments), prog_name="unifs", standalone_mode=False)
         sys.stdout.flush()
@@ -333,8 +330,10 @@ def run(arguments: Sequence[str]) -> int:
         return _wrong_usage(error, is_json)
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; the interpreter must not complain at its end.
+    except (BrokenPipeError, SystemExit) as ended:
+        # Whoever read our output has seen enough; click wraps the stream then, to exit with 1.
+        if isinstance(ended, SystemExit) and sys.stdout is out:
+            raise
         _nobody_reads()
         return 0
     except (UnifsError, OSError) as error:
