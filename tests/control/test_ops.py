@@ -188,6 +188,8 @@ async def test_a_path_of_the_tree_means_its_cid(shell: Shell, tmp_path: Path) ->
     (block,) = await shell.json("ctl", "block", "stat", f"/ipfs/{cid}")
     assert {found["cid"], pinned["cid"], gone["cid"], block["cid"]} == {cid}
     assert await shell.text("ctl", "block", "get", "/mfs/a") == HELLO.decode()
+    for stdout in ("-", "/dev/stdout"):
+        assert await shell.text("ctl", "cat", cid, "--output", stdout) == HELLO.decode()
     assert await shell.run("ctl", "dag", "export", "/mfs/a") == await shell.run(
         "ctl", "dag", "export", cid
     )

@@ -316,7 +316,8 @@ class _Call:
     def _receive(self, reply: Reply) -> None:
         from unifs.control import transfer
 
-        is_stdout = str(self._output) == "-"
+        # A file that stdout goes to is written on, not replaced.
+        is_stdout = str(self._output) in ("-", "/dev/stdout")
         if reply.content_type == "application/x-tar" and not is_stdout:
             made = {"path": str(transfer.unpack(reply.chunks(), self._output))}
             if self._is_json:
