@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unifs.errors import Stale
@@ -156,6 +157,11 @@ class RemoteSync(Places, Journal):
 
     def end(self, ino: int) -> None:
         self._commit_ended(ino, [])
+
+    def refused(self, ino: int) -> None:
+        known = self.known(ino) or NOWHERE
+        assert known.attempt is not None
+        self.begin(ino, replace(known.attempt, is_refused=True), b"")
 
     def disown(self, ino: int) -> None:
         attempt = (self.known(ino) or NOWHERE).attempt
