@@ -181,6 +181,16 @@ async def test_what_is_refused_for_good_is_retried_or_dropped_by_hand(
     assert (await journal.status(None)).quarantined == 0
 
 
+async def test_each_record_that_is_listed_is_of_something(system: DaemonSystem) -> None:
+    for size in (200_000, 300_000):
+        await system.write("a", bytes(size))
+        await system.sync()
+    assert system.storage.database.all("select seq from journal where ino=0")
+    listed = [each async for each in system.daemon.journal.list(None, None, 100)]
+    assert listed
+    assert {each.path for each in listed} == {"/s3/a"}
+
+
 @pytest.mark.parametrize("is_noted", [True, False])
 async def test_what_an_earlier_daemon_gave_up_says_why(
     system: DaemonSystem, is_noted: bool

@@ -83,7 +83,7 @@ class Moving:
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         """Keep mode, owner and mtime in an object's, or a directory marker's, metadata."""
         if not self._options.keeps_attributes:
-            raise Unsupported("keeps_attributes is off: attributes live in the tree only")
+            raise Unsupported("keep_attributes is off: attributes live in the tree only")
         if self._reading.places.is_top(path):
             raise Unsupported("a bucket has no attributes")
         place = self._reading.places.maybe_object_at(path)
