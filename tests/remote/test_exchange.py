@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.remote.system import RemoteSystem
+from tests.remote.test_moving import Held, held
 from tests.remote.test_random import everything, shown
 from tests.vfs import invariants
 from unifs.errors import Unreachable
 from unifs.journal.writeback_order import ASIDE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trio.testing import MockClock
 
     from tests.mounts.remote import RemoteMount
-    from tests.remote.system import RemoteSystem
 
 EXCHANGE = 2
 
@@ -79,6 +82,34 @@ async def test_each_of_its_steps_may_be_cut_off(
     await trio.sleep(100)
     assert everything(remote) == await shown(system) == WANTED
     invariants.check(system)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_what_is_aside_is_not_shown(clock: MockClock, tmp_path: Path, number: int) -> None:
+    mount = Held()
+    mount.is_after = True
+    async with RemoteSystem(tmp_path / "state", mount) as system:
+        await stored(system)
+        await system.rename("a", "b", EXCHANGE)
+        for _ in range(number):
+            mount.reached, held_up = trio.Event(), mount.may_go
+            mount.may_go = trio.Event()
+            held_up.set()
+            await held(system, mount, "rename")
+        assert any(name.startswith(ASIDE) for name in everything(mount))
+        names: list[bytes] = []
+
+        async def look() -> None:
+            names.extend(await system.listdir(""))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            await trio.sleep(1)
+            mount.held = ""
+            mount.may_go.set()
+        assert sorted(names) == [b"a", b"b"]
+        await system.sync()
+        assert everything(mount) == WANTED
 
 
 async def test_names_of_each_time_are_new(

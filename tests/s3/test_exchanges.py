@@ -50,10 +50,8 @@ async def test_files_and_directories_in_a_bucket_of_many(bench: Bench) -> None:
     assert {key for key, data in held(bench).items() if not data} == {"a/", "d/"}
 
 
-@pytest.mark.parametrize("is_restarted", [False, True])
-async def test_one_that_was_refused_halfway_goes_on_once_it_is_permitted(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_restarted: bool
-) -> None:
+async def refused_halfway(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exchange of two directories, ``a`` and ``b``, of which something was put aside."""
     for number in range(OBJECTS):
         bench.put(f"a/{number}", b"a")
         bench.put(f"b/{number}", b"b")
@@ -80,18 +78,41 @@ async def test_one_that_was_refused_halfway_goes_on_once_it_is_permitted(
         listed = await bench.shell.json("ctl", "journal", "list")
         assert "this key may not delete" in {each["reason"] for each in listed}
     assert any(key.startswith(".unifs-moving-") for key in held(bench))
+
+
+def laid_out(a: bytes, b: bytes) -> dict[str, bytes]:
+    """What the bucket holds where those are the bytes of all files of ``a`` and ``b``."""
+    numbers = range(OBJECTS)
+    return {f"a/{number}": a for number in numbers} | {f"b/{number}": b for number in numbers}
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_one_that_was_refused_halfway_goes_on_once_it_is_permitted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_restarted: bool
+) -> None:
+    await refused_halfway(bench, monkeypatch)
     if is_restarted:
         await bench.system.kill()
         await bench.system.until_given_up(1)
     await bench.shell.json("ctl", "journal", "retry")
     await synced(bench)
     assert await bench.names() == ["a", "b"]
-    wanted = {
-        f"{at}/{number}": data
-        for at, data in (("a", b"b"), ("b", b"a"))
-        for number in range(OBJECTS)
-    }
-    assert held(bench) == wanted | {"a/": b"", "b/": b""}
+    assert held(bench) == laid_out(b"b", b"a") | {"a/": b"", "b/": b""}
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_one_that_was_refused_halfway_can_be_taken_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_restarted: bool
+) -> None:
+    await refused_halfway(bench, monkeypatch)
+    if is_restarted:
+        await bench.system.kill()
+    await exchange(bench, "a", "b")
+    await synced(bench)
+    assert await bench.names() == ["a", "b"]
+    found = {key: data for key, data in held(bench).items() if not key.endswith("/")}
+    assert found == laid_out(b"a", b"b")
+    assert not [key for key in held(bench) if key.startswith(".unifs-moving-")]
 
 
 @pytest.mark.parametrize("is_directory", [False, True])
