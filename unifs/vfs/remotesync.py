@@ -21,7 +21,7 @@ from unifs.types import Version
 from unifs.vfs.remoteconflict import keep_both, step_aside, take_bytes, take_ours, take_theirs
 from unifs.vfs.remotedrop import commit_releasing, drop
 from unifs.vfs.remotereaders import MountReader, reader_of
-from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key
+from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key, told_of
 from unifs.vfs.remotewaiting import WaitingRecords
 from unifs.waiting import complete
 
@@ -94,6 +94,7 @@ class RemoteSync(WaitingRecords):
                 raise Stale("its bytes were only at the backend, which does not have them any more")
             mount = self.volume.mount
             source = MountReader(mount, inode.path, inode.version, inode.attributes.st_size)
+            source.attributes = told_of(inode.attributes)
             return Upload(source, blob, blob)
         inode.opens += 1
         try:
@@ -103,6 +104,7 @@ class RemoteSync(WaitingRecords):
         if inode.stored != blob or inode.is_gone:
             return None
         reader = await reader_of(self.volume.contents, content)
+        reader.attributes = told_of(inode.attributes)
         return Upload(reader, blob, content_key(blob), mark)
 
     def _freeze(self, inode: RemoteInode) -> None:
