@@ -104,10 +104,14 @@ async def test_an_unmount_that_waits_says_for_what(
     target = Target(system.path, None)
     monkeypatch.setattr("unifs.control.locate.Target", lambda state, mount: target)
     monkeypatch.setattr("unifs.driver.unmounting.umount_command", umount)
+    with trio.fail_after(60):
+        while not system.volume.statistics()["running"]:  # noqa: ASYNC110 (writeback has no event)
+            await trio.sleep(0.01)
     code, _, err = await told(system, shell, "umount", "--wait", "/somewhere")
     assert (code, unmounted) == (0, [bytes(2048)])
     first, second = err.splitlines()
     assert first.startswith("unifs: not everything was synced after 0.2 seconds: /s3/new is ")
+    assert first.endswith("; s3 has not answered yet")
     assert second == (
         "  1 change waits for the backend, 2.0 KiB;"
         " Ctrl-C ends the wait, and the tree stays mounted"
