@@ -130,6 +130,7 @@ async def test_records_of_a_backend_do_not_count_as_changes_of_mfs(system: Daemo
     await paths.mkdir("/mfs/d")
     assert journal.waiting("mfs").count == 1
     assert journal.waiting("s3").count == 0
+    assert (await system.daemon.status()).unsynced == 1
     counts = await journal.status(None)
     assert counts.closed + counts.sealed == 1
 
