@@ -138,22 +138,18 @@ def mount(
 def umount(directory: Path, wait: bool) -> int:
     """Unmount the tree at DIRECTORY and end its daemon.
 
-    What is not on its backend yet stays in the journal and continues at the next mount.
+    What is not on its backend yet stays in the journal and continues at the next mount. With --wait
+    and a backend that does not answer: what waits is said, and Ctrl-C leaves the tree mounted.
     """
+    from unifs.control import syncing
+    from unifs.control.locate import Target
     from unifs.driver.unmounting import umount_command
 
     if wait:
-        _sync(directory)
+        # Where no daemon is left to wait for, unmounting says what is at that place.
+        with suppress(NoDaemon):
+            syncing.before_unmounting(Target(None, directory))
     return umount_command(directory, wait)
-
-
-def _sync(directory: Path) -> None:
-    from unifs.control.locate import Target
-
-    try:
-        Target(None, directory).client().call("journal.sync", {})
-    except NoDaemon:
-        return  # Nobody is left to wait for; unmounting says what is at that place.
 
 
 # --- this machine ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from unifs.fsck import look as looks
 from unifs.fsck import online, records
 from unifs.fsck.online import examine_beside
 from unifs.journal.log import Op, pack_pair
-from unifs.state.database import Reader
+from unifs.state.queries import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -203,7 +203,8 @@ class JournalAnswer:
             if marked.record.seq % PAGE == 0:
                 await trio.lowlevel.checkpoint()
             is_note = record.op in (Op.SEAL, Op.SYNC)
-            if is_note and self._remotes.volume_of(marked.mount_id) is not None:
+            is_remote = self._remotes.volume_of(marked.mount_id) is not None
+            if is_note and (is_remote or not record.ino):
                 # What this machine's disk has; how far the change itself is, its own record says.
                 continue
             if not self._writer.tree.is_below(record.ino, below):

@@ -188,6 +188,8 @@ def _sentence(volume: RemoteVolume, waiting: Waiting) -> str:
         text += f"; {moving}"
     elif waiting.reason:
         text += f"; tried {due.attempts if due else 0} times: {waiting.reason}"
+    elif due is not None and due.step is not None:
+        text += f"; {volume.name} has not answered yet"
     return text
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from unifs import config
-from unifs.control import render
+from unifs.control import render, syncing
 from unifs.control.given import GivenPath
 from unifs.control.locate import Target
 from unifs.control.ops import MODULES, operations_of
@@ -262,6 +262,8 @@ class _Call:
                 self._receive(reply)
         elif self._operation.kind == "events":
             self._show_events(self._target.client().events(name, self._parameters))
+        elif name in syncing.OPERATIONS and not self._is_json and not self._field:
+            self._show_answer(syncing.call(self._target, name, self._parameters))
         else:
             self._show_answer(self._target.client().call(name, self._parameters))
 

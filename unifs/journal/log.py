@@ -129,7 +129,7 @@ class Log:
         """
         self.seq += 1
         time_ns = time.time_ns() if now_ns is None else now_ns
-        return INSERT, (self.seq, time_ns, op, ino, parent, data)
+        return INSERT, (self.seq, time_ns, int(op), ino, parent, data)
 
     def records(self, after: int = 0, limit: int = -1) -> Iterator[Record]:
         """Records with a higher seq than ``after``, in order."""

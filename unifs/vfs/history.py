@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from unifs.errors import Busy, Exists, InvalidArgument, NotFound, TooLarge
-from unifs.state.database import Reader
+from unifs.state.queries import Reader
 from unifs.vfs.epochs import next_epoch
 from unifs.waiting import complete
 
