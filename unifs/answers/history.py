@@ -205,14 +205,10 @@ class HistoryAnswer:
                         await run.bring_back(parent, names[-1], form, raw, joins=True)
         return _restored(path, number, before, run)
 
-    def _check_writable(self, volume: TreeVolume) -> None:
-        if volume.refuses_changes:
-            raise volume.refused()
-
-    def _check_all_writable(self) -> None:
-        """A checkpoint is one of every mount with a past."""
-        for volume in self._view.volumes.values():
-            self._check_writable(volume)
+    def _check_writable(self, *volumes: TreeVolume) -> None:
+        for volume in volumes:
+            if volume.refuses_changes:
+                raise volume.refused()
 
     async def _form(self, volume: TreeVolume, names: list[bytes], number: int, path: str) -> Form:
         await self._check_tracked(volume, names, path)
@@ -244,7 +240,7 @@ class HistoryAnswer:
 
     async def checkpoint(self, name: str) -> CheckpointInfo:
         """Name the present. Exists, InvalidArgument, ReadOnly."""
-        self._check_all_writable()
+        self._check_writable(*self._view.volumes.values())
         await self._history.checkpoint(name)
         self._view.renamed(name)
         return next(each for each in await self.checkpoints() if each.name == name)
@@ -259,7 +255,7 @@ class HistoryAnswer:
 
     async def remove_checkpoint(self, name: str) -> CheckpointInfo:
         """The name goes; NotFound where there is none."""
-        self._check_all_writable()
+        self._check_writable(*self._view.volumes.values())
         known = {each.name: each for each in await self.checkpoints()}
         await self._history.remove_checkpoint(name)
         self._view.renamed(name)
