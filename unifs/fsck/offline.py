@@ -26,6 +26,7 @@ from unifs.state import schema
 from unifs.state.database import VFS, Database, Queries
 from unifs.state.directory import StateDirectory
 from unifs.vfs.storage import DEFAULT_PROFILE, Storage
+from unifs.vfs.unindexed import index_container
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -168,6 +169,8 @@ class _Repair:
             self._outcome.has_recovered = storage.receipt is not None
             # What a put indexes must not stand for sections before it that are not.
             storage.blocks.catch_up()
+            for container in sorted(storage.unindexed):
+                index_container(storage, container)
             with closing(Look(storage.database, self._path)) as look:
                 look.is_thorough = self._is_thorough
                 mending = Mending(look, storage.database, storage.state.lost_found)

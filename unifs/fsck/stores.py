@@ -25,7 +25,9 @@ from unifs.ipfs.embedded.sections import (
     scan,
     varint,
 )
+from unifs.journal.recovery import unnamed_files
 from unifs.state.credentials import FILE_NAME
+from unifs.vfs.unindexed import index_container
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -213,7 +215,11 @@ def _place_problem(look: Look, kind: Any, holder: Any, offset: Any, length: Any)
 def _forget_index(mending: Mending) -> None:
     """It is read again from the segments and the sealed contents."""
     if mending.storage is not None:
-        mending.storage.blocks.rebuild()
+        storage = mending.storage
+        storage.blocks.rebuild()
+        # Contents are told again at the next start; what only pins need has nobody to tell it.
+        for path in unnamed_files(storage.database, storage.state):
+            index_container(storage, int(path.name, 16))
         return
     for suffix in ("", "-wal", "-shm"):
         (mending.look.state / f"blocks.db{suffix}").unlink(missing_ok=True)

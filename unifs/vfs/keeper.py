@@ -26,6 +26,7 @@ from unifs.journal.content import SMALL, SmallContent, small_content
 from unifs.journal.log import Op, pack_pair, unpack_pair
 from unifs.state.database import Reader
 from unifs.vfs.smallrows import INODE, JOURNAL, KEYS, TABLES, rows_naming
+from unifs.vfs.unindexed import index_container
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class Keeper:
 
     async def run(self, node: EmbeddedNode) -> None:
         """Delete dead containers, until cancelled."""
+        await self.index_left()
         while True:
             await trio.sleep(LOOK_S)
             if not self.dead:
@@ -158,6 +160,18 @@ class Keeper:
                 await self._let_go(node)
             except (UnifsError, OSError) as error:
                 log.warning("dead containers stay for now: error=%s", error)
+
+    async def index_left(self) -> None:
+        """Tell the block index what an earlier daemon's files hold: see ``unindexed``."""
+        check = trio.from_thread.check_cancelled
+        for container in sorted(self.storage.unindexed):
+            try:
+                await trio.to_thread.run_sync(index_container, self.storage, container, check)
+            except (UnifsError, OSError) as error:
+                log.warning("a container stays until the next start: error=%s", error)
+            else:
+                self.storage.unindexed.discard(container)
+                self.dead.add(container)
 
     async def _let_go(self, node: EmbeddedNode) -> None:
         has_pins = bool(await node.pins_scan())

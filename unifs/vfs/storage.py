@@ -27,6 +27,7 @@ from unifs.journal.recovery import Recovery, unnamed_files
 from unifs.state.database import SET_META, Database, reading_failed
 from unifs.state.directory import StateDirectory, no_room
 from unifs.vfs.tree import Tree
+from unifs.vfs.unindexed import is_kept_by_cid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -85,6 +86,8 @@ class Storage:
             self.blocks = self._open_blocks()
         #: Files that no content names, but that hold blocks which a pin may need.
         self.dead_containers: set[int] = set()
+        #: Files that may be such ones: the index has to be told first what they hold.
+        self.unindexed: set[int] = set()
         self._remove_unnamed()
         self.overlays = Overlays(self.contents.containers)
         self.flusher = Flusher(self.database, self.segments, self.log)
@@ -113,13 +116,14 @@ class Storage:
         """What an earlier daemon did not come to delete; rows that say so are durable by now."""
         if self.receipt is not None and self.receipt.kept:
             return
-        known = set(self.blocks.index.containers())
-        for path in unnamed_files(self.database, self.state):
-            container = int(path.name, 16)
-            if container in known:
-                self.dead_containers.add(container)
-            else:
-                path.unlink()
+        unnamed = {int(path.name, 16) for path in unnamed_files(self.database, self.state)}
+        self.dead_containers = unnamed & self.blocks.index.containers()
+        unknown = unnamed - self.dead_containers
+        if unknown and is_kept_by_cid(self.database, self.state):
+            self.unindexed = unknown
+            return
+        for container in unknown:
+            self.contents.containers.path(container).unlink()
 
     def _fixed_profile(self, wanted: str) -> Profile:
         """How files become CIDs is fixed at the first start: CIDs would change with it."""
