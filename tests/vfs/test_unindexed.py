@@ -23,12 +23,17 @@ CHUNK = 1 << 20
 LARGE = random.Random(6).randbytes(3 * CHUNK + 5)
 
 
-async def removed(fs: NodeSystem, how: str) -> Cid:
-    """A large file whose CID is pinned, or linked as "link", and which is removed for good."""
+async def sealed(fs: NodeSystem) -> Cid:
+    """The CID of a large file."""
     await fs.write("file", LARGE)
     await fs.seal()
     row = fs.storage.database.one("select cid from content")
-    cid = Cid.decode(row[0][8:])
+    return Cid.decode(row[0][8:])
+
+
+async def removed(fs: NodeSystem, how: str) -> Cid:
+    """A large file whose CID is pinned, or linked as "link", and which is removed for good."""
+    cid = await sealed(fs)
     if how == "pin":
         await fs.node.pins_add(cid)
     elif how == "link":
@@ -84,6 +89,20 @@ async def test_a_repair_that_makes_the_index_anew_keeps_what_a_pin_needs(tmp_pat
             assert "INDEX_NOWHERE" in {each.code for each in outcome.found}
         await fs.start()
         await released(fs)
+        assert fs.has(cid)
+
+
+async def test_what_the_index_says_of_a_removed_container_is_not_said_of_the_next(
+    tmp_path: Path,
+) -> None:
+    """A power cut took the index's commit, and numbers of containers come again."""
+    async with NodeSystem(tmp_path) as fs:
+        fs.storage.blocks.add_container(1, [(bytes(32), 0, 5)])
+        await fs.stop()
+        await fs.start()
+        cid = await sealed(fs)
+        await fs.kill()
+        fs.storage.blocks.catch_up()
         assert fs.has(cid)
 
 

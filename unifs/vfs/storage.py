@@ -116,14 +116,19 @@ class Storage:
         """What an earlier daemon did not come to delete; rows that say so are durable by now."""
         if self.receipt is not None and self.receipt.kept:
             return
+        index, containers = self.blocks.index, self.contents.containers
+        for container in index.containers():
+            if container > containers.last_id:
+                # Its removal outlived the index's commit; the next one has its number.
+                index.forget_container(container)
         unnamed = {int(path.name, 16) for path in unnamed_files(self.database, self.state)}
-        self.dead_containers = unnamed & self.blocks.index.containers()
+        self.dead_containers = unnamed & index.containers()
         unknown = unnamed - self.dead_containers
         if unknown and is_kept_by_cid(self.database, self.state):
             self.unindexed = unknown
             return
         for container in unknown:
-            self.contents.containers.path(container).unlink()
+            containers.path(container).unlink()
 
     def _fixed_profile(self, wanted: str) -> Profile:
         """How files become CIDs is fixed at the first start: CIDs would change with it."""
