@@ -21,6 +21,7 @@ from unifs.journal.content import (
     SEALED,
     SMALL,
     SmallContent,
+    large_blob,
     large_id,
     linked_blob,
     remote_blob,
@@ -47,9 +48,6 @@ def give_up(ino: int, blob: bytes, mending: Mending) -> None:
         return
     attributes, mount, gone = row
     path = mending.look.path(ino)
-    if gone is not None:
-        mending.set_content(ino, b"", 0)
-        return
     copy = _other_copy(blob, storage)
     if copy is not None:
         mending.set_content(ino, copy.blob, copy.length)
@@ -62,17 +60,24 @@ def give_up(ino: int, blob: bytes, mending: Mending) -> None:
         cid = Cid.decode(link[8:])
         mending.kept.append(f"{path} is linked to {cid} now; what is missing of it can be imported")
         return
+    if gone is not None:
+        # The past shows it as missing, as it does what it has forgotten.
+        _keep_rest(path, ino, blob, mending)
+        mending.delete("inode", "ino=?", ino)
+        return
     version = _at_backend(ino, blob, mending)
     if version is not None:
         mending.set_content(ino, remote_blob(size_of(attributes), version), size_of(attributes))
         mending.kept.append(f"{path} is read from its backend again")
         return
-    _fall_back(ino, blob, storage, mending)
+    _keep_rest(path, ino, blob, mending)
+    _fall_back(ino, blob, mending)
 
 
-def _fall_back(ino: int, blob: bytes, storage: Storage, mending: Mending) -> None:
-    path = mending.look.path(ino)
-    (attributes,) = mending.database.one("select attributes from inode where ino=?", (ino,))
+def _keep_rest(path: str, ino: int, blob: bytes, mending: Mending) -> None:
+    """What can be read of a content goes to lost+found."""
+    storage = mending.storage
+    assert storage is not None
     target = mending.new_file(str(ino))
     try:
         kept = Trust(mending.database, storage.segments, storage.state).save(blob, target)
@@ -81,6 +86,11 @@ def _fall_back(ino: int, blob: bytes, storage: Storage, mending: Mending) -> Non
     except (OSError, UnifsError) as error:
         target.unlink(missing_ok=True)
         mending.kept.append(f"{path}: nothing of its bytes could be read: {error}")
+
+
+def _fall_back(ino: int, blob: bytes, mending: Mending) -> None:
+    path = mending.look.path(ino)
+    (attributes,) = mending.database.one("select attributes from inode where ino=?", (ino,))
     earlier = mending.earlier_content(ino, mode_of(attributes), blob)
     if earlier is not None:
         mending.set_content(ino, earlier, mending.size(earlier))
@@ -167,6 +177,19 @@ def _at_backend(ino: int, blob: bytes, mending: Mending) -> str | None:
     return str(row[0])
 
 
+def lose(number: int, mending: Mending) -> None:
+    """Every row that names a large content finds something else; nothing can be moved before."""
+    if mending.storage is None:
+        return
+    blob = large_blob(number)
+    for (ino,) in mending.database.all("select ino from inode where content=?", (blob,)):
+        give_up(ino, blob, mending)
+    mending.delete("inode_past", "content=?", blob)
+    mending.update("remote", "content=null,attempt=null", "content=?", blob)
+    mending.delete("content", "id=?", number)
+    mending.delete("holding", "content=?", number)
+
+
 def put_together(ino: int, blob: bytes, mending: Mending) -> None:
     """A large content without a row: where it had one file, that file has its bytes."""
     number = large_id(blob)
@@ -181,7 +204,7 @@ def put_together(ino: int, blob: bytes, mending: Mending) -> None:
         give_up(ino, blob, mending)
         return
     size = size_of(row[0])
-    extents = _data_of(str(path), held[0], size)
+    extents = data_of(str(path), held[0], size)
     mending.sync(path)
     packed = extents.pack()
     statement = (
@@ -193,7 +216,7 @@ def put_together(ino: int, blob: bytes, mending: Mending) -> None:
     mending.kept.append(f"{mending.look.path(ino)} was put together from {path.name}")
 
 
-def _data_of(path: str, container: int, size: int) -> ExtentMap:
+def data_of(path: str, container: int, size: int) -> ExtentMap:
     """What of a sparse file is data, up to a size."""
     made = ExtentMap()
     with open(path, "rb") as file:
