@@ -10,6 +10,7 @@ zeros that was something else.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from unifs.fsck.look import mode_of, size_of
 from unifs.ipfs.cid import Cid
 from unifs.ipfs.unixfs.builder import hash_leaf, leaf_block_parts, leaf_cid
 from unifs.journal.content import (
+    LARGE,
     SEALED,
     SMALL,
     SmallContent,
@@ -85,7 +87,25 @@ def _keep_rest(path: str, ino: int, blob: bytes, mending: Mending) -> None:
         mending.kept.append(f"{path}: what was left of its bytes is in {names}")
     except (OSError, UnifsError) as error:
         target.unlink(missing_ok=True)
-        mending.kept.append(f"{path}: nothing of its bytes could be read: {error}")
+        files = _keep_files(blob, mending)
+        what = f"the files that it held are {files}" if files else "nothing of its bytes is left"
+        mending.kept.append(f"{path}: {what}: {error}")
+
+
+def _keep_files(blob: bytes, mending: Mending) -> str:
+    """Names in lost+found for the files of a large content of which nothing else is known."""
+    query = "select container from holding where content=?"
+    rows = mending.database.all(query, (large_id(blob),)) if blob[0] == LARGE else []
+    names: list[str] = []
+    for source in (mending.look.container(container) for (container,) in rows):
+        if source.exists():
+            target = mending.new_file(source.name)
+            try:
+                os.link(source, target)
+            except OSError:
+                shutil.copyfile(source, target)
+            names.append(target.name)
+    return ", ".join(names)
 
 
 def _fall_back(ino: int, blob: bytes, mending: Mending) -> None:
