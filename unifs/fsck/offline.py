@@ -235,6 +235,8 @@ class _Repair:
             for each in findings:
                 if each.mend is not None:
                     each.mend(mending)
+            # Until all is mended the next start has to count references anew.
+            mending.database.set_meta("is_clean", 0)
             self._write_receipt()
             mending.database.commit()
         except BaseException:
