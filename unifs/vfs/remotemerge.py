@@ -86,7 +86,7 @@ class Merge:
             if self._is_late(path, moment):
                 return RETRY
             if isinstance(known, RemoteInode):
-                await complete(self.vanish, [(parent.ino, name, known.ino)])
+                await complete(self.vanish, [known.ino])
         finally:
             self._questions.end()
         if volume.find(parent, name) is None:
@@ -106,8 +106,7 @@ class Merge:
         except NotFound:
             if self._is_late(path, moment):
                 return RETRY
-            names = [(*name, inode.ino) for name in self.tree.parents(inode.ino, inode.parent)]
-            await complete(self.vanish, names)
+            await complete(self.vanish, [inode.ino])
             if inode.is_gone:
                 raise Stale from None
         finally:
@@ -222,7 +221,7 @@ class Merge:
         now_ns = max(volume.now_ns(), parent.listed_ns)
         made: dict[bytes, RemoteInode] = {}
         seen: list[RemoteInode] = []
-        replaced: list[tuple[int, bytes, int]] = []
+        replaced: list[int] = []
         new = new_names(volume, parent, entries)
         rows = PageRows(volume, parent, now_ns)
         for name, path, node in entries:
@@ -247,7 +246,7 @@ class Merge:
                 if volume.is_changed(known):
                     self._see(path, now_ns, batch)
                     continue
-                replaced.append((parent.ino, name, known.ino))
+                replaced.append(known.ino)
             elif volume.find(parent, name) is not None:
                 # A local object of that name has not arrived there yet.
                 continue
@@ -383,16 +382,16 @@ class Merge:
 
     # --- vanishing --------------------------------------------------------------------------------
 
-    def vanish(self, names: list[tuple[int, bytes, int]]) -> None:
-        """(directory, name, inode) that the backend has no more; what is due below one stays."""
+    def vanish(self, inos: list[int]) -> None:
+        """The backend has these no more; what is due below one stays."""
         keep = self.volume.sync.ancestors_of_due()
-        for parent, name, ino in names:
+        for ino in inos:
             inode = self.volume.hot_or_row(ino)
             if inode is None or self.volume.is_changed(inode) or ino in keep:
                 if ino in keep or (inode is not None and self.volume.sync.is_due(ino)):
                     self.volume.sync.vanished(ino)
                 continue
-            drop(self.volume, parent, name, ino)
+            drop(self.volume, ino)
 
 
 def _is_same_kind(inode: RemoteInode, node: Node) -> bool:
