@@ -26,6 +26,7 @@ from unifs.journal.content import SMALL, SmallContent, small_content
 from unifs.journal.log import Op, pack_pair, unpack_pair
 from unifs.state.database import Reader
 from unifs.vfs.smallrows import INODE, JOURNAL, KEYS, TABLES, rows_naming
+from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.unindexed import index_container
 from unifs.waiting import complete
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from unifs.ipfs.embedded.segments import Place
     from unifs.vfs.smallrows import Named, Table
     from unifs.vfs.tree import Batch
-    from unifs.vfs.treeinode import TreeInode
     from unifs.vfs.writer import Writer
 
     #: (segment, offset) -> where those bytes lie from now on.
@@ -71,7 +71,18 @@ class Keeper:
         del store
         # Before the rows: a record may be all that is left of what a row said until now.
         needed = self.writer.needed_since()
-        return await trio.to_thread.run_sync(self._live_offsets, segment, needed)
+        waiting = [small_content(inode.acknowledged or b"") for inode in self._acknowledged()]
+        live = await trio.to_thread.run_sync(self._live_offsets, segment, needed)
+        return live | {small.offset for small in waiting if small.segment == segment}
+
+    def _acknowledged(self) -> list[TreeInode]:
+        """Hot inodes whose next record will say that recovery may go back to a small content."""
+        small = bytes((SMALL,))
+        return [
+            inode
+            for inode in self.writer.inodes.hot.values()
+            if isinstance(inode, TreeInode) and (inode.acknowledged or b"")[:1] == small
+        ]
 
     def _live_offsets(self, segment: int, needed: int) -> set[int]:
         offsets: set[int] = set()
@@ -94,6 +105,8 @@ class Keeper:
         for segment in sorted({old.segment for old, _ in moves}):
             while await self._follow(segment, needed, to):
                 pass
+        for inode in self._acknowledged():
+            inode.acknowledged = _moved(inode.acknowledged or b"", to)
         # The old bytes go next; a power cut must not bring back rows that name them.
         await self.storage.flusher.flush()
 
