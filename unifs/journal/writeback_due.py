@@ -75,6 +75,7 @@ class Journal:
         raise NotImplementedError
 
     def set_quarantined(self, ino: int, is_quarantined: bool) -> None:
+        """Let the next start know it, where that can be written down; raises nothing."""
         raise NotImplementedError
 
     def renew(self, ino: int) -> None:

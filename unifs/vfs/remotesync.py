@@ -7,11 +7,12 @@ the commit. It makes no remote call but reads of bytes that exist nowhere else.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from typing import TYPE_CHECKING
 
-from unifs.errors import Stale
+from unifs.errors import Stale, UnifsError
 from unifs.journal.content import REMOTE, large_id, remote_blob, remote_size
 from unifs.journal.log import Op
 from unifs.journal.writeback_due import Journal
@@ -23,7 +24,7 @@ from unifs.vfs.remotedrop import commit_releasing, drop
 from unifs.vfs.remoteplaces import Places
 from unifs.vfs.remotereaders import MountReader, reader_of
 from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key
-from unifs.waiting import complete
+from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from unifs.types import Node
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.tree import Batch
+
+log = logging.getLogger(__name__)
 
 WAITING = (
     "select j.ino,max(j.seq),max(j.state) from journal j left join inode i on i.ino=j.ino"
@@ -374,7 +377,10 @@ class RemoteSync(Places, Journal):
 
     def set_quarantined(self, ino: int, is_quarantined: bool) -> None:
         statement = "update journal set state=? where ino=? and state is not null"
-        self.tree.commit([(statement, (int(is_quarantined), ino))])
+        try:
+            self.tree.commit([(statement, (int(is_quarantined), ino))])
+        except (WouldBlock, UnifsError) as error:
+            log.warning("not noted: ino=%d given_up=%s %r", ino, is_quarantined, error)
 
     def renew(self, ino: int) -> None:
         self.tree.commit([self.volume.log.row(Op.SETATTR, ino, 0, b"")])
