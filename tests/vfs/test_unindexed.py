@@ -19,6 +19,8 @@ from unifs.vfs.unindexed import index_container
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from unifs.ipfs.embedded.node import EmbeddedNode
+
 CHUNK = 1 << 20
 LARGE = random.Random(6).randbytes(3 * CHUNK + 5)
 
@@ -131,3 +133,24 @@ async def test_every_leaf_is_found_beside_holes(tmp_path: Path) -> None:
             sha256(b"two".ljust(CHUNK, b"\0")).digest(): 9 * CHUNK,
             sha256(bytes(9)).digest(): 12 * CHUNK,
         }
+
+
+@pytest.mark.parametrize("how", ["pin", "link"])
+async def test_what_is_kept_while_containers_are_let_go_stays(tmp_path: Path, how: str) -> None:
+    """Nothing was pinned or linked when that was looked at."""
+    async with NodeSystem(tmp_path) as fs:
+        cid = await removed(fs, "not at all")
+        has_links = fs.keeper._has_links
+
+        async def kept_meanwhile(node: EmbeddedNode) -> bool:
+            found = await has_links(node)
+            if how == "pin":
+                await fs.node.pins_add(cid)
+            else:
+                await fs.link(cid, "link")
+            return found
+
+        with mock.patch.object(fs.keeper, "_has_links", kept_meanwhile):
+            await fs.keeper._let_go(fs.node)
+        await released(fs)
+        assert fs.has(cid)

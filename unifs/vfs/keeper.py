@@ -187,15 +187,17 @@ class Keeper:
                 self.dead.add(container)
 
     async def _let_go(self, node: EmbeddedNode) -> None:
+        moment = node.keeping.moment()
         has_pins = bool(await node.pins_scan())
         if has_pins or await self._has_links(node):
             if trio.current_time() - self._collected_at >= COLLECT_S:
                 self._collected_at = trio.current_time()
                 await (node.repo_gc() if has_pins else node.collector.release())
             return
-        blocks = self.storage.blocks
         for container in self.dead_containers():
-            await trio.to_thread.run_sync(blocks.index.forget_container, container)
+            forget = partial(self.storage.blocks.index.forget_container, container)
+            if not await trio.to_thread.run_sync(node.keeping.still, moment, forget):
+                return
             await complete(self.drop_container, container)
 
     async def _has_links(self, node: EmbeddedNode) -> bool:
