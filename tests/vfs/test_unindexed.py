@@ -154,3 +154,21 @@ async def test_what_is_kept_while_containers_are_let_go_stays(tmp_path: Path, ho
             await fs.keeper._let_go(fs.node)
         await released(fs)
         assert fs.has(cid)
+
+
+async def test_an_index_that_is_made_anew_beside_the_daemon_knows_everything(
+    tmp_path: Path,
+) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        pinned = await removed(fs, "pin")
+        await fs.write("there", LARGE[::-1])
+        await fs.seal()
+        (row,) = fs.storage.database.all("select cid from content")
+        with mock.patch.object(fs.storage.blocks.index, "is_sound", return_value=False):
+            verified = await fs.node.repo_verify()
+        assert (verified.is_index_rebuilt, verified.damages) == (True, ())
+        assert fs.has(pinned)
+        assert fs.has(Cid.decode(row[0][8:]))
+        await fs.collect()
+        assert len(list((tmp_path / "data").iterdir())) == 1
+        assert fs.has(pinned)

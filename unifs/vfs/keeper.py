@@ -50,6 +50,9 @@ LOOK_S = 1.0
 COLLECT_S = 60.0
 #: Rows that follow a move in one transaction on the loop: 1.5 ms.
 MOVED_ROWS = 200
+SEALED_IN = (
+    "select distinct h.container from holding h join content c on c.id=h.content where c.state=2"
+)
 
 
 class Keeper:
@@ -150,6 +153,13 @@ class Keeper:
         """Delete the file."""
         self.dead.discard(container)
         self.storage.contents.containers.delete(container)
+
+    async def tell_again(self) -> None:
+        """Hash what sealed contents and dead containers hold, for a block index made anew."""
+        known = {row[0] for row in self.storage.database.all(SEALED_IN)} | self.dead
+        check = trio.from_thread.check_cancelled
+        for container in sorted(known):
+            await trio.to_thread.run_sync(index_container, self.storage, container, check)
 
     # --- roots ------------------------------------------------------------------------------------
 
