@@ -172,11 +172,15 @@ def index(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
                     wrong += 1
                     text = multihash.hex() if isinstance(multihash, bytes) else repr(multihash)
                     sentence = f"the block index says that {text} lies in {problem}"
-                    yield Finding("INDEX_NOWHERE", sentence, wrong, _forget_index)
+                    # Once for all of them.
+                    mend = _forget_index if wrong == 1 else None
+                    yield Finding("INDEX_NOWHERE", sentence, wrong, mend)
             for (number,) in connection.execute("select id from containers").fetchall():
                 if not isinstance(number, int) or not look.container(number).exists():
+                    wrong += 1
                     sentence = f"the block index knows container {number}, which is not there"
-                    yield Finding("INDEX_NOWHERE", sentence, mend=_forget_index)
+                    mend = _forget_index if wrong == 1 else None
+                    yield Finding("INDEX_NOWHERE", sentence, wrong, mend)
         except apsw.Error as error:
             sentence = f"the block index cannot be read: {error}"
             yield Finding("INDEX_DAMAGED", sentence, mend=_forget_index)
