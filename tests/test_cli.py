@@ -140,6 +140,8 @@ def test_nothing_and_nonsense_are_wrong_usage(capsys: pytest.CaptureFixture[str]
         (["ctl", "journal", "list", "--limit", "many"], "Invalid value for '--limit'"),
         (["ctl", "version", "--mont", "x"], "No such option '--mont'"),
         (["ctl", "--state", "a", "--mount", "b", "version"], "give either --state or --mount"),
+        (["ctl", "stat", "."], ". lies in no tree that is mounted here"),
+        (["ctl", "cat", "../x"], "../x lies in no tree that is mounted here"),
         (["status", "extra"], "Got unexpected extra argument (extra)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -150,6 +152,7 @@ def test_wrong_usage_is_an_error_like_others_for_programs(
     code, out, err = run(capsys, *words, "--json")
     answer = json.loads(out)
     assert (code, out.count("\n")) == (2, 1)
+    assert out.startswith('{"status":"error","error":'), "as compact as any other answer"
     assert answer.pop("error").startswith(sentence)
     assert answer.pop("hint") in err
     assert answer == {"status": "error", "error_code": "INVALID_ARGUMENT", "context": {}}
@@ -175,6 +178,20 @@ def test_an_empty_path_is_not_the_directory_that_the_user_is_in(
 ) -> None:
     code, out, err = run(capsys, *words)
     assert (code, out, "the path is empty" in err) == (2, "", True)
+
+
+@pytest.mark.parametrize("words", [["mount"], ["ctl", "add"]], ids=" ".join)
+def test_a_path_that_may_not_be_read_is_refused_and_no_wrong_usage(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+    words: list[str],
+) -> None:
+    """Root may read everything: only who asks beforehand hears a no."""
+    (home / "a").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: False)
+    code, _, err = run(capsys, *words, str(home / "a"))
+    assert (code != 2, "Invalid value" in err) == (True, False), (code, err)
 
 
 def test_no_daemon_is_said_with_what_to_do(capsys: pytest.CaptureFixture[str], home: Path) -> None:
@@ -274,6 +291,29 @@ def test_completion_scripts_are_printed(capsys: pytest.CaptureFixture[str], shel
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ctl", "files", "ls"], "A directory of the tree. [/mfs]"),
+        (["ctl", "s3", "tags", "put"], "PATH TAGS..."),
+        (["ctl"], "6 damaged data"),
+        (["ctl", "verify"], "CORRUPT (6)"),
+    ],
+)
+def test_help_tells_defaults_lists_and_exit_codes(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    code, out, _ = run(capsys, *words, "--help")
+    assert (code, said in " ".join(out.split())) == (0, True), out
+
+
+def test_fish_shows_sentences_behind_their_first_comma(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "completion", "fish")
+    splits = [line for line in out.splitlines() if "string split" in line]
+    assert splits
+    assert all("string split --max 1 " in line for line in splits)
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
         ("unifs c", {"completion", "config", "ctl"}),
@@ -349,6 +389,17 @@ def test_output_that_nobody_reads_is_no_failure() -> None:
         check=False,
     )
     assert (found.returncode, found.stderr) == (0, "")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing) as closed:
+        gone = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(Path(unifs.__file__).parent.parent)},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (gone.returncode, gone.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(

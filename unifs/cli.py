@@ -69,12 +69,17 @@ class LazyGroup(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
+_EXIT_CODES = (
+    "Exit codes: 0 success, 1 a bug, 2 wrong usage, 3 unreachable or timed out, "
+    "4 not found, 5 refused, 6 damaged data, 7 not supported, 8 no space, 9 no daemon, "
+    "130 interrupted."
+)
+
+
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 success, 1 a bug, 2 wrong usage, 3 unreachable or timed out, "
-    "4 not found, 5 refused, 6 damaged data, 7 not supported, 8 no space, 9 no daemon, "
-    "130 interrupted.",
+    epilog=_EXIT_CODES,
 )
 @click.version_option(unifs.__version__, prog_name="unifs", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -88,11 +93,9 @@ def _control_group() -> click.Group:
     def choose(ctx: click.Context, state: Path | None, mount: Path | None) -> None:
         ctx.obj = {"state": state, "mount": mount}
 
-    help_text = (
-        "Operations of the mounted daemon.\n\n"
-        "The same as HTTP on the control socket; --json says what that says."
-    )
-    return ControlGroup("ctl", callback=choose, params=target_options(), help=help_text)
+    help_text = "Operations of the mounted daemon.\n\n--json shows what its control socket says."
+    options = target_options()
+    return ControlGroup("ctl", callback=choose, params=options, help=help_text, epilog=_EXIT_CODES)
 
 
 # --- mounting -------------------------------------------------------------------------------------
@@ -135,22 +138,18 @@ def mount(
 def umount(directory: Path, wait: bool) -> int:
     """Unmount the tree at DIRECTORY and end its daemon.
 
-    What is not on its backend yet stays in the journal and continues at the next mount.
+    What is not on its backend yet stays in the journal and continues at the next mount. With --wait
+    and a backend that does not answer: what waits is said, and Ctrl-C leaves the tree mounted.
     """
+    from unifs.control import syncing
+    from unifs.control.locate import Target
     from unifs.driver.unmounting import umount_command
 
     if wait:
-        _sync(directory)
+        # Where no daemon is left to wait for, unmounting says what is at that place.
+        with suppress(NoDaemon):
+            syncing.before_unmounting(Target(None, directory))
     return umount_command(directory, wait)
-
-
-def _sync(directory: Path) -> None:
-    from unifs.control.locate import Target
-
-    try:
-        Target(None, directory).client().call("journal.sync", {})
-    except NoDaemon:
-        return  # Nobody is left to wait for; unmounting says what is at that place.
 
 
 # --- this machine ---------------------------------------------------------------------------------
@@ -272,7 +271,9 @@ def completion(shell: str) -> None:
 
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(cli, {}, "unifs", "_UNIFS_COMPLETE").source())
+    source = found(cli, {}, "unifs", "_UNIFS_COMPLETE").source()
+    # click's script for fish would end a sentence, or a path, at its first comma.
+    click.echo(source.replace('string split ","', 'string split --max 1 ","'))
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -314,7 +315,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Failures are told on stderr, and with ``--json`` also as one object on stdout.
     """
-    is_json = "--json" in arguments
+    is_json, out = "--json" in arguments, sys.stdout
     try:
         result = cli.main(list(arguments), prog_name="unifs", standalone_mode=False)
         sys.stdout.flush()
@@ -325,8 +326,10 @@ def run(arguments: Sequence[str]) -> int:
         return _wrong_usage(error, is_json)
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; the interpreter must not complain at its end.
+    except (BrokenPipeError, SystemExit) as ended:
+        # Whoever read our output has seen enough; click wraps the stream then, to exit with 1.
+        if isinstance(ended, SystemExit) and sys.stdout is out:
+            raise
         _nobody_reads()
         return 0
     except (UnifsError, OSError) as error:
@@ -354,7 +357,7 @@ def _print_failure(error: UnifsError, hint: str) -> None:
 
     # Where stdout itself is what fails, stderr says so.
     with suppress(OSError):
-        print(json.dumps(failure(error) | {"hint": hint}), flush=True)
+        print(json.dumps(failure(error) | {"hint": hint}, separators=(",", ":")), flush=True)
 
 
 def _failed(error: UnifsError | OSError, is_json: bool) -> int:

@@ -144,11 +144,22 @@ class Daemon:
         )
         self.session.waits.on_fast_loop = self._ask_loop
         self.session.waits.on_idle = self._while_idle
+        self.session.waits.on_leave = self._settle
+        self.session.waits.on_return = self._hold
 
     def _while_idle(self) -> None:
         """Called when the kernel has no request for us."""
         self.storage.flusher.loop_is_idle()
         self.storage.overlays.hash_ahead()
+
+    def _settle(self) -> None:
+        """Called before the request loop lets other tasks run."""
+        self.storage.database.held.is_allowed = False
+        self.storage.database.settle()
+
+    def _hold(self) -> None:
+        """Called when requests come: until ``_settle`` nobody else runs."""
+        self.storage.database.held.is_allowed = True
 
     def _ask_loop(self, is_idle: Callable[[], bool]) -> None:
         self.storage.flusher.is_loop_idle = is_idle

@@ -179,7 +179,7 @@ class ReadOnly(UnifsError):
     """This part of the tree is read-only."""
 
     errno, code, http_status, exit_code = _errno.EROFS, "READ_ONLY", 403, 5
-    hint = "write below /mfs or another writable mount"
+    hint = "write to a mount that is not: `unifs ctl mounts list`"
 
 
 class JournalFailed(ReadOnly):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +163,26 @@ async def test_a_linked_file_is_verified_too(tmp_path: Path) -> None:
         tree = Tree(fs)
         damages, result = await tree.verify()
         assert (damages, result.files, result.size_bytes) == ([], 1, len(HUGE))
+
+
+async def test_a_linked_directory_is_read_to_its_leaves(tmp_path: Path) -> None:
+    """Nobody has looked into it: what lies in it has no row yet."""
+    data = random.Random(1).randbytes(3_000_000)
+    async with NodeSystem(tmp_path) as fs:
+        await fs.link(await fs.add(data), "linked")
+        tree = Tree(fs)
+        damages, result = await tree.verify()
+        assert (damages, result.files, result.damaged, result.absent) == ([], 1, 0, 0)
+        assert result.size_bytes > len(data)
+        places = [(each, each.read_bytes().find(data[2_500_000:][:64])) for each in cars(tmp_path)]
+        ((car, offset),) = [(car, offset) for car, offset in places if offset >= 0]
+        flip(car, offset)
+        (damage,), result = await tree.verify()
+        assert (damage.path, result.damaged) == ("/mfs/linked", 1)
+
+
+def cars(state: Path) -> list[Path]:
+    return [*(state / "nodes").glob("*.car"), *(state / "segments").glob("*.car")]
 
 
 async def test_journal_tree_contents_and_cids_agree(tmp_path: Path) -> None:

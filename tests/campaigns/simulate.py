@@ -37,6 +37,7 @@ from tests.mounts.remote import RemoteMount
 from tests.remote.system import RemoteSystem
 from tests.vfs.invariants import check
 from unifs.errors import DeadlineExceeded, RateLimited, UnifsError, Unreachable
+from unifs.journal.writeback_order import ASIDE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -78,7 +79,8 @@ class TracedRemote(RemoteMount):
 
     @asynccontextmanager
     async def _call(self, method: str, path: str) -> AsyncIterator[None]:
-        self._trace.append(f"{trio.current_time():.3f} backend {method} {path}")
+        shown = re.sub(f"{ASIDE}[0-9a-f]+", ASIDE, path)
+        self._trace.append(f"{trio.current_time():.3f} backend {method} {shown}")
         async with super()._call(method, path):
             yield
 

@@ -93,6 +93,12 @@ async def hang(daemon: "SampleDaemon") -> Nothing:
     raise AssertionError
 
 
+@operation("sample.named", mutates=True)
+async def named(daemon: "SampleDaemon", upload: Upload) -> Nothing:
+    """Wait until cancelled, without a look at what is sent."""
+    return await hang(daemon)
+
+
 @operation("sample.bug")
 async def bug(daemon: object) -> Nothing:
     """Fail in a way nobody named."""

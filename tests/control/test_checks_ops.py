@@ -41,7 +41,7 @@ async def test_verify_names_damage_and_can_go_on(shell: Shell) -> None:
     assert shell.world.checks.asked[-1] == ("/mfs/d", 2 << 20, 7)
     assert code == 6
     assert b"/mfs/d/a" in out
-    assert "1 ranges of files are damaged" in err
+    assert "1 range of a file is damaged" in err
     assert (await shell.run("ctl", "verify", "--rate", "-1"))[0] == 2
 
 

@@ -179,7 +179,7 @@ async def test_a_path_of_the_tree_means_its_cid(shell: Shell, tmp_path: Path) ->
     (tmp_path / "a").write_bytes(HELLO)
     cid = await add(shell, "a", "--no-pin")
     files = shell.world.files
-    files.tree |= {"/mfs/a": HELLO, "/mfs/none": b""}
+    files.tree |= {"/mfs/a": HELLO, "/mfs/late": b"", "/local/none": b""}
     files.cids["/mfs/a"] = cid
     assert await shell.text("ctl", "cat", "/mfs/a") == HELLO.decode()
     (found,) = await shell.json("ctl", "stat", "/mfs/a")
@@ -188,12 +188,15 @@ async def test_a_path_of_the_tree_means_its_cid(shell: Shell, tmp_path: Path) ->
     (block,) = await shell.json("ctl", "block", "stat", f"/ipfs/{cid}")
     assert {found["cid"], pinned["cid"], gone["cid"], block["cid"]} == {cid}
     assert await shell.text("ctl", "block", "get", "/mfs/a") == HELLO.decode()
+    for stdout in ("-", "/dev/stdout"):
+        assert await shell.text("ctl", "cat", cid, "--output", stdout) == HELLO.decode()
     assert await shell.run("ctl", "dag", "export", "/mfs/a") == await shell.run(
         "ctl", "dag", "export", cid
     )
     await shell.text("ctl", "get", "/mfs/a", "--output", "copy")
     assert (tmp_path / "copy").read_bytes() == HELLO
-    for path, code in (("/mfs/none", 7), ("/mfs/missing", 4), ("/", 4)):
+    # What lies in /mfs has one always: soon.
+    for path, code in (("/mfs/late", 3), ("/local/none", 7), ("/mfs/missing", 4), ("/", 4)):
         assert (await shell.run("ctl", "cat", path))[0] == code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tarfile
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from unifs.control import locate, render, transfer
 from unifs.control.locate import Mounted, Target, mounted
-from unifs.errors import Corrupt, Exists, IsADirectory, NoDaemon
+from unifs.errors import Corrupt, Exists, IsADirectory, NoDaemon, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +65,12 @@ def test_a_long_table_comes_in_parts_with_one_heading() -> None:
     lines = out.getvalue().splitlines()
     assert (count, len(lines)) == (2500, 2501)
     assert lines.count("NUMBER") == 1
+
+
+def test_an_empty_cell_has_its_place() -> None:
+    out = io.StringIO()
+    render.rows(("name", "source", "kind"), [{"name": "ipfs", "source": "", "kind": None}], out)
+    assert out.getvalue() == "NAME  SOURCE  KIND\nipfs  -       -\n"
 
 
 def test_an_empty_table_is_empty() -> None:
@@ -164,6 +171,32 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
     for directory in (tmp_path, type(tmp_path)()):
         with pytest.raises(IsADirectory):
             transfer.write_out(failing(), directory)
+
+
+def test_what_bytes_are_written_to_stays_what_it_is(tmp_path: Path) -> None:
+    """Root's `--output /dev/null` would leave a file there."""
+    private, link, fifo = (tmp_path / name for name in ("private", "link", "fifo"))
+    private.write_text("before")
+    private.chmod(0o600)
+    link.symlink_to("private")
+    transfer.write_out([b"after"], link)
+    assert (link.is_symlink(), private.read_text()) == (True, "after")
+    assert private.stat().st_mode & 0o777 == 0o600
+    os.mkfifo(fifo)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    transfer.write_out([b"by", b"tes"], fifo)
+    assert os.read(reading, 10) == b"bytes"
+    os.close(reading)
+    assert fifo.is_fifo()
+    (tmp_path / "nowhere").symlink_to("none/file")
+    with pytest.raises(NotFound, match="there is no directory"):
+        transfer.write_out([b"x"], tmp_path / "nowhere")
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "fifo",
+        "link",
+        "nowhere",
+        "private",
+    ]
 
 
 MOUNTINFO = rb"""22 1 0:21 / / rw - ext4 /dev/vda rw

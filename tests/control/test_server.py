@@ -198,13 +198,15 @@ async def test_an_operation_ends_when_its_caller_goes_away(sample: Served) -> No
         await sample.daemon.ended.wait()
 
 
+@pytest.mark.parametrize("operation", ["hang", "named"])
+@pytest.mark.parametrize("framing", ["content-length: 0\r\n", ""])
 async def test_a_caller_that_leaves_without_reading_cancels_what_it_asked_for(
-    sample: Served,
+    sample: Served, operation: str, framing: str
 ) -> None:
+    """Also of an operation that does not look at what is sent: it was told a path instead."""
     stream = await trio.open_unix_socket(str(sample.path))
-    await stream.send_all(
-        b"POST /api/v1/sample/hang HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
-    )
+    head = f"POST /api/v1/sample/{operation} HTTP/1.1\r\nhost: x\r\n{framing}\r\n"
+    await stream.send_all(head.encode())
     with trio.fail_after(PATIENCE_S):
         await sample.daemon.began.wait()
         await stream.aclose()

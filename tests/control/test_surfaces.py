@@ -14,6 +14,7 @@ from unifs import errors
 from unifs.control import openapi, tools, wire
 from unifs.control.ops import operations
 from unifs.control.registry import Operation, Param, Registry, operation
+from unifs.errorcodes import error_classes
 from unifs.errors import InvalidArgument, UnknownOperation, Unsupported
 
 METHODS = {"get", "post"}
@@ -159,7 +160,7 @@ async def test_a_rollback_is_told_which_epoch_by_name(world: World) -> None:
 
 
 def test_errors_keep_their_class_and_context_across_the_wire() -> None:
-    for code, cls in wire.error_classes().items():
+    for code, cls in error_classes().items():
         error = cls("a sentence", path="/mfs/\udcff", count=3)
         table = msgspec.json.decode(msgspec.json.encode(wire.failure(error)))
         assert table["error_code"] == code

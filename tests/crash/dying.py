@@ -18,6 +18,7 @@ from unifs import cli
 from unifs.ipfs.embedded.segments import Segments
 from unifs.journal.containers import Containers
 from unifs.journal.recovery import Recovery
+from unifs.state.held import Held
 from unifs.vfs.tree import Tree
 from unifs.vfs.upkeep import Upkeep
 from unifs.vfs.writer import Writer
@@ -52,6 +53,8 @@ POINTS = {
     "9": Point(Upkeep, "_release_contents"),
     "10": Point(Containers, "delete"),
     "11": Point(Recovery, "_sync_rows"),
+    "14": Point(Held, "_commit", counts=lambda held: len(held.batches) > 1),
+    "15": Point(Held, "_commit", is_after=True),
 }
 
 

@@ -219,6 +219,61 @@ async def test_a_dead_connection_ends_every_wait(
     assert waits.waiting_by_mount() == {}
 
 
+class Alone:
+    """Between ``on_return`` and ``on_leave`` no other task may run."""
+
+    def __init__(self, waits: Waits) -> None:
+        self.is_alone = False
+        self.returns = 0
+        waits.on_leave, waits.on_return = self._left, self._returned
+
+    def _left(self) -> None:
+        self.is_alone = False
+
+    def _returned(self) -> None:
+        self.is_alone = True
+        self.returns += 1
+
+    async def watch(self) -> None:
+        while True:
+            assert not self.is_alone
+            await trio.lowlevel.checkpoint()
+
+
+async def test_the_loop_tells_before_any_other_task_may_run(
+    fast: FastLoop, waits: Waits, pipe: SimpleNamespace
+) -> None:
+    alone = Alone(waits)
+    lock = fast.Lock()
+
+    async def serve(count: int) -> None:
+        for _ in range(count):
+            async with lock:
+                await fast.wait_readable(pipe.reading)
+
+    async def request() -> None:
+        # Served by the standby; whoever reads then makes the first one wait for its turn.
+        await waits.finish(WouldBlock(trio.lowlevel.checkpoint), 60, bytes, ())
+        await serve(BURST)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alone.watch)
+        # Nothing is queued: it sleeps, and comes back with a request.
+        async with fast.open_nursery() as workers:
+            workers.start_soon(serve, 1)
+            await trio.sleep(0.01)
+            os.write(pipe.writing, b"request")
+        assert alone.returns == 2
+        # Bursts, and requests that suspend while others are served.
+        async with fast.open_nursery() as workers:
+            for _ in range(3):
+                workers.start_soon(request)
+            workers.start_soon(serve, 5 * BURST)
+        assert alone.returns > 7
+        assert not alone.is_alone
+        nursery.cancel_scope.cancel()
+
+
 def test_everything_else_of_trio_is_trios(fast: FastLoop) -> None:
     assert fast.sleep is trio.sleep
     assert fast.lowlevel.current_task is trio.lowlevel.current_task

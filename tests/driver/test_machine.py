@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import socket
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyfuse3
 import pytest
 
 from unifs import config
-from unifs.driver import doctor, fusectl
+from unifs.driver import doctor, fusectl, session
 from unifs.driver.fusectl import Connection
 from unifs.driver.mountinfo import MountedAt, mount_above, mounted_at, mounts, resolved
+from unifs.driver.mounting import PrivateLog
 from unifs.driver.waits import places_per_mount
 
 MOUNTINFO = rb"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -31,6 +34,20 @@ def mountinfo(tmp_path: Path) -> Path:
     path = tmp_path / "mountinfo"
     path.write_bytes(MOUNTINFO)
     return path
+
+
+def test_the_log_is_its_users_alone_also_behind_a_full_one(tmp_path: Path) -> None:
+    path = tmp_path / "unifs.log"
+    before = os.umask(0)
+    try:
+        log = PrivateLog(path, maxBytes=10, backupCount=1)
+        for _ in range(2):
+            log.emit(logging.makeLogRecord({"msg": "0123456789"}))
+        log.close()
+    finally:
+        os.umask(before)
+    found = {each.name: each.stat().st_mode & 0o777 for each in tmp_path.iterdir()}
+    assert found == {"unifs.log": 0o600, "unifs.log.1": 0o600}
 
 
 # --- what is mounted ------------------------------------------------------------------------------
@@ -157,7 +174,8 @@ def test_the_fuse_device_missing_closed_or_not_one(
     assert "is missing" in missing.message
     assert "modprobe fuse" in missing.remedy
     (tmp_path / "fuse").touch()
-    assert "is not a device" in doctor.fuse_device(tmp_path / "fuse").message
+    for other in (tmp_path / "fuse", Path("/dev/null")):
+        assert "is not the FUSE device" in doctor.fuse_device(other).message
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         assert "cannot be opened" in doctor.fuse_device(tmp_path / "socket").message
@@ -187,6 +205,42 @@ def test_users_need_a_set_uid_fusermount3(tmp_path: Path, monkeypatch: pytest.Mo
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     assert "is not set-uid root" in doctor.mount_right().message
+
+
+def test_fusermount3_demands_a_name_of_its_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "fusermount3"
+    program.touch()
+    program.chmod(0o4755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    status = os.stat(program)
+    as_root = os.stat_result((status.st_mode, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(doctor.os, "stat", lambda path: as_root)
+    assert doctor.mount_right().is_ok
+    monkeypatch.setattr(os, "getuid", lambda: 4_242_424)
+    finding = doctor.mount_right()
+    assert (finding.is_ok, finding.is_needed) == (False, True)
+    assert "uid 4242424 has no entry in /etc/passwd" in finding.message
+
+
+def test_what_fusermount3_says_is_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = "fusermount3: could not determine username\n"
+
+    def fail(*_: object) -> None:
+        os.write(2, b"a log line\n" + said.encode())
+        raise RuntimeError("fuse_session_mount failed")
+
+    monkeypatch.setattr(pyfuse3, "init", fail)
+    with pytest.raises(RuntimeError, match=r"^fusermount3: could not determine username$"):
+        session.mount(pyfuse3.Operations(), "/nowhere", set())
+    assert capfd.readouterr().err == "a log line\n" + said
+    monkeypatch.setattr(pyfuse3, "init", lambda *_: os.write(2, b"fuse: a warning\n"))
+    session.mount(pyfuse3.Operations(), "/nowhere", set())
+    assert capfd.readouterr().err == "fuse: a warning\n"
 
 
 @pytest.mark.parametrize(
@@ -244,7 +298,8 @@ def test_the_state_directory_full_or_closed(
 ) -> None:
     assert doctor.state_disk(tmp_path / "not" / "yet").is_ok
     (tmp_path / "file").touch()
-    assert "cannot be written" in doctor.state_disk(tmp_path / "file" / "state").message
+    closed = doctor.state_disk(tmp_path / "file" / "state")
+    assert (closed.is_needed, "cannot be written" in closed.message) == (True, True)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     full = doctor.state_disk(tmp_path)
     assert (full.is_ok, "0.0 GiB free" in full.message) == (False, True)

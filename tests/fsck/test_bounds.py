@@ -15,7 +15,7 @@ from unifs.fsck.offline import CLEAN, REPAIRED
 from unifs.fsck.online import examine_beside
 from unifs.ipfs.embedded.blocks import Blocks
 from unifs.journal.log import Op, pack_pair
-from unifs.state.database import Reader
+from unifs.state.queries import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

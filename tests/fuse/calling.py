@@ -29,10 +29,11 @@ class Commands:
             self._command(*arguments), cwd=cwd, stderr=subprocess.PIPE, text=True
         )
 
-    def run(self, *arguments: str | Path) -> tuple[int, str]:
+    def run(self, *arguments: str | Path, cwd: Path = REPOSITORY) -> tuple[int, str]:
         result = subprocess.run(
             self._command(*arguments),
-            cwd=REPOSITORY,
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -44,8 +45,8 @@ class Commands:
     def mount(self, *options: str) -> tuple[int, str]:
         return self.run("mount", self.mount_point, "--state", self.state, *options)
 
-    def umount(self, *options: str) -> tuple[int, str]:
-        return self.run("umount", self.mount_point, *options)
+    def umount(self, *options: str, cwd: Path = REPOSITORY) -> tuple[int, str]:
+        return self.run("umount", self.mount_point, *options, cwd=cwd)
 
     def daemon(self) -> int:
         found = mounted_at(str(self.mount_point))

@@ -42,6 +42,12 @@ def test_umount_names_who_uses_it(commands: Commands) -> None:
         user.kill()
     assert code == 5
     assert f"is in use by sleep (pid {user.pid})" in said
+    with subprocess.Popen(["sleep", "60"], cwd=commands.mount_point) as user:
+        code, said = commands.umount(cwd=commands.mount_point)
+        user.kill()
+    assert (code, said.count("pid"), "python" in said) == (5, 1, False), said
+    code, said = commands.umount(cwd=commands.mount_point)
+    assert (code, "is in use by this command" in said) == (5, True), said
     assert commands.umount() == (0, "")
 
 

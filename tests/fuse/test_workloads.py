@@ -313,6 +313,27 @@ def test_sparse_files_read_as_zeros(place: Path) -> None:
     assert path.read_bytes() == b"head" + bytes(16)
 
 
+def test_what_is_told_of_a_file_that_is_being_written_has_its_blocks(place: Path) -> None:
+    """The kernel keeps it when the file is closed: `cp -a`, rsync and tar set times before that."""
+    for path, size in ((place / "small", 3000), (place / "large", 3_000_000)):
+        with path.open("wb", buffering=0) as file:
+            file.write(os.urandom(size))
+            os.utime(file.fileno(), ns=(1, 1))
+            assert path.stat().st_blocks * 512 >= size
+            file.write(os.urandom(size))
+            listed = {each.name: each.stat() for each in os.scandir(place)}
+            assert listed[path.name].st_blocks * 512 >= 2 * size
+        assert path.stat().st_blocks * 512 >= 2 * size
+
+
+def test_tar_with_holes_reads_what_cp_has_just_copied(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(os.urandom(3_000_000))
+    subprocess.run(["cp", "-a", tmp_path / "file", place / "copy"], check=True)
+    subprocess.run(["tar", "-C", place, "-cSf", tmp_path / "tar", "copy"], check=True)
+    subprocess.run(["tar", "-C", tmp_path, "-xf", tmp_path / "tar"], check=True)
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "file").read_bytes()
+
+
 def test_a_program_is_compiled_and_runs(place: Path) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")

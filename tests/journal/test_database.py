@@ -18,9 +18,10 @@ from tests.vfs.harness import FileSystem
 from tests.vfs.invariants import check
 from unifs.errors import Corrupt, NoSpace, StateInUse, StateNewer, StateUnusable, UnifsError
 from unifs.state import database as database_module
-from unifs.state import schema
-from unifs.state.database import Database, Reader
+from unifs.state import queries, schema
+from unifs.state.database import Database
 from unifs.state.directory import RESERVE_BYTES, StateDirectory
+from unifs.state.queries import Reader
 from unifs.vfs.storage import Storage
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ async def test_mutations_wait_at_the_wal_limit_and_go_on(
 
 async def locked(path: Path) -> None:
     """Return when some connection holds the lock of who writes."""
-    with closing(apsw.Connection(str(path), vfs=database_module.VFS)) as other, trio.fail_after(60):
+    with closing(apsw.Connection(str(path), vfs=queries.VFS)) as other, trio.fail_after(60):
         while True:
             try:
                 other.execute("begin immediate")

@@ -33,8 +33,8 @@ class Ends:
         self._execute = database.execute_batch
         database.execute_batch = self._then_look  # type: ignore[method-assign]
 
-    def _then_look(self, batch: object) -> None:
-        self._execute(batch)  # type: ignore[arg-type]
+    def _then_look(self, batch: object, may_hold: bool = True) -> None:
+        self._execute(batch, may_hold)  # type: ignore[arg-type]
         self.found.append(WAL_HEADER_BYTES + self._database.wal_bytes)
 
 

@@ -130,6 +130,7 @@ async def test_records_of_a_backend_do_not_count_as_changes_of_mfs(system: Daemo
     await paths.mkdir("/mfs/d")
     assert journal.waiting("mfs").count == 1
     assert journal.waiting("s3").count == 0
+    assert (await system.daemon.status()).unsynced == 1
     counts = await journal.status(None)
     assert counts.closed + counts.sealed == 1
 
@@ -181,18 +182,49 @@ async def test_what_is_refused_for_good_is_retried_or_dropped_by_hand(
     assert (await journal.status(None)).quarantined == 0
 
 
-async def test_what_an_earlier_daemon_gave_up_says_how_to_learn_why(system: DaemonSystem) -> None:
+async def test_each_record_that_is_listed_is_of_something(system: DaemonSystem) -> None:
+    for size in (200_000, 300_000):
+        await system.write("a", bytes(size))
+        await system.sync()
+    assert system.storage.database.all("select seq from journal where ino=0")
+    listed = [each async for each in system.daemon.journal.list(None, None, 100)]
+    assert listed
+    assert {each.path for each in listed} == {"/s3/a"}
+
+
+@pytest.mark.parametrize("is_noted", [True, False])
+async def test_what_an_earlier_daemon_gave_up_says_why(
+    system: DaemonSystem, is_noted: bool
+) -> None:
+    """Or how to learn it, where a version before this one has not noted it."""
     refusal = PermissionDenied("the key may not write here")
     system.remote().fail("put", refusal)
     await system.write("new", b"mine")
     await system.until_given_up(1)
+    if not is_noted:
+        system.storage.database.execute("delete from meta where key like 'refused/%'")
     await system.kill()
     journal = system.daemon.journal
     (given_up,) = [each async for each in journal.list(None, "quarantined", 10)]
-    assert "before the last start; `unifs ctl journal retry`" in str(given_up.reason)
+    if is_noted:
+        assert given_up.reason == "the key may not write here"
+        with pytest.raises(PermissionDenied, match="the key may not write here"):
+            await journal.sync("/s3", "synced", None)
+    else:
+        assert "before the last start; `unifs ctl journal retry`" in str(given_up.reason)
     assert await journal.retry("/s3") == 1
     await system.sync()
     assert system.remote().content("new") == b"mine"
+    assert not system.storage.database.all("select key from meta where key like 'refused/%'")
+
+
+async def test_why_something_was_given_up_goes_with_it(system: DaemonSystem) -> None:
+    system.remote().fail("put", PermissionDenied("the key may not write here"))
+    await system.write("new", b"mine")
+    await system.until_given_up(1)
+    await system.unlink("new")
+    await system.sync()
+    assert not system.storage.database.all("select key from meta where key like 'refused/%'")
 
 
 async def test_a_removal_that_is_dropped_brings_the_object_back(system: DaemonSystem) -> None:

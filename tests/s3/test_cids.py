@@ -13,6 +13,7 @@ from tests.s3.operations import Bench, daemon_of
 from unifs.errors import NoAttribute
 from unifs.ipfs.unixfs.builder import FileBuilder
 from unifs.vfs import remotecold
+from unifs.vfs.paths import Paths
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -132,12 +133,12 @@ async def test_a_copy_to_mfs_of_what_is_here_moves_no_byte(
     await bench.write("large", data)
     cid = await xattr(system, f"{bench.top}/large")
 
-    async def refuse(source: str, target: str) -> int:
+    async def refuse(paths: Paths, source: str, target: str) -> int:
         raise AssertionError("bytes were copied")
 
     files = system.daemon.files
     with monkeypatch.context() as patch:
-        patch.setattr(files._paths, "copy_file", refuse)
+        patch.setattr(Paths, "copy_file", refuse)
         await files.copy(f"{bench.top}/large", "/mfs/copy")
     assert await xattr(system, "/mfs/copy") == cid
     # It needs neither the file that it was made from, nor the service.

@@ -13,6 +13,7 @@ from tests.s3.test_cids import read_whole, xattr
 from unifs.errors import Exists, ReadOnly
 from unifs.fsck import offline
 from unifs.vfs import sealing
+from unifs.vfs.paths import Paths
 from unifs.vfs.sharing import share
 from unifs.vfs.treeinode import TreeInode
 from unifs.waiting import complete
@@ -46,15 +47,15 @@ async def write(bench: Bench, path: str, data: bytes) -> None:
 
 async def copy(bench: Bench, source: str, target: str) -> list[str]:
     """``files cp``; the files whose bytes were copied."""
-    paths = bench.system.daemon.files._paths
     copied: list[str] = []
+    copy_file = Paths.copy_file
 
-    async def noted(source: str, target: str) -> int:
+    async def noted(paths: Paths, source: str, target: str) -> int:
         copied.append(source)
-        return await type(paths).copy_file(paths, source, target)
+        return await copy_file(paths, source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "copy_file", noted)
+        patch.setattr(Paths, "copy_file", noted)
         await bench.shell.text("ctl", "files", "cp", source, target)
     return copied
 

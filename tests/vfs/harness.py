@@ -122,8 +122,12 @@ class File:
 class FileSystem:
     """A mounted state directory; see the module's text."""
 
-    def __init__(self, path: Path, *, upkeep: bool = True, boot: str = BOOT) -> None:
+    def __init__(
+        self, path: Path, *, upkeep: bool = True, boot: str = BOOT, holds: bool = False
+    ) -> None:
         self.path = path
+        #: Changes are held as in the request loop, here until somebody settles.
+        self.holds = holds
         self.boot = boot
         self.caller: Caller = ROOT
         self.has_upkeep = upkeep
@@ -158,6 +162,7 @@ class FileSystem:
         self.boot = boot or self.boot
         with mock.patch("unifs.state.directory.boot_id", return_value=self.boot):
             self.storage = Storage(self.path)
+        self.storage.database.held.is_allowed = self.holds
         self.receipt = self.storage.receipt
         self.vfs = Vfs(self.path)
         self.writer = Writer(self.storage, self.vfs.inodes)

@@ -423,7 +423,7 @@ async def test_a_checkpoint_loses_a_directory_only_where_that_is_asked_for(
     for number in range(5):
         await fs.answer.checkpoint(f"c{number}")
     await fs.mkdir("later")
-    with pytest.raises(Busy, match=r"/mfs/d is in the checkpoint c0, c1, c2 and 2 more: with"):
+    with pytest.raises(Busy, match=r"/mfs/d is in the checkpoints c0, c1, c2 and 2 more: with"):
         await fs.answer.track("/mfs/d", False)
     with pytest.raises(Busy, match=r"/mfs is in"):
         await fs.answer.track("/mfs", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from tests.turns import turns_during
 from tests.vfs.historyworld import Told
 from tests.vfs.nodeworld import NodeSystem
 from unifs.answers.files import FilesAnswer
-from unifs.errors import Exists, InvalidArgument, NotADirectory
+from unifs.errors import Exists, InvalidArgument, NotADirectory, NotFound
 from unifs.types import PlainCaller
 from unifs.vfs.paths import COPY_BYTES, Paths
 from unifs.waiting import complete
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from unifs.ipfs.cid import Cid
+    from unifs.vfs.volume import Inode
 
 #: More than Python's stack has frames for.
 DEPTH = 400
@@ -43,6 +45,33 @@ async def test_a_directory_goes_into_itself_by_no_spelling(tmp_path: Path, sourc
         assert await fs.listdir("d") == [b"file"]
 
 
+async def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        answer = files(fs)
+        for change in (answer.copy("/mfs/x", "/mfs/y"), answer.move("/mfs/x", "/mfs/y")):
+            with pytest.raises(NotFound, match=r"^/mfs/x does not exist$"):
+                await change
+        with pytest.raises(NotFound, match=r"^/mfs/x does not exist$"):
+            await answer.remove("/mfs/x", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "copied"),
+    [(0o755, 0o755), (0o600, 0o600), (0o666, 0o644), (0o4711, 0o711), (0o444, 0o644)],
+)
+@pytest.mark.parametrize("size", [10, 200_000])
+async def test_a_copy_has_the_permissions_of_its_source(
+    tmp_path: Path, mode: int, copied: int, size: int
+) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        await fs.mkdir("d", mode=0o700)
+        await fs.write("d/file", bytes(size))
+        await fs.setattr("d/file", mode=mode)
+        await files(fs).copy("/mfs/d", "/mfs/copy")
+        assert stat.S_IMODE((await fs.stat("copy/file")).mode) == copied
+        assert stat.S_IMODE((await fs.stat("copy")).mode) == 0o700
+
+
 async def test_a_deep_tree_is_copied_and_removed(tmp_path: Path) -> None:
     async with NodeSystem(tmp_path) as fs:
         ino = fs.volume.root
@@ -53,6 +82,49 @@ async def test_a_deep_tree_is_copied_and_removed(tmp_path: Path) -> None:
         await files(fs).remove("/mfs/a", True)
         assert await fs.listdir() == [b"copy"]
         assert await fs.exists("copy" + "/a" * (DEPTH - 1))
+
+
+async def test_an_operation_on_a_deep_tree_walks_no_way_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        ino = fs.volume.root
+        for _ in range(DEPTH):
+            made = await complete(fs.vfs.mkdir, ino, b"a", 0o755, PlainCaller())
+            ino = made.st_ino
+        steps = 0
+        step = Paths._step
+
+        def counted(paths: Paths, parent: Inode, name: bytes) -> Inode:
+            nonlocal steps
+            steps += 1
+            return step(paths, parent, name)
+
+        monkeypatch.setattr(Paths, "_step", counted)
+        known = dict(enumerate(fs.vfs.inodes.counts))
+        await files(fs).copy("/mfs/a", "/mfs/copy")
+        await files(fs).remove("/mfs/copy", True)
+        assert DEPTH <= steps <= 20 * DEPTH
+        assert await fs.listdir() == [b"a"]
+        assert dict(enumerate(fs.vfs.inodes.counts)) == known, "nothing is held any more"
+
+
+async def test_an_operation_lets_go_of_directories_beyond_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unifs.vfs.paths.HELD_MAX", 3)
+    async with NodeSystem(tmp_path) as fs:
+        for path in ("d", "d/e", "d/e/f", "d/e/f/g", "d/h"):
+            await fs.mkdir(path)
+        known = list(fs.vfs.inodes.counts)
+        with Paths(fs.vfs, Told()).holding() as paths:
+            for path in ("/mfs/d/e/f/g", "/mfs/d/h", "/mfs/d/e/f", "/mfs/d/h"):
+                assert stat.S_ISDIR((await paths.stat(path)).mode)
+                assert sum(fs.vfs.inodes.counts) == sum(known) + 3
+            await fs.rmdir("d/h")
+            with pytest.raises(NotFound, match=r"^/mfs/d/h/x does not exist$"):
+                await paths.find("/mfs/d/h/x")
+        assert list(fs.vfs.inodes.counts) == known
 
 
 async def test_others_are_answered_while_a_large_file_is_copied(tmp_path: Path) -> None:

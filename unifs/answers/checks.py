@@ -17,7 +17,7 @@ import trio
 
 from unifs.control.checks_protocol import Checked, Receipt, Wrong
 from unifs.errors import UnifsError
-from unifs.state.database import Reader
+from unifs.state.queries import Reader
 from unifs.vfs.roots import RowView, unpack_link
 
 if TYPE_CHECKING:

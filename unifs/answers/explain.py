@@ -88,16 +88,12 @@ class Explainer:
         if isinstance(volume, HostVolume):
             return _explain_host(path, inode)
         status = await self._journal.status(path)
-        unsynced = [
-            f"{count} change{'s are' if count > 1 else ' is'} {state}"
-            for state, count in (
-                ("open", status.open),
-                ("closed", status.closed),
-                ("sealed", status.sealed),
-            )
-            if count
-        ]
+        states = (("open", status.open), ("closed", status.closed))
+        unsynced = [f"{_changes(count)} {state}" for state, count in states if count]
         is_mfs = volume.name == "mfs"
+        notes = _notes(inode)
+        if is_mfs and status.sealed:
+            notes.append(f"{_changes(status.sealed)} on the disk, not in the CID of /mfs yet")
         return Explanation(
             path=path,
             mount=volume.name,
@@ -108,7 +104,7 @@ class Explainer:
             bytes_from=self._bytes_from(inode),
             fsync=FSYNC_MFS if is_mfs else FSYNC_NONE,
             unsynced=unsynced if is_mfs else [],
-            notes=[*_notes(inode), *_refusal(volume)],
+            notes=[*notes, *_refusal(volume)],
         )
 
     async def _found(self, path: str) -> Inode | Explanation:
@@ -133,8 +129,8 @@ class Explainer:
     async def status(self, settings: Settings, mount_point: str, node: Node) -> StatusReport:
         """The daemon in a few lines."""
         repo = await node.repo_stat()
-        changes = await self._journal.status(None)
-        unsynced = changes.open + changes.closed + changes.sealed + changes.quarantined
+        mounts = await self._mounts.list()
+        quarantined = await self._journal.quarantined()
         warnings = [*state_warnings(self._writer.storage), *self._journal.warnings()]
         for name, why in sorted(self._remotes.problems.items()):
             warnings.append(f"{name} is not shown: {why}")
@@ -143,9 +139,9 @@ class Explainer:
             for remote in self._remotes
             if remote.problem
         ]
-        if changes.quarantined:
+        if quarantined:
             warnings.append(
-                f"{changes.quarantined} changes were refused by their backend:"
+                f"{quarantined} changes were refused by their backend:"
                 " `unifs ctl journal list --only quarantined`"
             )
         return StatusReport(
@@ -159,9 +155,9 @@ class Explainer:
             resident_bytes=resident_bytes(),
             stored_bytes=repo.own_bytes + repo.content_bytes,
             storage_limit_bytes=repo.limit_bytes,
-            unsynced=unsynced,
-            unsynced_bytes=changes.unsynced_bytes,
-            mounts=await self._mounts.list(),
+            unsynced=sum(each.unsynced for each in mounts),
+            unsynced_bytes=sum(each.unsynced_bytes for each in mounts),
+            mounts=mounts,
             warnings=warnings,
         )
 
@@ -256,6 +252,10 @@ def _explain_host(path: str, inode: Inode) -> Explanation:
         fsync=FSYNC_LOCAL,
         notes=[late, *_refusal(inode.volume)],
     )
+
+
+def _changes(count: int) -> str:
+    return f"{count} change{'s are' if count > 1 else ' is'}"
 
 
 def _notes(inode: Inode) -> list[str]:

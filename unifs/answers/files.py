@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -21,6 +22,7 @@ from unifs.errors import (
 from unifs.journal.content import SMALL_BYTES
 from unifs.vfs.mfsvolume import MfsVolume
 from unifs.vfs.namespace import Namespace
+from unifs.vfs.paths import copied_mode
 from unifs.vfs.remotecid import known_cid
 from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.remotevolume import RemoteVolume
@@ -29,7 +31,7 @@ from unifs.vfs.treeinode import TreeInode
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from unifs.control.daemon_protocol import ChangeState, FileKind
     from unifs.ipfs.cid import Cid
@@ -117,10 +119,17 @@ class FilesAnswer:
         above, _ = await paths.parent_of(path)
         entry = await paths.stat(path)
         if isinstance(above.volume, Namespace):
-            raise Busy(f"{path} is a mount: `unifs ctl mounts remove` takes it out of the tree")
+            raise Busy(f"{path} is a mount: `unifs ctl mounts remove` takes out what was added")
         if recursive and stat.S_ISDIR(entry.mode):
-            await self._empty(path)
+            with self._holding() as held:
+                await held._empty(path)
         await paths.remove(path)
+
+    @contextmanager
+    def _holding(self) -> Iterator[FilesAnswer]:
+        """This, for one operation on many paths."""
+        with self._paths.holding() as paths:
+            yield FilesAnswer(paths, self._node, self._is_here, self._seal)
 
     async def _empty(self, top: str) -> None:
         """Remove what is below a directory, however deep it is: a stack, and no calls in calls.
@@ -154,7 +163,8 @@ class FilesAnswer:
         paths = self._paths
         destination = await paths.into(source, destination)
         try:
-            await self._copy(source, destination)
+            with self._holding() as held:
+                await held._copy(source, destination)
         except Exists:
             raise Exists(f"{destination} exists") from None
 
@@ -232,7 +242,8 @@ class FilesAnswer:
         waiting = [(source.rstrip("/"), destination)]
         while waiting:
             source, destination = waiting.pop()
-            await self._paths.mkdir(destination)
+            mode = copied_mode((await self._paths.stat(source)).mode)
+            await self._paths.mkdir(destination, mode=mode)
             names = [entry async for batch in self._paths.scan(source) for entry in batch]
             for entry in names:
                 await trio.lowlevel.checkpoint()

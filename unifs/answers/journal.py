@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from unifs.answers.remotejournal import path_of
 from unifs.control.checks_protocol import FileDamage, Verified
 from unifs.control.daemon_protocol import JournalRecord, JournalStatus
 from unifs.errors import Corrupt, DeadlineExceeded, InvalidArgument
@@ -38,7 +39,7 @@ PAGE = 256
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Changes of one mount that its backend does not have."""
+    """Changes of one mount that are not where they belong yet: on the disk, at the backend."""
 
     count: int
     size_bytes: int
@@ -71,17 +72,28 @@ class JournalAnswer:
         return self._remotes
 
     def waiting(self, mount: str) -> Waiting:
-        """What the backend of a mount does not have. Of /mfs that is what no root contains."""
+        """What a power cut could take of /mfs; of others what their backend does not have."""
         size = self.unsynced_bytes().get(mount, 0)
-        if mount == "mfs":
-            if not self._roots.changed():
-                return Waiting(0, size)
-            built, number = self._roots.built_seq(), self._roots.volume.mount_id
-            return Waiting(self._writer.log.count_of(number, built), size)
+        if mount == self._roots.volume.name:
+            return Waiting(self._exposed(), size)
         for volume, _ in self._remotes.volumes(None):
             if volume.name == mount:
-                return Waiting(volume.status.count(), size)
+                return Waiting(self._remotes.count(volume), size)
         return Waiting(0, size)
+
+    def _exposed(self) -> int:
+        """Changes of /mfs without a record, or whose record or bytes the disk may not have."""
+        writer, volume = self._writer, self._roots.volume
+        sealed_seq = writer.storage.flusher.sealed_seq
+        held = {*writer.open.values(), *writer.pending.values()}
+        uncommitted = sum(inode.is_dirty() for inode in held if inode.volume is volume)
+        # Their record is on the disk, and of no use there before their bytes are.
+        unsealed = sum(
+            writer.unsealed_since[ino] < sealed_seq
+            for ino, inode in writer.unsealed.items()
+            if inode.volume is volume
+        )
+        return uncommitted + unsealed + writer.log.count_of(volume.mount_id, sealed_seq)
 
     def unsynced_bytes(self) -> dict[str, int]:
         """For each mount of the tree, the bytes that exist only in overlays and page cache, or
@@ -110,6 +122,13 @@ class JournalAnswer:
         for _ in self._counting(await self._top(path), counts):
             await trio.lowlevel.checkpoint()
         return counts
+
+    async def quarantined(self) -> int:
+        """How many objects their backends have refused. Others are answered meanwhile."""
+        counts = JournalStatus()
+        for _ in self._remotes.counting(None, counts):
+            await trio.lowlevel.checkpoint()
+        return counts.quarantined
 
     async def _top(self, path: str | None) -> Inode | None:
         return None if path is None else await self._paths.find(path)
@@ -184,7 +203,8 @@ class JournalAnswer:
             if marked.record.seq % PAGE == 0:
                 await trio.lowlevel.checkpoint()
             is_note = record.op in (Op.SEAL, Op.SYNC)
-            if is_note and self._remotes.volume_of(marked.mount_id) is not None:
+            is_remote = self._remotes.volume_of(marked.mount_id) is not None
+            if is_note and (is_remote or not record.ino):
                 # What this machine's disk has; how far the change itself is, its own record says.
                 continue
             if not self._writer.tree.is_below(record.ino, below):
@@ -209,7 +229,7 @@ class JournalAnswer:
             operation=record.op.name.lower(),
             state=self._state(record, sealed_seq, self._roots.built_seq()),
             size_bytes=self._size(record.ino),
-            path=self._path(record.ino),
+            path=self._path(record),
         )
 
     def _size(self, ino: int) -> int | None:
@@ -218,9 +238,9 @@ class JournalAnswer:
             return None
         return int.from_bytes(row[4][16:24], "little")
 
-    def _path(self, ino: int) -> str:
-        path = self._writer.tree.path(ino)
-        return f"inode {ino}" if path is None else f"/mfs{os.fsdecode(path)}"
+    def _path(self, record: Record) -> str:
+        path = path_of(self._writer.tree, record)
+        return f"inode {record.ino}" if path is None else f"/mfs{os.fsdecode(path)}"
 
     async def sync(self, path: str | None, until: str, timeout_s: float | None) -> JournalStatus:
         """Commit, seal and build what is on its way; DeadlineExceeded after ``timeout_s``."""

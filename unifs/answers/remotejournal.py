@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from unifs.control.daemon_protocol import ChangeState, JournalStatus
-    from unifs.journal.log import Marked
+    from unifs.journal.log import Marked, Record
     from unifs.journal.writeback_due import Due
     from unifs.remotes import Remote, Remotes
     from unifs.vfs.remotestatus import Waiting
     from unifs.vfs.remotevolume import RemoteVolume
+    from unifs.vfs.tree import Tree
     from unifs.vfs.volume import Inode
     from unifs.vfs.writer import Writer
 
@@ -71,6 +72,11 @@ class RemoteJournal:
             counts.unsynced_bytes += found.size_bytes
             counts.sent_bytes += found.sent_bytes
 
+    def count(self, volume: RemoteVolume) -> int:
+        """How many objects of one volume wait, what is not even committed included."""
+        waiting, dues = volume.status.count(), volume.writeback.dues
+        return waiting + sum(ino not in dues for ino in self._uncommitted(volume, None))
+
     def _uncommitted(self, volume: RemoteVolume, below: int | None) -> Iterator[int]:
         for inode in {*self._writer.open.values(), *self._writer.pending.values()}:
             if inode.volume is volume and inode.is_dirty():
@@ -96,7 +102,7 @@ class RemoteJournal:
             operation=record.op.name.lower(),
             state=state,
             size_bytes=None if inode is None else inode.attributes.st_size,
-            path=_path(volume, record.ino, volume.tree.path(record.ino)),
+            path=_path(volume, record.ino, path_of(volume.tree, record)),
             reason=_reason(volume, due),
             tries=0 if due is None else due.attempts,
             next_try_s=None if due is None else _next_try_s(due),
@@ -182,6 +188,8 @@ def _sentence(volume: RemoteVolume, waiting: Waiting) -> str:
         text += f"; {moving}"
     elif waiting.reason:
         text += f"; tried {due.attempts if due else 0} times: {waiting.reason}"
+    elif due is not None and due.step is not None:
+        text += f"; {volume.name} has not answered yet"
     return text
 
 
@@ -205,6 +213,18 @@ def _moving(volume: RemoteVolume, due: Due | None) -> str:
     inode = volume.hot_or_row(due.ino)
     size = 0 if inode is None else inode.attributes.st_size
     return f"{sent / MIB:,.0f} of {size / MIB:,.0f} MiB are sent so far"
+
+
+def path_of(tree: Tree, record: Record) -> bytes | None:
+    """The path of what a record is about, below its volume's root; of what has no name any more the
+    one that the record gave it or took from it. None where nobody can tell.
+    """
+    path = tree.path(record.ino)
+    if path is None and record.place is not None:
+        directory, name = record.place
+        above = tree.path(directory)
+        path = None if above is None else above.rstrip(b"/") + b"/" + name
+    return path
 
 
 def _path(volume: RemoteVolume, ino: int, path: bytes | None) -> str:

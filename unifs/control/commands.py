@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from unifs import config
-from unifs.control import render
+from unifs.control import render, syncing
 from unifs.control.given import GivenPath
 from unifs.control.locate import Target
 from unifs.control.ops import MODULES, operations_of
-from unifs.errors import NotFound, PermissionDenied
+from unifs.errors import InvalidArgument, NotFound, PermissionDenied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -127,6 +127,11 @@ def command(operation: Operation) -> click.Command:
     )
 
 
+def _is_path(text: str) -> bool:
+    """Whether it is meant as a path, where a CID is one too."""
+    return text.startswith("/") or text.partition("/")[0] in (".", "..")
+
+
 def _click_text(description: str) -> str:
     return description.replace("`", "'")
 
@@ -136,6 +141,8 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
     name = parameter.name.replace("_", "-")
     if parameter.is_argument:
         metavar = "FILE" if name == "document" else name.upper()
+        if parameter.is_list:
+            metavar = f"{metavar}..."
         is_required = parameter.is_required or parameter.param.place == "upload"
         return click.Argument(
             [parameter.name],
@@ -143,7 +150,7 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
             required=is_required,
             nargs=-1 if parameter.is_list else 1,
             metavar=metavar if is_required else f"[{metavar}]",
-            help=_sentence(parameter.param.help),
+            help=_sentence(parameter.param.help) + _default(parameter),
         )
     if parameter.param.secret:
         text = f"The environment variable that holds {parameter.param.help}."
@@ -237,10 +244,12 @@ class _Call:
                 continue
             if parameter.param.place == "host":
                 found = os.path.abspath(os.path.expanduser(found))
-            elif parameter.param.place == "tree" or (
-                parameter.param.place == "node" and found.startswith(("/", "./", "../"))
-            ):
+            elif parameter.param.place == "tree":
                 found = self._target.tree_path(found)
+            elif parameter.param.place == "node" and _is_path(found):
+                found = self._target.tree_path(found)
+                if not found.startswith("/"):
+                    raise InvalidArgument(f"{found} lies in no tree that is mounted here")
             given[parameter.name] = list(found) if parameter.is_list else found
         return given
 
@@ -253,6 +262,8 @@ class _Call:
                 self._receive(reply)
         elif self._operation.kind == "events":
             self._show_events(self._target.client().events(name, self._parameters))
+        elif name in syncing.OPERATIONS and not self._is_json and not self._field:
+            self._show_answer(syncing.call(self._target, name, self._parameters))
         else:
             self._show_answer(self._target.client().call(name, self._parameters))
 
@@ -307,7 +318,8 @@ class _Call:
     def _receive(self, reply: Reply) -> None:
         from unifs.control import transfer
 
-        is_stdout = str(self._output) == "-"
+        # A file that stdout goes to is written on, not replaced.
+        is_stdout = str(self._output) in ("-", "/dev/stdout")
         if reply.content_type == "application/x-tar" and not is_stdout:
             made = {"path": str(transfer.unpack(reply.chunks(), self._output))}
             if self._is_json:

@@ -43,6 +43,8 @@ class Exchange:
         self.headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers
         }
+        #: Without it the request is whole: nothing has to be read before its caller may be gone.
+        self.has_body = "transfer-encoding" in self.headers or bool(self.body_bytes)
         #: The answer's media type once its head is sent.
         self.answering = ""
         self.is_finished = False
@@ -55,7 +57,7 @@ class Exchange:
 
     async def body(self) -> AsyncGenerator[bytes, None]:
         """The request's bytes as they come. Raises Gone if they end too early."""
-        while True:
+        while self.has_body:
             try:
                 event = await self._connection.next_event()
             except h11.RemoteProtocolError as error:
@@ -146,6 +148,8 @@ class Connection:
             return False
         self.is_idle = False
         exchange = Exchange(self, event)
+        if not exchange.has_body:
+            await self.next_event()
         await handle(exchange)
         if not exchange.is_finished:
             return False

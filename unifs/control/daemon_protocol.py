@@ -62,7 +62,11 @@ class FileStat(Answer):
 
 
 class MountInfo(Answer):
-    """One mount. ``source`` is the backend, or the host directory of a /local mount."""
+    """One mount. ``source`` is the backend, or the host directory of a /local mount.
+
+    ``unsynced`` counts changes: of /mfs those that a power cut could take, elsewhere objects that
+    the backend does not have as they are here.
+    """
 
     name: str
     kind: str
@@ -121,14 +125,17 @@ class Explanation(Answer):
     bytes_from: str
     #: What fsync() waits for here, in a sentence.
     fsync: str
-    #: What the backend does not have yet; empty where everything is there.
+    #: What the disk, or the backend, does not have yet; empty where everything is there.
     unsynced: list[str] = []
     #: Whatever else somebody who asks should know.
     notes: list[str] = []
 
 
 class StatusReport(Answer):
-    """The daemon in a few lines. ``warnings`` is empty when all is well."""
+    """The daemon in a few lines. ``unsynced`` and its bytes are those of all mounts together.
+
+    ``warnings`` is empty when all is well.
+    """
 
     version: str
     mount_point: str

@@ -18,7 +18,8 @@ class GivenPath(click.Path):
     """A path, but not an empty one: ``"$UNSET"`` would mean the directory that the user is in."""
 
     def __init__(self, path_type: type = Path, allow_dash: bool = False) -> None:
-        super().__init__(path_type=path_type, allow_dash=allow_dash)
+        # Whoever opens it says why that is refused, with the exit code of a refusal.
+        super().__init__(path_type=path_type, allow_dash=allow_dash, readable=False)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str | bytes | os.PathLike[str]:
         """The path; UsageError where it is empty."""

@@ -144,7 +144,7 @@ def rows(names: Sequence[str], tables: Iterable[dict[str, Any]], out: TextIO) ->
     count = 0
     part: list[list[str]] = []
     for each in tables:
-        part.append([value(name, each.get(name)) for name in names])
+        part.append([_cell(name, each) for name in names])
         count += 1
         if len(part) == ROWS_MAX:
             _part(names, part, out, is_first=count <= ROWS_MAX)
@@ -154,12 +154,17 @@ def rows(names: Sequence[str], tables: Iterable[dict[str, Any]], out: TextIO) ->
     return count
 
 
+def _cell(name: str, table: dict[str, Any]) -> str:
+    """A value in a row; an empty one too has its place, by which people and awk count columns."""
+    return value(name, table.get(name)) or "-"
+
+
 def follow(names: Sequence[str], tables: Iterable[dict[str, Any]], out: TextIO) -> None:
     """A table whose rows are shown as they come."""
     widths = [len(heading(name)) for name in names]
     out.write(_aligned([heading(name).upper() for name in names], widths))
     for each in tables:
-        cells = [value(name, each.get(name)) for name in names]
+        cells = [_cell(name, each) for name in names]
         widths = [max(width, len(cell)) for width, cell in zip(widths, cells, strict=True)]
         out.write(_aligned(cells, widths))
         out.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import stat
 import sys
 import tarfile
 from contextlib import contextmanager
@@ -57,24 +58,38 @@ def pieces(
 
 
 def write_out(chunks: Iterable[bytes], output: Path | None) -> None:
-    """Write bytes to a file, which appears when they are complete, or to stdout."""
+    """Write bytes to a file, which appears when they are complete, or to stdout.
+
+    A file that is there is replaced, behind a link too, and keeps its permissions; a device or a
+    FIFO is written to.
+    """
     if output is None:
-        out = sys.stdout.buffer
-        for chunk in chunks:
-            out.write(chunk)
-        out.flush()
+        _write(chunks, sys.stdout.buffer)
         return
     if output.is_dir():
         raise IsADirectory(f"{output} is a directory")
-    _check_parent(output)
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    mode = output.stat().st_mode if output.exists() else None
+    if mode is not None and not stat.S_ISREG(mode):
+        with output.open("wb") as file:
+            _write(chunks, file)
+        return
+    target = Path(os.path.realpath(output)) if output.is_symlink() else output
+    _check_parent(target)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("xb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-        part.replace(output)
+            if mode is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(mode))
+            _write(chunks, file)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _write(chunks: Iterable[bytes], file: IO[bytes]) -> None:
+    for chunk in chunks:
+        file.write(chunk)
+    file.flush()
 
 
 def _check_parent(path: Path) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
-from unifs import errors
+from unifs.errorcodes import error_classes
 from unifs.errors import UnifsError
 
 NAME_ENCODING: Final = "name_encoding"
@@ -151,12 +151,3 @@ def raise_failure(table: dict[str, Any]) -> None:
     error = cls(str(table.get("error", "")))
     error.context = dict(context) if isinstance(context, dict) else {}
     raise error
-
-
-def error_classes() -> dict[str, type[UnifsError]]:
-    """Every error by its code; the base class of a code that several share."""
-    found: dict[str, type[UnifsError]] = {}
-    for cls in vars(errors).values():
-        if isinstance(cls, type) and issubclass(cls, UnifsError):
-            found.setdefault(cls.code, cls)
-    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import re
 import resource
 import shutil
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from unifs.config import Settings
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
+#: Miscellaneous devices (10), FUSE_MINOR (229): linux/miscdevice.h.
+FUSE_NUMBER: Final = os.makedev(10, 229)
 FUSE_CONF: Final = Path("/etc/fuse.conf")
 PIPE_MAX: Final = Path("/proc/sys/fs/pipe-max-size")
 USER_LIMIT: Final = Path("/sys/module/fuse/parameters/max_user_bgreq")
@@ -79,16 +82,17 @@ def fuse_device(path: Path = FUSE_DEVICE) -> Finding:
     """Whether the kernel serves FUSE and lets us in."""
     name = "FUSE device"
     try:
-        is_device = stat.S_ISCHR(path.stat().st_mode)
+        status = path.stat()
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         return Finding(name, False, *_device_problem(path, error), is_needed=True)
-    if not is_device:
+    # Containers lay /dev/null over what they keep from their programs.
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != FUSE_NUMBER:
         return Finding(
             name,
             False,
-            f"{path} is not a device",
-            f"remove it, then: mknod {path} c 10 229",
+            f"{path} is not the FUSE device",
+            f"remove it, then: mknod {path} c 10 229; in a container: --device /dev/fuse",
             is_needed=True,
         )
     return Finding(name, True, f"{path} can be opened", is_needed=True)
@@ -136,6 +140,17 @@ def mount_right() -> Finding:
             False,
             f"{program} is not set-uid root",
             f"as root: chown root {program} && chmod u+s {program}",
+            is_needed=True,
+        )
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return Finding(
+            "mount",
+            False,
+            f"{program} mounts for nobody without a name: uid {os.getuid()} has no entry in"
+            " /etc/passwd",
+            "as root: useradd, or a line in /etc/passwd; in a container: a user of its image",
             is_needed=True,
         )
     return Finding("mount", True, f"{program} mounts for users", is_needed=True)
@@ -223,7 +238,8 @@ def state_disk(state: Path) -> Finding:
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.R_OK | os.W_OK | os.X_OK):
-        return Finding(name, False, f"{place} cannot be written", "give another --state")
+        message = f"{place} cannot be written"
+        return Finding(name, False, message, "give another --state", is_needed=True)
     free = shutil.disk_usage(place).free
     message = f"{free / (1 << 30):.1f} GiB free for {state}"
     if free < FREE_BYTES_LOW:

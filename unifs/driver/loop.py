@@ -12,6 +12,10 @@ so an object put there changes the loop without touching the extension:
 * a handler that is about to suspend says so (``about_to_suspend``), and only then does the standby
   reader wake up.
 
+From one request to the next no other task runs, then, unless ``Waits.on_leave`` was called: before
+each checkpoint, each sleep, and when a handler suspends or a worker ends. ``on_return`` says that
+requests are served again. A reader that waits for its turn finds the lock held by one that left.
+
 Measured (fstat, one request each): 7–9 µs of CPU when the next request is already queued, 16–20
 when it is not. After ``BURST`` requests without a pause there is one real checkpoint, so that
 downloads, the control socket and cancellation get their turn.
@@ -157,7 +161,9 @@ class FastLoop:
             poll = self._poll = poller.poll
         if self._burst_left <= 0:
             self._burst_left = BURST
+            self._waits.on_leave()
             await trio.lowlevel.checkpoint()
+            self._waits.on_return()
         if poll(0):
             self._burst_left -= 1
             return
@@ -169,7 +175,9 @@ class FastLoop:
         self._sleeps += 1
         if self._hit_rate <= HIT_RATE_MIN and self._sleeps % TRIAL_EVERY == 0:
             self._hit_rate = TRIAL_RATE
+        self._waits.on_leave()
         await trio.lowlevel.wait_readable(fd)
+        self._waits.on_return()
 
     def _spin(self, poll: Callable[[int], list[tuple[int, int]]]) -> bool:
         """Whether a request came while the CPU was given away."""
@@ -185,6 +193,7 @@ class FastLoop:
 
     def about_to_suspend(self) -> None:
         """The calling handler is going to wait: somebody else must read the next request."""
+        self._waits.on_leave()
         if self._lock is not None:
             self._lock.wake()
 

@@ -38,6 +38,7 @@ from unifs.state.directory import holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import TextIOWrapper
     from pathlib import Path
 
     from unifs.config import Settings
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 CLOSE_S: Final = 30.0
 CLOSE_POLL_S: Final = 0.02
 LOG_BYTES_MAX: Final = 10 << 20
+LOG_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 #: What the child sends first: its process id, so that Ctrl-C reaches it.
 _PID: Final = struct.Struct("=i")
@@ -174,9 +176,7 @@ def _serves(pid: int, state: Path) -> bool:
 def _run_in_background(settings: Settings, place: str, run: Run) -> int:
     log_path = config.log_path(settings.state_directory)
     try:
-        log_descriptor = os.open(
-            log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
+        log_descriptor = os.open(log_path, LOG_FLAGS, 0o600)
     except OSError as error:
         raise StateUnusable(f"{log_path} cannot be written: {error.strerror}") from error
     reading, writing = os.pipe()
@@ -295,8 +295,16 @@ def _leave_terminal(writing: int, log_descriptor: int) -> None:
     os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
 
 
+class PrivateLog(logging.handlers.RotatingFileHandler):
+    """A log that only its user may read, whatever the umask is: it names files."""
+
+    def _open(self) -> TextIOWrapper:
+        descriptor = os.open(self.baseFilename, LOG_FLAGS, 0o600)
+        return open(descriptor, "a", encoding=self.encoding)
+
+
 def _log_to(path: Path, level: str) -> None:
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES_MAX, backupCount=1)
+    handler = PrivateLog(path, maxBytes=LOG_BYTES_MAX, backupCount=1)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     root = logging.getLogger()
     root.handlers[:] = [handler]

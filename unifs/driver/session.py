@@ -17,8 +17,10 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +51,8 @@ TASKS_MAX: Final = 2048
 SWITCH_INTERVAL_S: Final = 0.0005
 #: How long the tree is served after it was taken out of the namespace while programs use it.
 END_GRACE_S: Final = 5.0
+#: Of what libfuse and fusermount3 say while they mount, so much is read.
+SAID_BYTES_MAX: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,31 @@ class SessionOptions:
         if self.noexec:
             options.add("noexec")
         return options
+
+
+def mount(operations: pyfuse3.Operations, place: str, options: set[str]) -> None:
+    """Mount, by root or through fusermount3. RuntimeError with what they said why they did not.
+
+    They say it on stderr, where it goes on to.
+    """
+    stderr, heard = os.dup(2), os.memfd_create("stderr")
+    try:
+        os.dup2(heard, 2)
+        try:
+            pyfuse3.init(operations, place, options)
+        finally:
+            os.dup2(stderr, 2)
+            said = os.pread(heard, SAID_BYTES_MAX, 0)
+            with suppress(OSError):
+                os.write(2, said)
+    except RuntimeError as error:
+        # "fuse: …", "fusermount3: …"; other threads may have logged something meanwhile.
+        lines = said.decode(errors="replace").splitlines()
+        reasons = [line for line in lines if line.startswith("fuse")]
+        raise RuntimeError("; ".join(reasons) or str(error)) from error
+    finally:
+        os.close(stderr)
+        os.close(heard)
 
 
 class Session:
@@ -152,7 +181,7 @@ class Session:
     def _initialize(self) -> None:
         with place_for(self._mount_point, self._options.staging) as place:
             try:
-                pyfuse3.init(self._operations, place, self._options.for_fuse())
+                mount(self._operations, place, self._options.for_fuse())
             except RuntimeError as error:
                 raise MountFailed(f"{self._mount_point} cannot be mounted: {error}") from error
         self._mounted = mounted_at(self._mount_point)

@@ -135,18 +135,23 @@ def _have_ended(daemons: list[int], seconds: float | None) -> bool:
 
 
 def _users(place: str) -> str:
-    """What uses it, as " by NAME (pid N), …"; /proc tells, the tree is not touched."""
+    """What uses it, as " by NAME (pid N), …"; /proc tells, the tree is not touched.
+
+    This command is named where there is nobody else: it ends by itself.
+    """
     below = {mount.mount_point for mount in mounts() if mount.mount_point.startswith(f"{place}/")}
     users = [f"what is mounted at {path}" for path in sorted(below)]
+    itself = str(os.getpid())
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        if any(_is_within(link, place) for link in _links(f"/proc/{pid}")):
+        if pid != itself and any(_is_within(link, place) for link in _links(f"/proc/{pid}")):
             try:
                 with open(f"/proc/{pid}/comm", errors="replace") as file:
                     users.append(f"{file.read().strip()} (pid {pid})")
             except OSError:
                 continue
     if not users:
-        return ""
+        is_itself = any(_is_within(link, place) for link in _links("/proc/self"))
+        return " by this command, which stands in it" if is_itself else ""
     more = f" and {len(users) - NAMED_MAX} more" if len(users) > NAMED_MAX else ""
     return " by " + ", ".join(users[:NAMED_MAX]) + more
 

@@ -65,6 +65,9 @@ class Waits:
         self.per_mount_max = per_mount_max
         self._metrics = metrics
         metrics.watch_all(REQUESTS_SUSPENDED, self._suspended)
+        #: Called by a fast loop before other tasks may run, and when requests come again.
+        self.on_leave: Callable[[], None] = _nothing
+        self.on_return: Callable[[], None] = _nothing
         #: Called before a request suspends; the request loop puts itself here.
         self.about_to_suspend: Callable[[], None] = _nothing
         #: Told how to ask whether no request waits to be read, by a request loop that knows.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from unifs.fsck.mending import Mending
-    from unifs.state.database import Queries
+    from unifs.state.queries import Queries
 
 #: Names above one that are looked at before a path counts as a loop; PATH_MAX allows fewer.
 DEPTH_MAX = 4096

@@ -23,8 +23,9 @@ from unifs.fsck.look import Check, Finding, Look
 from unifs.fsck.mending import Mending
 from unifs.journal.recovery import write_durably
 from unifs.state import schema
-from unifs.state.database import VFS, Database, Queries
+from unifs.state.database import Database
 from unifs.state.directory import StateDirectory
+from unifs.state.queries import VFS, Queries
 from unifs.vfs.storage import DEFAULT_PROFILE, Storage
 from unifs.vfs.unindexed import index_container
 

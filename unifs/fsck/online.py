@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from unifs.fsck.checks import STAGES
 from unifs.fsck.look import Check, Finding, Look
-from unifs.state.database import Reader
+from unifs.state.queries import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -232,6 +232,11 @@ class Flusher:
         assert turn is not None
         self._next = None
         self._running = turn
+        self._database.settle()
+        if self._database.failed is not None:
+            turn.failure = self._database.refusal()
+            self._finished(turn)
+            return
         turn.seq, turn.commits = self._log.seq, self._database.commits
         before_ns, self._started_ns = self._started_ns, time.perf_counter_ns()
         self._grow_wal(self._started_ns - before_ns < AHEAD_NS)

@@ -46,6 +46,9 @@ class Op(IntEnum):
     SYNC = 10
 
 
+_NAMED = (Op.CREATE, Op.UNLINK, Op.RMDIR, Op.LINK)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One row of the journal."""
@@ -63,6 +66,14 @@ class Record:
         if self.op is Op.RENAME:
             return (self.parent, unpack_rename(self.data).new_parent)
         return (self.parent,)
+
+    @property
+    def place(self) -> tuple[int, bytes] | None:
+        """The directory and the name that it gave or took; None where it changed no name."""
+        if self.op is Op.RENAME:
+            renamed = unpack_rename(self.data)
+            return renamed.new_parent, renamed.new_name
+        return (self.parent, self.data) if self.op in _NAMED else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +129,7 @@ class Log:
         """
         self.seq += 1
         time_ns = time.time_ns() if now_ns is None else now_ns
-        return INSERT, (self.seq, time_ns, op, ino, parent, data)
+        return INSERT, (self.seq, time_ns, int(op), ino, parent, data)
 
     def records(self, after: int = 0, limit: int = -1) -> Iterator[Record]:
         """Records with a higher seq than ``after``, in order."""
@@ -140,9 +151,9 @@ class Log:
             after = rows[-1][0]
 
     def count_of(self, mount_id: int, after: int) -> int:
-        """How many records ``records_of`` gives."""
-        query = f"select count(*) {JOINED} {OF_MOUNT}"
-        return int(self._database.one(query, (after, mount_id))[0])
+        """How many changes ``records_of`` gives: notes of what became durable are none."""
+        query = f"select count(*) {JOINED} {OF_MOUNT} and j.op not in (?,?)"
+        return int(self._database.one(query, (after, mount_id, Op.SEAL, Op.SYNC))[0])
 
     def newest(self) -> Iterator[Marked]:
         """Records from the newest back, fetched a page at a time: the caller may take its time."""

@@ -61,6 +61,7 @@ class Overlay:
         "hides_holes",
         "is_dirty",
         "is_rewritten",
+        "known_digest",
         "proven",
         "synced_ranges",
         "unsynced",
@@ -69,9 +70,10 @@ class Overlay:
 
     def __init__(self) -> None:
         self.buffer: bytearray | None = bytearray()
-        #: sha2-256 of the buffer's first ``hashed`` bytes; None: begin anew.
+        #: sha2-256 of the buffer's first ``hashed`` bytes, and what it says of them; None: anew.
         self.hash: hashlib._Hash | None = None
         self.hashed = 0
+        self.known_digest = b""
         self.container = 0
         self.descriptor = -1
         self.extents = ExtentMap()
@@ -107,8 +109,11 @@ class Overlay:
             self.hash = hashlib.sha256(buffer)
         elif self.hashed < len(buffer):
             self.hash.update(memoryview(buffer)[self.hashed :])
+        else:
+            return self.known_digest
         self.hashed = len(buffer)
-        return self.hash.digest()
+        self.known_digest = self.hash.digest()
+        return self.known_digest
 
     def set_durable(self, commits: int, size: int, extents: bytes) -> None:
         """An fsync has made the form of that commit durable; an older one changes nothing."""

@@ -32,6 +32,9 @@ Crash windows, each tested by its number (tests/journal/test_recovery.py):
     bytes
 12. stopped cleanly, then the power fails before closed contents were written out: as 5
 13. fsync returned, the bytes that its transaction carried lost from their container: written again
+14. killed after changes were acknowledged that were held: noted, and executed when the database is
+    opened (``state.held``), before anything here is asked
+15. killed after such a transaction committed: its number says that its notes are done
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Writeback:
             due = self.dues[ino] = Due(ino, seq, now, now - self.limits.delay_s)
             self._calls.load(ino)
             if state == 1:
-                due.is_quarantined, due.error = True, TryAgain(GIVEN_UP)
+                due.is_quarantined, due.error = True, self._journal.refusal(ino)
                 self._given_up.add(ino)
             self._push(due)
 
@@ -330,7 +330,7 @@ class Writeback:
             due.is_quarantined = True
             self._given_up.add(due.ino)
             log.error("writeback gives up: ino=%d error=%s", due.ino, error)
-            self._journal.set_quarantined(due.ino, True)
+            self._journal.set_quarantined(due.ino, error)
             self._tell()
             return
         pause = due.pause_s(error, self._random)
@@ -385,7 +385,7 @@ class Writeback:
     def _release(self, due: Due) -> None:
         due.is_quarantined, due.attempts, due.retry_at = False, 0, 0.0
         self._given_up.discard(due.ino)
-        self._journal.set_quarantined(due.ino, False)
+        self._journal.set_quarantined(due.ino, None)
         self._push(due)
 
     def statistics(self) -> dict[str, int]:

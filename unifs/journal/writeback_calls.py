@@ -17,12 +17,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from unifs.errors import (
-    Conflict,
     DeadlineExceeded,
-    Exists,
-    IsADirectory,
     NotADirectory,
-    NotEmpty,
     NotFound,
     RateLimited,
     TryAgain,
@@ -30,7 +26,7 @@ from unifs.errors import (
     Unsupported,
 )
 from unifs.journal.writeback_order import NOWHERE, Attempt, Step
-from unifs.journal.writeback_resolving import UNTOLD, Resolving
+from unifs.journal.writeback_resolving import TAKEN, UNTOLD, Resolving
 from unifs.journal.writeback_sending import STALL_S, Late, Watched
 from unifs.types import Change, Node
 from unifs.waiting import complete
@@ -40,8 +36,6 @@ if TYPE_CHECKING:
 
     from unifs.journal.writeback_tree import LocalTree, Upload
     from unifs.mounts.base import ContentReader, Mount
-
-TAKEN = (Conflict, Exists, IsADirectory, NotADirectory, NotEmpty)
 
 Outcome = Node | UnifsError | None
 
@@ -128,9 +122,9 @@ class Calls:
         return Call(ino, step, change, upload, is_repeated)
 
     async def _begin(self, ino: int, attempt: Attempt) -> None:
-        """Note the attempt, if it is the first of its kind."""
+        """Note the attempt, if it is the first of its kind, or the last one was refused."""
         known = self.local.known(ino) or NOWHERE
-        if known.attempt is None:
+        if known.attempt is None or known.attempt.is_refused:
             await complete(self.local.begin, ino, attempt, b"")
 
     def _check_late(self, ino: int, change: Change) -> None:
@@ -147,6 +141,9 @@ class Calls:
         """Of an inode that an earlier daemon left due: what it may have sent may arrive now."""
         known = self.local.known(ino) or NOWHERE
         attempt = known.attempt
+        if attempt is not None and attempt.is_refused:
+            # That was its answer.
+            return
         if attempt is not None and attempt.verb == "rename":
             paths = (known.path or "", attempt.path)
             self._late.lost(Change("rename", paths[0], attempt.token, paths[1]))
@@ -269,7 +266,9 @@ class Calls:
 
     async def _refused(self, call: Call, error: UnifsError) -> None:
         local, step, ino = self.local, call.step, call.ino
-        if call.is_attempt and not (call.is_repeated and isinstance(error, UNTOLD)):
+        if step.verb == "rename" and await self._resolving.is_halfway(call.change, error):
+            await complete(local.refused, ino)
+        elif call.is_attempt and not (call.is_repeated and isinstance(error, UNTOLD)):
             await complete(local.end, ino)
         if step.verb == "remove":
             if isinstance(error, NotFound | NotADirectory):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 BACKOFF_S = 1.0
 BACKOFF_MAX_S = 300.0
-#: Of what a daemon gave up that has ended: the reason stands in its log only.
+#: Of what a daemon gave up that kept no reason: it stands in its log only.
 GIVEN_UP = "it was given up before the last start; `unifs ctl journal retry` tries it and says why"
 
 
@@ -74,8 +74,13 @@ class Journal:
         """The backend has confirmed everything up to ``seq``."""
         raise NotImplementedError
 
-    def set_quarantined(self, ino: int, is_quarantined: bool) -> None:
-        """Let the next start know it, where that can be written down; raises nothing."""
+    def set_quarantined(self, ino: int, refusal: UnifsError | None) -> None:
+        """It is given up because of that; None: it is tried again. Raises nothing: the next start
+        knows it where that can be written down."""
+        raise NotImplementedError
+
+    def refusal(self, ino: int) -> UnifsError:
+        """Why an earlier daemon gave it up; where it has not said so, ``GIVEN_UP``."""
         raise NotImplementedError
 
     def renew(self, ino: int) -> None:

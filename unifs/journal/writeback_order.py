@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -29,15 +30,18 @@ if TYPE_CHECKING:
 
     from unifs.types import Version
 
-#: An object that steps aside stands under this name, followed by its inode number.
+#: An object that steps aside stands under this name, followed by what no other place has.
 ASIDE = ".unifs-moving-"
+#: Such a name, or that of an earlier version: there the inode's number followed.
+_ASIDE = re.compile(re.escape(ASIDE) + "([0-9a-f]{16}|[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """A call whose outcome is not known: it may have reached the backend.
 
-    ``key`` is the content key of what a put carries, in hexadecimal.
+    ``key`` is the content key of what a put carries, in hexadecimal. ``is_refused``: a rename that
+    the backend did a part of, and refused to go on with; it is taken up again with its token.
     """
 
     verb: str
@@ -45,9 +49,14 @@ class Attempt:
     token: str
     base: Version | None = None
     key: str = ""
+    is_refused: bool = False
 
     def pack(self) -> str:
-        return json.dumps(asdict(self))
+        told = asdict(self)
+        if not self.is_refused:
+            # An earlier version, which does not know the word, reads all others.
+            del told["is_refused"]
+        return json.dumps(told)
 
     @classmethod
     def unpack(cls, text: str) -> Attempt:
@@ -128,6 +137,10 @@ class Objects(Protocol):
 
     def moving(self, path: str) -> int:
         """The inode whose rename, not known to have ended, takes ``path`` along; 0 for none."""
+        ...
+
+    def aside(self, path: str) -> str:
+        """Where the object at ``path`` can be put for a while: a place that nobody ever had."""
         ...
 
     def heir(self, path: str) -> int:
@@ -289,10 +302,14 @@ class Order:
             known = self._objects.known(ino)
             if known is None or known.path is None or known.attempt is not None:
                 continue
-            if self._objects.wanted(ino) is None or known.path.startswith(ASIDE):
+            if self._objects.wanted(ino) is None or _is_aside(known.path):
                 continue
-            return ino, Step("rename", known.path, f"{ASIDE}{ino}")
+            return ino, Step("rename", known.path, self._objects.aside(known.path))
         return None
+
+
+def _is_aside(path: str) -> bool:
+    return _ASIDE.fullmatch(path.rpartition("/")[2]) is not None
 
 
 def _is_same(attempt: Attempt, wanted: Wanted, place: str, known: Known) -> bool:

@@ -10,11 +10,16 @@ Called by ``writeback_calls``; belongs to the event loop's thread.
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unifs.errors import (
+    Conflict,
+    Exists,
+    IsADirectory,
     NoSpace,
     NotADirectory,
+    NotEmpty,
     NotFound,
     PermissionDenied,
     TryAgain,
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
 
     Put = Callable[[int, Attempt, Upload], Awaitable[Node | UnifsError | None]]
 
+#: Refusals because of what stands there.
+TAKEN = (Conflict, Exists, IsADirectory, NotADirectory, NotEmpty)
 #: Refusals that tell nothing of what stands there: an earlier try may have arrived all the same.
 UNTOLD = (PermissionDenied, NoSpace)
 #: An older content up to this size is rather sent again than waited for.
@@ -136,26 +143,45 @@ class Resolving:
                 await complete(self._local.end, ino)
                 return
             if await self._mount.has_begun(new_path, attempt.token):
-                await self._is_finished(path, attempt)
+                await self._finish(path, attempt)
             await complete(self._local.moved, ino, path, new_path)
             return
         if await self._mount.has_begun(new_path, attempt.token):
             # Half of it is done. To finish it leaves nothing behind; what is wanted now comes next.
-            if await self._is_finished(path, attempt):
+            if attempt.is_refused:
+                attempt = replace(attempt, is_refused=False)
+                await complete(self._local.begin, ino, attempt, b"")
+            change, refusal = await self._finish(path, attempt)
+            if refusal is None:
                 await complete(self._local.moved, ino, path, new_path)
                 return
+            if await self.is_halfway(change, refusal):
+                await complete(self._local.refused, ino)
+                raise refusal
         elif self._late.left_s(attempt) > 0:
             raise self._later(attempt)
         await complete(self._local.end, ino)
 
-    async def _is_finished(self, path: str, attempt: Attempt) -> bool:
-        """Whether a rename of which something is done could be done to its end."""
+    async def _finish(self, path: str, attempt: Attempt) -> tuple[Change, UnifsError | None]:
+        """A rename of which something is done, to its end; why it was refused."""
         change = Change("rename", path, attempt.token, attempt.path, base=attempt.base)
         (outcome,) = await self._mount.commit([(change, None)])
         if isinstance(outcome, UnifsError) and outcome.is_transient:
             self._late.lost(change)
             raise outcome
-        return not isinstance(outcome, UnifsError)
+        return change, outcome if isinstance(outcome, UnifsError) else None
+
+    async def is_halfway(self, change: Change, refusal: UnifsError) -> bool:
+        """Whether a rename was refused that can go on from what is done of it, once it may."""
+        if isinstance(refusal, (*TAKEN, NotFound)):
+            return False
+        try:
+            return await self._mount.has_begun(change.new_path, change.token)
+        except UnifsError as error:
+            if error.is_transient:
+                raise
+            # It may not even look.
+            return True
 
     def _later(self, attempt: Attempt) -> TryAgain:
         left_s = self._late.left_s(attempt)

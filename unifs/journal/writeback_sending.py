@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from unifs.errors import TryAgain
-from unifs.mounts.base import cid_of
+from unifs.mounts.base import attributes_of, cid_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +45,7 @@ class Watched:
         self._scope = scope
         self.size_bytes = reader.size_bytes
         self.cid = cid_of(reader)
+        self.attributes = attributes_of(reader)
         #: Nobody wants it any more.
         self.is_pointless = False
         #: The upload was ended for that, before it had all bytes.

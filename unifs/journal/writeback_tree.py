@@ -59,6 +59,10 @@ class LocalTree(Objects, Protocol):
         """The attempt did not reach the backend."""
         ...
 
+    def refused(self, ino: int) -> None:
+        """The attempt, a rename, was refused when a part of it was done: it is not under way."""
+        ...
+
     def disown(self, ino: int) -> None:
         """What the attempt may still bring to the backend is to be removed; ``ino`` goes on."""
         ...

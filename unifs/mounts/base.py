@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class ContentReader(Protocol):
     """Immutable bytes on their way to a backend. May be read in any order and more than once.
 
-    One whose CID is known has it as ``cid``.
+    One whose CID is known has it as ``cid``; one of a file as its ``attributes`` what the file has.
     """
 
     size_bytes: int
@@ -46,6 +46,11 @@ class ContentReader(Protocol):
 def cid_of(content: ContentReader) -> str:
     """The CID of a content on its way to a backend; "" where nobody knows it."""
     return str(getattr(content, "cid", ""))
+
+
+def attributes_of(content: ContentReader) -> SetAttributes | None:
+    """Mode, owner and times of the file whose content is on its way; None where nobody says."""
+    return getattr(content, "attributes", None)
 
 
 class LocalReader(Protocol):

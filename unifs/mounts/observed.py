@@ -25,7 +25,7 @@ from unifs.errors import (
     UnifsError,
     Unreachable,
 )
-from unifs.mounts.base import Mount, cid_of
+from unifs.mounts.base import Mount, attributes_of, cid_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -118,6 +118,7 @@ class _Counted:
         self._health = health
         self.size_bytes = content.size_bytes
         self.cid = cid_of(content)
+        self.attributes = attributes_of(content)
 
     async def read(self, offset: int, size: int) -> bytes:
         data = await self._content.read(offset, size)

@@ -92,7 +92,7 @@ class Durability:
             if not overlay.is_dirty:
                 batch.append((SET_CARRIED, (content.id,)))
         if batch:
-            self.writer.tree.commit(batch)
+            self.writer.tree.commit(batch, may_hold=False)
         if is_changed:
             self.writer.committed(inode, content, blob)
         inode.synced = blob

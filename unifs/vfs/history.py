@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from unifs.errors import Busy, Exists, InvalidArgument, NotFound, TooLarge
-from unifs.state.database import Reader
+from unifs.state.queries import Reader
 from unifs.vfs.epochs import next_epoch
 from unifs.waiting import complete
 
@@ -366,7 +366,8 @@ class History:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             shown = f"{', '.join(names[:3])}{more}"
-            raise Busy(f"{path} is in the checkpoint {shown}: with --yes it is lost there too")
+            noun = "checkpoints" if len(names) > 1 else "checkpoint"
+            raise Busy(f"{path} is in the {noun} {shown}: with --yes it is lost there too")
 
     # --- tracking ---------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from unifs.ipfs.cid import Cid
 from unifs.ipfs.embedded.marks import Root
 from unifs.journal.content import SMALL, SmallContent, small_content
 from unifs.journal.log import Op, pack_pair, unpack_pair
-from unifs.state.database import Reader
+from unifs.state.queries import Reader
 from unifs.vfs.smallrows import INODE, JOURNAL, KEYS, TABLES, rows_naming
 from unifs.vfs.treeinode import TreeInode
 from unifs.vfs.unindexed import index_container

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,18 +22,21 @@ from unifs.errors import (
     NotADirectory,
     NotEmpty,
     NotFound,
+    Stale,
 )
 from unifs.types import PlainCaller
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from unifs.types import Attributes
     from unifs.vfs.vfs import Vfs
     from unifs.vfs.volume import Inode, Invalidator
 
 COPY_BYTES = 1 << 20
+#: Directories that one operation holds at most, the newest.
+HELD_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,14 @@ class PathEntry:
     nlink: int
     uid: int
     gid: int
+
+
+def copied_mode(mode: int) -> int:
+    """The permissions of a copy: those of its source as cp(1) takes them under umask 022.
+
+    Its owner may write to it all the same: what lies in /ipfs nobody may write to.
+    """
+    return mode & 0o755 | (0o700 if stat.S_ISDIR(mode) else 0o600)
 
 
 class _Batch:
@@ -73,6 +85,23 @@ class Paths:
         self.vfs = vfs
         self._invalidator = invalidator
         self.caller = PlainCaller(os.getuid(), os.getgid(), os.getpid(), 0o022)
+        #: Directories by their names, where an operation holds some.
+        self._held: dict[bytes, int] | None = None
+
+    @contextmanager
+    def holding(self) -> Iterator[Paths]:
+        """Paths for one operation on many: a walk begins at the nearest directory it was in before.
+
+        From the root, each of n names that lie in one another would take n steps. Directories are
+        held as a program holds them by descriptors: one that somebody renames meanwhile is the same
+        one still.
+        """
+        paths = Paths(self.vfs, self._invalidator)
+        held = paths._held = {}
+        try:
+            yield paths
+        finally:
+            self.vfs.forget([(ino, 1) for ino in held.values()])
 
     # --- finding ----------------------------------------------------------------------------------
 
@@ -91,17 +120,41 @@ class Paths:
         return await self._walk(self.split(path), path)
 
     async def _walk(self, names: list[bytes], path: str) -> Inode:
-        vfs = self.vfs
-        inode = vfs.namespace.root
-        current: Inode = inode
-        for name in names:
+        current, start = self._nearest(names)
+        for depth, name in enumerate(names[start:], start + 1):
             if not stat.S_ISDIR(current.attributes.st_mode):
                 raise NotADirectory(f"{path}: a part of it is not a directory")
             try:
                 current = await complete(self._step, current, name)
             except (NotFound, FileNotFoundError):  # A host's directory answers with the latter.
                 raise NotFound(f"{path} does not exist") from None
+            self._hold(names[:depth], current)
         return current
+
+    def _nearest(self, names: Sequence[bytes]) -> tuple[Inode, int]:
+        """Where a walk begins, and how many of its names lead there."""
+        if self._held is not None:
+            for depth in (len(names), len(names) - 1):
+                ino = self._held.get(b"/".join(names[:depth]))
+                if ino is not None:
+                    with suppress(Stale):  # Removed meanwhile: the walk names what is missing.
+                        return self.vfs.inodes.get(ino), depth
+        return self.vfs.namespace.root, 0
+
+    def _hold(self, names: Sequence[bytes], inode: Inode) -> None:
+        held = self._held
+        if held is None or not stat.S_ISDIR(inode.attributes.st_mode):
+            return
+        self._let_go(names)
+        if len(held) >= HELD_MAX:
+            self.vfs.forget([(held.pop(next(iter(held))), 1)])
+        held[b"/".join(names)] = inode.ino
+        self.vfs.inodes.remember(inode.ino)
+
+    def _let_go(self, names: Sequence[bytes]) -> None:
+        ino = self._held.pop(b"/".join(names), None) if self._held else None
+        if ino is not None:
+            self.vfs.forget([(ino, 1)])
 
     def _step(self, parent: Inode, name: bytes) -> Inode:
         inode = parent.volume.lookup(parent, name)
@@ -152,7 +205,7 @@ class Paths:
 
     # --- changing ---------------------------------------------------------------------------------
 
-    async def mkdir(self, path: str, parents: bool = False) -> None:
+    async def mkdir(self, path: str, parents: bool = False, mode: int = 0o755) -> None:
         """Make a directory; with ``parents`` also those above, and one that exists is fine."""
         names = self.split(path)
         for depth in range(1 if parents else len(names), len(names) + 1):
@@ -160,7 +213,7 @@ class Paths:
             if parents and await self._is_directory(part, depth == len(names)):
                 continue
             above, name = await self.parent_of(part)
-            self._made(await complete(self.vfs.mkdir, above.ino, name, 0o755, self.caller))
+            self._made(await complete(self.vfs.mkdir, above.ino, name, mode, self.caller))
             self._invalidator.entry(above.ino, name)
         self._invalidate(await self.find(path))
 
@@ -184,7 +237,8 @@ class Paths:
         try:
             await complete(change, above.ino, name, self.caller)
         except NotEmpty:
-            raise NotEmpty(f"{path} is not empty; remove it recursively") from None
+            raise NotEmpty(f"{path} is not empty: it takes `--recursive`") from None
+        self._let_go(self.split(path))
         self._invalidator.entry(above.ino, name)
         self._invalidate(above)
 
@@ -197,6 +251,7 @@ class Paths:
         below, new_name = await self.parent_of(target)
         if above.volume is not below.volume:
             raise CrossMount(f"{source} and {target} lie in different mounts")
+        await self.find(source)
         await complete(self.vfs.rename, above.ino, name, below.ino, new_name, 0, self.caller)
         self._invalidator.entry(above.ino, name)
         self._invalidator.entry(below.ino, new_name)
@@ -223,15 +278,16 @@ class Paths:
         return target
 
     async def copy_file(self, source: str, target: str) -> int:
-        """Copy a file's bytes; how many. ``target`` must not exist."""
+        """Copy a file's bytes and permissions; how many bytes. ``target`` must not exist."""
         inode = await self.find(source)
         if stat.S_ISDIR(inode.attributes.st_mode):
             raise IsADirectory(f"{source} is a directory")
         below, name = await self.parent_of(target)
         vfs = self.vfs
+        mode = copied_mode(inode.attributes.st_mode)
         reader = await complete(vfs.open, inode.ino, os.O_RDONLY, self.caller)
         try:
-            writer, _ = await complete(vfs.create, below.ino, name, 0o644, os.O_WRONLY, self.caller)
+            writer, _ = await complete(vfs.create, below.ino, name, mode, os.O_WRONLY, self.caller)
             try:
                 offset = 0
                 while data := bytes(await complete(vfs.read, reader.fh, offset, COPY_BYTES)):

@@ -6,13 +6,14 @@ Implements ``journal.writeback_order.Objects``; it reads rows and changes nothin
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from typing import TYPE_CHECKING
 
 from unifs.errors import Stale
 from unifs.journal.content import REMOTE, SYMLINK
 from unifs.journal.log import Op, unpack_rename
-from unifs.journal.writeback_order import NOWHERE, Known, Wanted
+from unifs.journal.writeback_order import ASIDE, NOWHERE, Known, Wanted
 from unifs.types import Node, SetAttributes
 from unifs.vfs.remoterows import TOLD, content_key
 from unifs.vfs.tree import ATTRIBUTES
@@ -54,6 +55,12 @@ class Places:
 
     def moving(self, path: str) -> int:
         return self.volume.attempts.moving(path)
+
+    def aside(self, path: str) -> str:
+        # Not beside it: its directory may be what waits for it to leave. A container, of which no
+        # object can be moved out, is never in its own way.
+        top = f"{path.partition('/')[0]}/" if self.volume.mount.has_containers else ""
+        return f"{top}{ASIDE}{secrets.token_hex(8)}"
 
     def heir(self, path: str) -> int:
         above, _, name = path.rpartition("/")

@@ -11,14 +11,20 @@ from unifs.waiting import complete
 
 if TYPE_CHECKING:
     from unifs.journal.content import Content, Contents
-    from unifs.mounts.base import ContentReader, Mount
-    from unifs.types import Version
+    from unifs.mounts.base import Mount
+    from unifs.types import SetAttributes, Version
 
 #: As much as one read from the page cache gives.
 PIECE_BYTES = 1 << 20
 
 
-class BytesReader:
+class _FileReader:
+    """A content that knows whose it is."""
+
+    attributes: SetAttributes | None = None
+
+
+class BytesReader(_FileReader):
     """A content that is in memory."""
 
     def __init__(self, data: bytes, cid: str = "") -> None:
@@ -30,7 +36,7 @@ class BytesReader:
         return self._data[offset : offset + size]
 
 
-class LargeReader:
+class LargeReader(_FileReader):
     """A large content; whoever made it keeps its row alive."""
 
     def __init__(self, contents: Contents, content: LargeContent) -> None:
@@ -52,7 +58,7 @@ class LargeReader:
         return self._contents.read_extents(self._extents, offset, end)
 
 
-class MountReader:
+class MountReader(_FileReader):
     """Bytes that only the backend has, on their way to another path of it."""
 
     def __init__(self, mount: Mount, path: str, version: Version, size: int) -> None:
@@ -74,7 +80,7 @@ class MountReader:
         return b"".join(parts)
 
 
-async def reader_of(contents: Contents, content: Content | None) -> ContentReader:
+async def reader_of(contents: Contents, content: Content | None) -> BytesReader | LargeReader:
     """A reader of a committed content; None is the empty file."""
     if isinstance(content, SmallContent):
         whole = await complete(contents.read_small, content, 0, content.length)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unifs.journal.content import SMALL, small_content
 from unifs.journal.writeback_order import Attempt, Known
-from unifs.types import Version
+from unifs.types import SetAttributes, Version
 from unifs.vfs.tree import fill_attributes, pack_attributes
 from unifs.vfs.treeinode import TreeInode
 
@@ -208,6 +208,14 @@ def pack_told(attributes: Attributes) -> bytes:
     """The ``told`` column for these attributes."""
     a = attributes
     return TOLD.pack(a.st_mode & 0o7777, a.st_uid, a.st_gid, a.st_mtime_ns)
+
+
+def told_of(attributes: Attributes) -> SetAttributes:
+    """The same, as a backend takes it."""
+    a = attributes
+    return SetAttributes(
+        mode=a.st_mode & 0o7777, uid=a.st_uid, gid=a.st_gid, mtime_ns=a.st_mtime_ns
+    )
 
 
 def join(parent: str, name: bytes) -> str:

@@ -7,24 +7,23 @@ the commit. It makes no remote call but reads of bytes that exist nowhere else.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from unifs.errors import Stale, UnifsError
+from unifs.errors import Stale
 from unifs.journal.content import REMOTE, large_id, remote_blob, remote_size
 from unifs.journal.log import Op
-from unifs.journal.writeback_due import Journal
 from unifs.journal.writeback_order import NOWHERE, Attempt
 from unifs.journal.writeback_tree import Upload
 from unifs.types import Version
 from unifs.vfs.remoteconflict import keep_both, step_aside, take_bytes, take_ours, take_theirs
 from unifs.vfs.remotedrop import commit_releasing, drop
-from unifs.vfs.remoteplaces import Places
 from unifs.vfs.remotereaders import MountReader, reader_of
-from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key
-from unifs.waiting import WouldBlock, complete
+from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key, told_of
+from unifs.vfs.remotewaiting import WaitingRecords
+from unifs.waiting import complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,19 +34,6 @@ if TYPE_CHECKING:
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.tree import Batch
 
-log = logging.getLogger(__name__)
-
-WAITING = (
-    "select j.ino,max(j.seq),max(j.state) from journal j left join inode i on i.ino=j.ino"
-    " left join remote r on r.ino=j.ino"
-    " where j.state is not null and coalesce(i.mount,r.mount)=? group by j.ino order by 2"
-)
-SETTLE = "update journal set state=null where ino=? and state is not null and seq<=?"
-#: Records of inodes of which nothing is left, here or there.
-SETTLE_LOST = (
-    "update journal set state=null where state is not null"
-    " and ino not in (select ino from inode) and ino not in (select ino from remote)"
-)
 BEGIN = (
     "insert into remote(ino,mount,version,checked_ns,listing,listed_ns,local,attempt,content)"
     " values(?,?,'',0,0,0,1,?,?)"
@@ -67,7 +53,7 @@ PLACE = (
 NOWHERE_NOW = "update remote set path=null,version='',synced=null,told=null where ino=?"
 
 
-class RemoteSync(Places, Journal):
+class RemoteSync(WaitingRecords):
     """Implements ``journal.writeback_calls.LocalTree`` and ``journal.writeback.Journal``."""
 
     writeback: Writeback
@@ -80,7 +66,7 @@ class RemoteSync(Places, Journal):
     def load(self) -> None:
         """After a start: the attempts that an earlier daemon left."""
         self.root = self.volume.root
-        self.tree.commit([(SETTLE_LOST, ())])
+        self.tidy()
         for found in self.remotes.attempts():
             assert found.known.attempt is not None
             self.attempts.add(found.ino, found.known.attempt, found.known.path)
@@ -108,6 +94,7 @@ class RemoteSync(Places, Journal):
                 raise Stale("its bytes were only at the backend, which does not have them any more")
             mount = self.volume.mount
             source = MountReader(mount, inode.path, inode.version, inode.attributes.st_size)
+            source.attributes = told_of(inode.attributes)
             return Upload(source, blob, blob)
         inode.opens += 1
         try:
@@ -117,6 +104,7 @@ class RemoteSync(Places, Journal):
         if inode.stored != blob or inode.is_gone:
             return None
         reader = await reader_of(self.volume.contents, content)
+        reader.attributes = told_of(inode.attributes)
         return Upload(reader, blob, content_key(blob), mark)
 
     def _freeze(self, inode: RemoteInode) -> None:
@@ -159,6 +147,11 @@ class RemoteSync(Places, Journal):
 
     def end(self, ino: int) -> None:
         self._commit_ended(ino, [])
+
+    def refused(self, ino: int) -> None:
+        known = self.known(ino) or NOWHERE
+        assert known.attempt is not None
+        self.begin(ino, replace(known.attempt, is_refused=True), b"")
 
     def disown(self, ino: int) -> None:
         attempt = (self.known(ino) or NOWHERE).attempt
@@ -234,10 +227,6 @@ class RemoteSync(Places, Journal):
         batch.append((PLACE, where))
         batch.append(self.volume.log.row(Op.UNLINK, ino, 0, b""))
         return ino
-
-    def _hot(self, ino: int) -> RemoteInode | None:
-        inode = self.volume.inodes.hot.get(ino)
-        return inode if isinstance(inode, RemoteInode) else None
 
     def _forget_place(self, ino: int) -> None:
         inode = self._hot(ino) if ino else None
@@ -353,41 +342,6 @@ class RemoteSync(Places, Journal):
             take_theirs(self, ino, path, node)
         else:
             keep_both(self, ino, path, node)
-
-    # --- Journal ----------------------------------------------------------------------------------
-
-    def waiting(self) -> Iterable[tuple[int, int, int]]:
-        volume = self.volume
-        rows = self.tree.database.all(WAITING, (volume.mount_id,))
-        for ino, _, _ in rows:
-            inode = volume.hot_or_row(ino)
-            if inode is not None and stat.S_ISREG(inode.attributes.st_mode) and not inode.is_gone:
-                volume.unsynced.wrote(inode, inode.attributes.st_size)
-        return rows
-
-    def settle(self, ino: int, seq: int) -> None:
-        self.tree.commit([(SETTLE, (ino, seq)), ("update remote set local=1 where ino=?", (ino,))])
-        inode = self._hot(ino)
-        if inode is not None:
-            inode.is_local = True
-            if not inode.is_dirty():
-                self.volume.unsynced.reached(inode, inode.unsynced_bytes)
-        self.volume.writer.changed.pop(self.volume.mount_id, None)
-        self.volume.cold.note(ino)
-
-    def set_quarantined(self, ino: int, is_quarantined: bool) -> None:
-        statement = "update journal set state=? where ino=? and state is not null"
-        try:
-            self.tree.commit([(statement, (int(is_quarantined), ino))])
-        except (WouldBlock, UnifsError) as error:
-            log.warning("not noted: ino=%d given_up=%s %r", ino, is_quarantined, error)
-
-    def renew(self, ino: int) -> None:
-        self.tree.commit([self.volume.log.row(Op.SETATTR, ino, 0, b"")])
-
-    def is_open(self, ino: int) -> bool:
-        inode = self._hot(ino)
-        return inode is not None and inode.writers > 0
 
     def hurry_all(self) -> None:
         """Too much is unsynced: commit what is open, write back everything now."""

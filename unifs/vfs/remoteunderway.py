@@ -24,13 +24,20 @@ class Attempts:
         self._by_path: dict[str, set[int]] = {}
         #: Of those that are renames: inode -> both paths.
         self._moving: dict[int, tuple[str, str]] = {}
+        #: Those of them that were refused halfway: nothing of them is under way.
+        self._refused: set[int] = set()
         self._ended = trio.Event()
 
     def add(self, ino: int, attempt: Attempt, path: str | None) -> None:
-        """A change begins; ``path`` is where the backend holds the inode, if it does."""
+        """A change begins, or is refused halfway; ``path``: where the backend holds the inode."""
         self._by_path.setdefault(attempt.path, set()).add(ino)
         if attempt.verb == "rename" and path is not None:
             self._moving[ino] = (path, attempt.path)
+        if attempt.is_refused:
+            self._refused.add(ino)
+            self._tell()
+        else:
+            self._refused.discard(ino)
 
     def end(self, ino: int) -> None:
         """The outcome of whatever was attempted with an inode is known."""
@@ -38,9 +45,13 @@ class Attempts:
             self._by_path[path].discard(ino)
             if not self._by_path[path]:
                 del self._by_path[path]
+        self._refused.discard(ino)
         if self._moving.pop(ino, None) is not None:
-            self._ended.set()
-            self._ended = trio.Event()
+            self._tell()
+
+    def _tell(self) -> None:
+        self._ended.set()
+        self._ended = trio.Event()
 
     @property
     def is_quiet(self) -> bool:
@@ -62,15 +73,17 @@ class Attempts:
                 yield from held
 
     def is_moving(self, path: str) -> bool:
-        """Whether a rename that has not ended moves what stands at ``path``, or goes there."""
-        return self.moving(path) > 0
+        """Whether a rename is under way that moves what stands at ``path``, or goes there."""
+        return any(ino not in self._refused for ino in self._movers(path))
 
     def moving(self, path: str) -> int:
         """The inode of a rename that has not ended and concerns ``path``, 0 for none."""
+        return next(self._movers(path), 0)
+
+    def _movers(self, path: str) -> Iterator[int]:
         for ino, ends in self._moving.items():
             if any(path == end or path.startswith(f"{end}/") for end in ends):
-                return ino
-        return 0
+                yield ino
 
     async def settled(self, path: str) -> bool:
         """Wait for the end of renames that concern ``path``; whether there was one."""

@@ -203,7 +203,7 @@ class RemoteVolume(TreeVolume):
         if inode is not None:
             assert isinstance(inode, RemoteInode)
             if self.is_fresh(inode.checked_ns) or self.is_changed(inode):
-                return inode
+                return self.counted(inode)
         elif self.is_listed(parent) or len(name) > NAME_MAX_BYTES:
             raise NotFound
         self.epoch.check()
@@ -242,10 +242,9 @@ class RemoteVolume(TreeVolume):
 
     def getattr(self, inode: Inode) -> Attributes:
         assert isinstance(inode, RemoteInode)
-        if inode.ino == self.root or inode.is_gone or self.is_fresh(inode.checked_ns):
-            return inode.attributes
-        if self.is_changed(inode):
-            return inode.attributes
+        is_fresh = inode.ino == self.root or inode.is_gone or self.is_fresh(inode.checked_ns)
+        if is_fresh or self.is_changed(inode):
+            return super().getattr(inode)
         self.epoch.check()
         raise WouldBlock(partial(self.merge.refresh, inode), self.name)
 

@@ -24,7 +24,7 @@ from unifs.ipfs.dagpb import decode
 from unifs.ipfs.unixfs.builder import FileBuilder
 from unifs.journal.content import LINKED
 from unifs.journal.recovery import write_durably
-from unifs.state.database import Reader
+from unifs.state.queries import Reader
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -37,7 +37,7 @@ from unifs.journal.content import (
     large_id,
     small_content,
 )
-from unifs.state.database import Reader
+from unifs.state.queries import Reader
 from unifs.vfs.epochs import INSERT_EPOCH, next_epoch
 from unifs.vfs.rootholes import find, rebuild_files, write_receipt
 from unifs.waiting import complete

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from unifs.journal.content import SEALED, LargeContent, large_id
 from unifs.vfs.historyrestore import ONE_MORE
+from unifs.vfs.paths import copied_mode
 from unifs.vfs.remotevolume import RemoteVolume
 from unifs.vfs.tree import blocks_of
 from unifs.vfs.treevolume import TreeVolume
@@ -19,8 +20,6 @@ from unifs.vfs.treevolume import TreeVolume
 if TYPE_CHECKING:
     from unifs.types import Caller
     from unifs.vfs.treeinode import TreeInode
-
-PERMISSIONS = 0o644
 
 
 def settle(source: TreeInode) -> bool:
@@ -56,7 +55,8 @@ def share(source: TreeInode, parent: TreeInode, name: bytes, caller: Caller) -> 
     if is_sent:
         volume.unsynced.admit(content.size)
     volume.tree.database.admit()
-    inode = volume.new_inode(parent, stat.S_IFREG | PERMISSIONS, caller)
+    mode = copied_mode(source.attributes.st_mode)
+    inode = volume.new_inode(parent, stat.S_IFREG | mode, caller)
     inode.attributes.st_size = content.size
     inode.attributes.st_blocks = blocks_of(content.size)
     inode.stored = source.stored

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from unifs.journal.content import SMALL
 from unifs.journal.log import Op
-from unifs.state.database import Reader
+from unifs.state.queries import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,8 +24,9 @@ from unifs.journal.flush import Flusher
 from unifs.journal.log import Log
 from unifs.journal.overlay import Overlays
 from unifs.journal.recovery import Recovery, unnamed_files
-from unifs.state.database import SET_META, Database, reading_failed
+from unifs.state.database import SET_META, Database
 from unifs.state.directory import StateDirectory, no_room
+from unifs.state.queries import reading_failed
 from unifs.vfs.tree import Tree
 from unifs.vfs.unindexed import is_kept_by_cid
 
@@ -63,7 +64,8 @@ class Storage:
         state = self.state
         #: Nothing is left that only recovery would find.
         self.is_tidy = True
-        self.database = self._database = Database(state.database)
+        self.database = self._database = self._open_database()
+        self.database.held.make_room = state.give_up_reserve
         self.profile = self._fixed_profile(profile)
         #: No other start, of this state directory or a copy of it or another one, has this name:
         #: numbers of records alone may be those of others at the same backend.
@@ -92,6 +94,15 @@ class Storage:
         self.overlays = Overlays(self.contents.containers)
         self.flusher = Flusher(self.database, self.segments, self.log)
         self.tree = Tree(self.database, state)
+
+    def _open_database(self) -> Database:
+        try:
+            return Database(self.state.database)
+        except NoSpace:
+            # What a killed daemon had acknowledged has to be committed on a full disk too.
+            if not self.state.give_up_reserve():
+                raise
+            return Database(self.state.database)
 
     def _open_blocks(self) -> Blocks:
         return Blocks(

@@ -176,19 +176,19 @@ class Tree:
 
     # --- transactions -----------------------------------------------------------------------------
 
-    def commit(self, batch: Batch, frees: bool = False) -> None:
-        """Execute the statements as one transaction.
+    def commit(self, batch: Batch, frees: bool = False, may_hold: bool = True) -> None:
+        """Execute the statements as one transaction. Not ``may_hold``: a sync follows at once.
 
         NoSpace leaves nothing done; with ``frees`` the reserve is given up for a second attempt.
         JournalFailed once the database cannot be trusted. WouldBlock, before anything is done,
         while the WAL is above its limit.
         """
         try:
-            self.database.execute_batch(batch)
+            self.database.execute_batch(batch, may_hold)
         except NoSpace:
             if not frees or not self._state.give_up_reserve():
                 raise
-            self.database.execute_batch(batch)
+            self.database.execute_batch(batch, may_hold)
 
     # --- statements -------------------------------------------------------------------------------
 

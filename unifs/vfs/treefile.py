@@ -203,6 +203,8 @@ class TreeDirectory(DirectoryHandle):
                     return
                 inode = hot.get(ino)
                 if inode is not None:
+                    if inode.overlay is not None:  # type: ignore[attr-defined]
+                        volume.counted(inode)  # type: ignore[arg-type]
                     attributes = inode.attributes
                 else:
                     attributes = volume.scratch

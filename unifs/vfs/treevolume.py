@@ -201,6 +201,7 @@ class TreeVolume(TreeRename):
         if changes.mtime_ns is not None:
             attributes.st_mtime_ns = clamp_time(changes.mtime_ns)
         attributes.st_ctime_ns = time.time_ns()
+        self.counted(inode)
 
     def _resize(self, inode: TreeInode, size: int) -> None:
         attributes = inode.attributes

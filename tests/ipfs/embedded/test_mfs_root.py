@@ -158,6 +158,28 @@ def test_only_what_changed_and_what_is_above_is_built() -> None:
     assert second.root != first.root
 
 
+def test_the_way_up_is_gone_once_in_a_deep_tree() -> None:
+    asked = 0
+
+    class Counted(Tree):
+        def parent(self, ino: int) -> tuple[int, bytes] | None:
+            nonlocal asked
+            asked += 1
+            return super().parent(ino)
+
+    tree, blocks = Counted(), {}
+    ino = 1
+    for _ in range(300):
+        ino = tree.directory(ino, b"d")
+        tree.file(ino, b"f", b"data")
+    for name in (b"g", b"h"):
+        asked = 0
+        assert build(tree, blocks).root == from_nothing(tree, V1)
+        assert asked <= 300
+        for each in [*tree.rows]:
+            tree.file(each, name, b"more")
+
+
 def test_a_few_changes_in_a_large_directory_touch_only_their_paths() -> None:
     tree, blocks = Tree(), {}
     for number in range(2000):

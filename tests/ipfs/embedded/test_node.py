@@ -17,6 +17,7 @@ import trio
 
 from unifs.errors import (
     Corrupt,
+    DiskFailed,
     InvalidCid,
     IsADirectory,
     NoSpace,
@@ -150,6 +151,20 @@ async def test_only_hash_keeps_nothing(node: EmbeddedNode, tmp_path: Path) -> No
     assert kept.cid == added.cid
 
 
+async def test_of_a_file_alone_it_is_told_how_much_there_is(
+    node: EmbeddedNode, tmp_path: Path
+) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "file").write_bytes(content(9 << 20))
+    told: list[AddProgress] = []
+    await node.add(HostSource(tmp_path / "d" / "file"), AddOptions(), told.append)
+    assert {each.bytes_total for each in told} == {9 << 20}
+    assert told[-1].bytes_done == 9 << 20
+    told.clear()
+    await node.add(HostSource(tmp_path / "d"), AddOptions(), told.append)
+    assert {each.bytes_total for each in told} == {None}, "nobody has looked through it"
+
+
 async def test_a_directory_is_added_whole(node: EmbeddedNode, tmp_path: Path) -> None:
     top = tmp_path / "tree"
     files = make_tree(top)
@@ -200,6 +215,13 @@ async def test_devices_and_fifos_are_no_files(node: EmbeddedNode, tmp_path: Path
     for path in (pathlib.Path("/dev/null"), tmp_path / "fifo"):
         with pytest.raises(Unsupported, match="no regular file"):
             await node.add(HostSource(path), KEEP)
+
+
+async def test_a_file_that_cannot_be_read_is_named(node: EmbeddedNode) -> None:
+    with pytest.raises(DiskFailed, match=r"^/proc/\d+/mem: Input/output error$"):
+        await node.add(HostSource(pathlib.Path("/proc/self/mem")), AddOptions())
+    with pytest.raises(NotFound, match=r"^/a/b: No such file or directory$"):
+        importer.open_file(b"/a/b")
 
 
 async def test_a_missing_source_is_not_found(node: EmbeddedNode, tmp_path: Path) -> None:

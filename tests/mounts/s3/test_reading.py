@@ -190,6 +190,8 @@ async def test_attributes_of_s3fs_and_rclone(keeping: World) -> None:
     keeping.put("rclone", Metadata={"mtime": "1500000000.123456789"})
     keeping.put("link", b"../target", Metadata={"mode": str(stat.S_IFLNK | 0o777)})
     keeping.put("odd", Metadata={"mode": "rwx", "mtime": "noon"})
+    keeping.put("octal", Metadata={"mode": "100640", "mtime": "1533715688.888"})
+    keeping.put("octal link", b"octal", Metadata={"mode": "120777"})
     s3fs = await keeping.mount.stat("s3fs")
     assert (s3fs.mode, s3fs.has_permissions) == (stat.S_IFREG | 0o644, True)
     assert s3fs.mtime_ns == 1_500_000_000_000_000_000
@@ -197,7 +199,11 @@ async def test_attributes_of_s3fs_and_rclone(keeping: World) -> None:
     assert (rclone.mtime_ns, rclone.has_permissions) == (1_500_000_000_123_456_789, False)
     link = await keeping.mount.stat("link")
     assert (stat.S_IFMT(link.mode), link.target) == (stat.S_IFLNK, b"../target")
-    assert not (await keeping.mount.stat("odd")).has_permissions
+    octal = await keeping.mount.stat("octal")
+    assert (octal.mode, octal.has_permissions) == (stat.S_IFREG | 0o640, True)
+    for odd in ("odd", "octal link"):
+        found = await keeping.mount.stat(odd)
+        assert (found.mode, found.has_permissions) == (stat.S_IFREG | 0o644, False)
     await shown(keeping.mount)
 
 

@@ -37,7 +37,8 @@ async def add(
     bucket: Annotated[str | None, Param("only this bucket, as the mount's root")] = None,
     prefix: Annotated[str | None, Param("only keys below this: a/b/")] = None,
     addressing: Annotated[
-        Literal["auto", "path", "virtual"] | None, Param("where the bucket's name stands")
+        Literal["auto", "path", "virtual"] | None,
+        Param("where the bucket's name stands; default: auto"),
     ] = None,
     requester_pays: Annotated[bool | None, Param("pay for requests to others' buckets")] = None,
     storage_class: Annotated[str | None, Param("storage class of what is written")] = None,
@@ -46,18 +47,24 @@ async def add(
         str | None, Param("kms: name of the key; c: its entry in `unifs ctl credentials`")
     ] = None,
     checksum: Annotated[
-        Literal["none", "crc32c", "sha256"] | None, Param("checksum sent with uploads")
+        Literal["none", "crc32c", "sha256"] | None,
+        Param("checksum sent with uploads; default: none"),
     ] = None,
     keep_attributes: Annotated[
         bool | None, Param("modes, owners, times, symlinks in metadata")
     ] = None,
     keep_cid: Annotated[bool | None, Param("CIDs of what is written in metadata")] = None,
-    parallel_max: Annotated[int | None, Param("requests at the same time")] = None,
-    fresh_s: Annotated[float | None, Param("how long names and attributes are believed")] = None,
-    conflicts: Annotated[
-        Literal["keep-both", "ours", "theirs"] | None, Param("who wins where both changed")
+    parallel_max: Annotated[int | None, Param("requests at the same time; default: 64")] = None,
+    fresh_s: Annotated[
+        float | None, Param("how many seconds names and attributes are believed; default: 30")
     ] = None,
-    durability: Annotated[Literal["local", "backend"] | None, Param("what fsync waits for")] = None,
+    conflicts: Annotated[
+        Literal["keep-both", "ours", "theirs"] | None,
+        Param("who wins where both changed; default: keep-both"),
+    ] = None,
+    durability: Annotated[
+        Literal["local", "backend"] | None, Param("what fsync waits for; default: local")
+    ] = None,
     read_only: Annotated[bool | None, Param("refuse every change below it")] = None,
 ) -> BackendInfo:
     """Show a service at the root of the tree, now and after every restart.

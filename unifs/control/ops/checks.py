@@ -24,7 +24,7 @@ async def fsck(
 ) -> None:
     """Check rows, records and contents while the tree is mounted; nothing is changed.
 
-    Ends with CORRUPT where anything is wrong: unmount, then `unifs fsck --repair`, which also
+    Ends with CORRUPT (6) where anything is wrong: unmount, then `unifs fsck --repair`, which also
     checks what can only be known of a tree at rest.
     """
     found, checked = await daemon.checks.fsck(verify)
@@ -49,8 +49,8 @@ async def verify(
     """Read every file from the disk again, and name each range that does not match its hash.
 
     Neither the page cache nor what was verified before is believed. It may be ended at any time
-    and go on with `--after`. Ends with CORRUPT where a file is damaged. `repo verify` does the same
-    for the blocks of the node.
+    and go on with `--after`. Ends with CORRUPT (6) where a file is damaged. `repo verify` does the
+    same for the blocks of the node.
     """
     told_at = time.monotonic()
     damaged = 0
@@ -63,4 +63,5 @@ async def verify(
         damaged += isinstance(event, FileDamage)
         await emit(event)
     if damaged:
-        raise Corrupt(f"{damaged} ranges of files are damaged")
+        are = "range of a file is" if damaged == 1 else "ranges of files are"
+        raise Corrupt(f"{damaged} {are} damaged")

@@ -47,10 +47,10 @@ async def mkdir(
 
 @operation("files.cp", mutates=True)
 async def copy(daemon: Daemon, source: TreePath, destination: Destination) -> Done:
-    """Copy a file or a directory.
+    """Copy a file, or a directory with all below it.
 
-    From /ipfs to /mfs it links: it takes the same time whatever the size, where `cp` would move
-    every byte.
+    Into the destination where that is a directory; nothing that is there is replaced. From /ipfs
+    to /mfs it links: it takes the same time whatever the size, where `cp` would move every byte.
     """
     await daemon.files.copy(source, destination)
     return Done(path=destination)
@@ -58,7 +58,10 @@ async def copy(daemon: Daemon, source: TreePath, destination: Destination) -> Do
 
 @operation("files.mv", mutates=True)
 async def move(daemon: Daemon, source: TreePath, destination: Destination) -> Done:
-    """Move a file or a directory."""
+    """Move a file or a directory within its mount.
+
+    Into the destination where that is a directory; a file there is replaced.
+    """
     await daemon.files.move(source, destination)
     return Done(path=destination)
 

@@ -148,7 +148,7 @@ async def verify(daemon: Daemon, emit: Emit[Wrong | Checked]) -> None:
     """Prove that journal, tree, contents and CIDs agree.
 
     Rows and records are compared with each other, contents with their hashes, and the blocks of
-    every directory of /mfs with its rows. Ends with CORRUPT where they do not agree.
+    every directory of /mfs with its rows. Ends with CORRUPT (6) where they do not agree.
     """
     found, checked = await daemon.checks.agree()
     for wrong in found:

@@ -41,7 +41,8 @@ async def remove(
 ) -> Removed:
     """Take a mount out of the tree.
 
-    Refused while changes have not reached its backend.
+    Refused while changes have not reached its backend. Programs that stand in a local/NAME, or have
+    files of it open, go on there.
     """
     await daemon.mounts.remove(name, force)
     return Removed(name=name)

@@ -17,7 +17,7 @@ NodePath = Annotated[
 async def node_path(daemon: Daemon, path: str) -> str:
     """The path for the node: as it is, or the CID of what is at a path of the tree.
 
-    NotFound; TryAgain while it is written to; Unsupported for what has no CID.
+    NotFound; TryAgain while it is written to, or its CID computed; Unsupported for what has none.
     """
     if not path.startswith("/") or path.startswith(("/ipfs/", "/ipns/")):
         return path
@@ -26,4 +26,6 @@ async def node_path(daemon: Daemon, path: str) -> str:
         return found.cid
     if found.state == "open":
         raise TryAgain(f"{path} is being written: it has a CID when it is closed")
+    if f"{path}/".startswith("/mfs/") and found.kind in ("file", "directory", "symlink"):
+        raise TryAgain(f"the CID of {path} is being computed")
     raise Unsupported(f"{path} has no CID; `unifs ctl add` gives one to files and directories")

@@ -69,7 +69,7 @@ async def ls(
 async def verify(daemon: Daemon, emit: Emit[PinVerdict]) -> None:
     """Read everything that is pinned and say what is missing or damaged.
 
-    Ends with CORRUPT where anything is.
+    Ends with CORRUPT (6) where anything is.
     """
     broken = 0
     async for verdict in daemon.node.pins_verify():

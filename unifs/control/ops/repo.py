@@ -92,7 +92,7 @@ async def verify(
 ) -> None:
     """Hash everything that is stored again and name what is damaged.
 
-    Ends with CORRUPT where anything is.
+    Ends with CORRUPT (6) where anything is.
     """
 
     async def tell(blocks: int) -> None:

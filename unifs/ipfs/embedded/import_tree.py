@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from unifs.errors import from_os_error
 from unifs.ipfs.embedded import large_directory
-from unifs.ipfs.embedded.importer import SMALL_BYTES, open_file
+from unifs.ipfs.embedded.importer import SMALL_BYTES, failure_of, open_file
 from unifs.ipfs.embedded.large_directory import build_in_process
 from unifs.ipfs.unixfs.directory import build_directory
 from unifs.ipfs.unixfs.node import DirEntry
@@ -95,7 +94,7 @@ class TreeImport:
                     else:
                         self.skipped.append(directory.below(entry.name))
         except OSError as error:
-            raise from_os_error(error) from error
+            raise failure_of(path, error) from error
         return directory
 
     async def _finish(self, directory: _Directory) -> Link:
@@ -168,4 +167,4 @@ def _mode(path: bytes) -> int:
     try:
         return os.lstat(path).st_mode
     except OSError as error:
-        raise from_os_error(error) from error
+        raise failure_of(path, error) from error

@@ -73,10 +73,15 @@ class Importer:
         self._is_syncing = False
 
     async def add_file(self, path: bytes, shown: bytes) -> Link:
-        """A file by its path; TryAgain if it becomes shorter meanwhile."""
+        """A file by its path; TryAgain if it becomes shorter meanwhile.
+
+        ``shown`` is what it is called in the directory that is added; of a file alone nothing.
+        """
         fd = await self.thread(partial(open_file, path))
         try:
             size = (await self.thread(partial(os.fstat, fd))).st_size
+            if not shown:
+                self.bytes_total = size or None
             if size <= SMALL_BYTES:
                 link = await self.thread(partial(self.small_file, fd))
                 self.advance(shown, link.size_bytes)
@@ -136,9 +141,10 @@ class Importer:
                 try:
                     count = os.preadv(fd, [chunk[filled:]], at + filled)
                 except OSError as error:
-                    raise from_os_error(error) from error
+                    raise failure_of(_path_of(fd), error) from error
                 if count == 0:
-                    raise TryAgain("the file became shorter while it was added")
+                    shown = os.fsdecode(_path_of(fd))
+                    raise TryAgain(f"{shown} became shorter while it was added")
                 filled += count
             leaves.append((self._leaf(chunk), len(chunk)))
         return leaves
@@ -199,7 +205,7 @@ class Importer:
         try:
             target = os.readlink(path)
         except OSError as error:
-            raise from_os_error(error) from error
+            raise failure_of(path, error) from error
         return build_symlink(target, self.profile, self.put)
 
     def _sync_beside(self, nursery: trio.Nursery, written: int) -> None:
@@ -249,6 +255,15 @@ async def _workers() -> AsyncIterator[trio.Nursery]:
         raise failed from group
 
 
+def failure_of(path: bytes, error: OSError) -> UnifsError | OSError:
+    """The failure under its name, saying which file it is: a directory may have a million."""
+    return from_os_error(OSError(error.errno, f"{os.fsdecode(path)}: {error.strerror}"))
+
+
+def _path_of(fd: int) -> bytes:
+    return os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
+
+
 def open_file(path: bytes) -> int:
     """A descriptor of a file for reading; failures under their names.
 
@@ -257,7 +272,7 @@ def open_file(path: bytes) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise from_os_error(error) from error
+        raise failure_of(path, error) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise Unsupported(f"{os.fsdecode(path)} is no regular file")
@@ -275,7 +290,7 @@ def _read_chunks(fd: int, chunk_bytes: int, expected: int) -> Iterator[bytes]:
             try:
                 piece = os.read(fd, min(ask, chunk_bytes - filled))
             except OSError as error:
-                raise from_os_error(error) from error
+                raise failure_of(_path_of(fd), error) from error
             if not piece:
                 break
             parts.append(piece)

@@ -187,34 +187,42 @@ class RootBuilder:
         view = self._view
         depths: dict[int, int] = {}
         for dirty in view.dirty_directories():
-            path = self._path(dirty.ino)
-            if path is None:
-                continue
-            self._mark(dirty.ino, dirty.names)
-            depths[dirty.ino] = len(path)
-            for depth, (parent, name) in enumerate(reversed(path)):
-                self._mark(parent, (name,))
-                depths[parent] = depth
+            if self._place(dirty.ino, depths):
+                self._mark(dirty.ino, dirty.names)
         if view.root not in depths and view.directory_link(view.root) is None:
             self._mark(view.root, None)
             depths[view.root] = 0
         self._stack = sorted(depths, key=depths.__getitem__)
         self._is_planned = True
 
-    def _path(self, ino: int) -> list[tuple[int, bytes]] | None:
-        """(parent, name) from a directory up to the root; None if it is not below the root."""
-        path: list[tuple[int, bytes]] = []
-        while ino != self._view.root:
+    def _place(self, ino: int, depths: dict[int, int]) -> bool:
+        """Find out how deep a directory lies, and mark what is above; False if not below the root.
+
+        The way up ends at the first directory whose own is known.
+        """
+        way: list[tuple[int, int, bytes]] = []
+        while ino not in depths:
+            if ino == self._view.root:
+                depths[ino] = 0
+                break
             above = self._view.parent(ino)
             if above is None:
-                return None
-            path.append(above)
+                return False
+            way.append((ino, *above))
             ino = above[0]
-        return path
+        depth = depths[ino]
+        for below, parent, name in reversed(way):
+            depth += 1
+            depths[below] = depth
+            self._mark(parent, (name,))
+        return True
 
     def _mark(self, ino: int, names: Collection[bytes] | None) -> None:
-        known = self._changed.get(ino, set())
-        self._changed[ino] = None if names is None or known is None else known | set(names)
+        known = self._changed.setdefault(ino, set())
+        if names is None or known is None:
+            self._changed[ino] = None
+        else:
+            known.update(names)
 
     def _push(self, new: list[int]) -> None:
         """Put directories that were never built on top of the stack."""

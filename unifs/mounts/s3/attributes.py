@@ -59,6 +59,8 @@ DIRECTORY: Final = Node(stat.S_IFDIR | 0o755)
 DIRECTORY_TYPE: Final = "application/x-directory"
 _MARKED = re.compile(r'application/x-directory; *unifs-token="([^"]*)"')
 _MODE = re.compile(r"[0-9]{1,9}")
+#: As rclone writes that of a regular file: in octal. In decimal no mode is so large.
+_OCTAL_MODE = re.compile(r"10[0-7]{4}")
 _MTIME = re.compile(r"[0-9]{1,11}(\.[0-9]{1,9})?")
 _TYPES: Final = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK)
 
@@ -137,7 +139,7 @@ def copied(headers: Mapping[str, str]) -> dict[str, str]:
 def _mode(text: str) -> int | None:
     if not _MODE.fullmatch(text):
         return None
-    mode = int(text)
+    mode = int(text, 8 if _OCTAL_MODE.fullmatch(text) else 10)
     if not stat.S_IFMT(mode):
         # rclone and older tools leave the type out.
         mode |= stat.S_IFREG

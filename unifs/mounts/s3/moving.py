@@ -21,6 +21,7 @@ from unifs.errors import (
     Conflict,
     InvalidArgument,
     IsADirectory,
+    NotADirectory,
     NotFound,
     TryAgain,
     Unsupported,
@@ -82,7 +83,7 @@ class Moving:
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         """Keep mode, owner and mtime in an object's, or a directory marker's, metadata."""
         if not self._options.keeps_attributes:
-            raise Unsupported("keeps_attributes is off: attributes live in the tree only")
+            raise Unsupported("keep_attributes is off: attributes live in the tree only")
         if self._reading.places.is_top(path):
             raise Unsupported("a bucket has no attributes")
         place = self._reading.places.maybe_object_at(path)
@@ -122,8 +123,19 @@ class Moving:
                 # An earlier try, of which we heard nothing, may have ended only now.
                 if not await self.has_begun(new_path, token):
                     raise
+            except IsADirectory:
+                # Or it was a directory's, and somebody has put a file in its place since.
+                if not await self._carries(places.prefix_at(new_path), token):
+                    raise
+                if await self._directories.is_there(path):
+                    await self._rename_directory(path, new_path, token)
         elif await self._directories.is_there(path):
-            await self._rename_directory(path, new_path, token)
+            try:
+                await self._rename_directory(path, new_path, token)
+            except NotADirectory:
+                # Or a file's, and a directory stands in its place now.
+                if not await self._carries(places.object_at(new_path), token):
+                    raise
         elif not await self.has_begun(new_path, token):
             raise NotFound(f"there is no {path!r}")
         else:
@@ -132,12 +144,13 @@ class Moving:
 
     async def has_begun(self, new_path: str, token: str) -> bool:
         """Whether what stands at ``new_path`` carries the token of this change."""
-        bucket, key = self._reading.places.object_at(new_path)
-        for one in (key, self._reading.places.prefix_at(new_path)[1]):
-            headers = await self._objects.head(bucket, one)
-            if headers is not None and token_in(headers) == token:
-                return True
-        return False
+        places = self._reading.places
+        is_file = await self._carries(places.object_at(new_path), token)
+        return is_file or await self._carries(places.prefix_at(new_path), token)
+
+    async def _carries(self, place: Place, token: str) -> bool:
+        headers = await self._objects.head(*place)
+        return headers is not None and token_in(headers) == token
 
     async def _rename_object(
         self,

@@ -140,8 +140,8 @@ class Multipart:
         payloads = await self._hashed(content)
         step = part_bytes(content.size_bytes)
         mark = Fingerprint.of(step, [payload.sha256 for payload in payloads])
-        headers = {**self._writing.new_headers(place[1], token), PARTS: mark.text()}
-        headers |= self._writing.cid_headers(content)
+        headers = self._writing.content_headers(place[1], content, token)
+        headers[PARTS] = mark.text()
         if self._checksum != "none":
             headers["x-amz-checksum-algorithm"] = self._checksum.upper()
         upload = await self._begun(place, token)

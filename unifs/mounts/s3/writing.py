@@ -21,7 +21,7 @@ from unifs.errors import (
     TryAgain,
     Unsupported,
 )
-from unifs.mounts.base import cid_of
+from unifs.mounts.base import attributes_of, cid_of
 from unifs.mounts.s3.attributes import (
     CID,
     DIRECTORY,
@@ -32,6 +32,7 @@ from unifs.mounts.s3.attributes import (
     marker_headers,
     mtime_text,
     token_in,
+    told,
     version_in,
     was,
     write_headers,
@@ -100,7 +101,7 @@ class Writing:
         payload = await hashed(content, (0, content.size_bytes), self.blocking, checksum)
         if place[1].endswith("/") and not payload.size_bytes:
             raise InvalidArgument("an empty object with that key would be a directory's marker")
-        headers = self.new_headers(place[1], token) | self.cid_headers(content)
+        headers = self.content_headers(place[1], content, token)
         headers |= checksum_headers(checksum, payload)
 
         async def send(condition: dict[str, str]) -> Version:
@@ -130,10 +131,17 @@ class Writing:
             headers[MTIME] = mtime_text(self.now_ns())
         return {**headers, **write_headers(self.options), **self.objects.key_headers}
 
-    def cid_headers(self, content: ContentReader) -> dict[str, str]:
-        """The CID of what is stored, where it is to be told and known."""
+    def content_headers(self, key: str, content: ContentReader, token: str) -> dict[str, str]:
+        """``new_headers``, and what is to be told of a content and known: its CID, whose it is.
+
+        Told later, attributes cost a copy, and a version more where the bucket keeps versions.
+        """
+        headers = self.new_headers(key, token)
+        attributes = attributes_of(content) if self.options.keeps_attributes else None
+        if attributes is not None:
+            headers |= told(attributes, stat.S_IFREG)
         cid = cid_of(content) if self.options.keeps_cid else ""
-        return {CID: cid} if cid else {}
+        return headers | {CID: cid} if cid else headers
 
     def new_node(self, size_bytes: int, version: Version, headers: dict[str, str]) -> Node:
         """The node of what was stored. Without attributes S3 tells no time before it is asked."""
@@ -245,7 +253,7 @@ class Writing:
         """Make a symlink, FIFO or socket as s3fs does: an object whose metadata says so."""
         kind = stat.S_IFMT(node.mode)
         if not self.options.keeps_attributes or kind not in (stat.S_IFLNK, *SPECIAL):
-            raise Unsupported("S3 keeps no such file without keeps_attributes")
+            raise Unsupported("S3 keeps no such file without keep_attributes")
         try:
             place = await self.place_for(path, None)
         except IsADirectory as error:
