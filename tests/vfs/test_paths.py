@@ -72,6 +72,21 @@ async def test_a_copy_has_the_permissions_of_its_source(
         assert stat.S_IMODE((await fs.stat("copy")).mode) == 0o700
 
 
+async def test_symlinks_and_special_files_are_copied_as_what_they_are(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        await fs.mkdir("d")
+        await fs.symlink(b"anywhere", "d/link")
+        await fs.mknod("d/fifo", stat.S_IFIFO | 0o600)
+        await fs.mknod("d/null", stat.S_IFCHR | 0o666, 0x103)
+        answer = files(fs)
+        await answer.copy("/mfs/d", "/mfs/copy")
+        await answer.copy("/mfs/d/link", "/mfs/copied")
+        assert await fs.readlink("copy/link") == await fs.readlink("copied") == b"anywhere"
+        assert (await fs.stat("copy/fifo")).mode == stat.S_IFIFO | 0o600
+        assert (await fs.stat("copy/null")).mode == stat.S_IFCHR | 0o644
+        assert fs.vfs.inodes.get((await fs.stat("copy/null")).ino).attributes.st_rdev == 0x103
+
+
 async def test_a_deep_tree_is_copied_and_removed(tmp_path: Path) -> None:
     async with NodeSystem(tmp_path) as fs:
         ino = fs.volume.root

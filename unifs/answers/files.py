@@ -13,7 +13,6 @@ from unifs.control.daemon_protocol import FileEntry, FileStat
 from unifs.errors import (
     Busy,
     Exists,
-    InvalidArgument,
     NoAttribute,
     NotAvailableOffline,
     TryAgain,
@@ -217,8 +216,10 @@ class FilesAnswer:
         elif stat.S_ISDIR(entry.mode):
             self._paths.check_apart(source, destination)
             await self._copy_directory(source, destination)
+        elif stat.S_ISLNK(entry.mode):
+            await self._paths.copy_symlink(source, destination)
         else:
-            raise InvalidArgument(f"{source} is neither a file nor a directory")
+            await self._paths.copy_node(source, destination)
 
     async def _shared(self, source: str, destination: str) -> bool:
         """Name the source's content a second time; whether it has one here, and nobody writes."""
@@ -251,8 +252,6 @@ class FilesAnswer:
                 below, copied = f"{source}/{name}", f"{destination}/{name}"
                 if stat.S_ISDIR(entry.mode):
                     waiting.append((below, copied))
-                elif stat.S_ISLNK(entry.mode):
-                    await self._paths.copy_symlink(below, copied)
                 else:
                     await self._copy_bytes(below, copied)
 

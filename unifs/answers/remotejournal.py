@@ -216,10 +216,11 @@ def _moving(volume: RemoteVolume, due: Due | None) -> str:
 
 
 def path_of(tree: Tree, record: Record) -> bytes | None:
-    """The path of what a record is about, below its volume's root; of what has no name any more the
-    one that the record gave it or took from it. None where nobody can tell.
+    """The path of what a record is about, below its volume's root; None where nobody can tell.
+
+    Of a name that was removed, and of what has none any more, the one that the record gave or took.
     """
-    path = tree.path(record.ino)
+    path = None if record.op in (Op.UNLINK, Op.RMDIR) else tree.path(record.ino)
     if path is None and record.place is not None:
         directory, name = record.place
         above = tree.path(directory)

@@ -311,6 +311,15 @@ class Paths:
         self._made(await complete(self.vfs.symlink, below.ino, name, text, self.caller))
         self.invalidate(below, name)
 
+    async def copy_node(self, source: str, target: str) -> None:
+        """Make a FIFO, a socket or a device node like another."""
+        like = (await self.find(source)).attributes
+        mode = stat.S_IFMT(like.st_mode) | copied_mode(like.st_mode)
+        below, name = await self.parent_of(target)
+        make, rdev = self.vfs.mknod, like.st_rdev
+        self._made(await complete(make, below.ino, name, mode, rdev, self.caller))
+        self.invalidate(below, name)
+
     def _made(self, attributes: Attributes) -> None:
         """What the vfs made it counts as looked up: no kernel will forget it."""
         self.vfs.forget([(attributes.st_ino, 1)])
