@@ -52,9 +52,32 @@ async def test_a_queued_request_costs_no_checkpoint(fast: FastLoop, pipe: Simple
             await fast.wait_readable(pipe.reading)
 
 
-async def test_a_long_burst_lets_others_run_and_can_be_cancelled(
-    fast: FastLoop, pipe: SimpleNamespace
+async def test_quick_requests_are_served_for_a_while_without_a_checkpoint(
+    fast: FastLoop, pipe: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now_ns = loop.BURST_NS
+    monkeypatch.setattr(loop, "perf_counter_ns", lambda: now_ns)
+    os.write(pipe.writing, b"request")
+    for _ in range(BURST + 1):
+        await fast.wait_readable(pipe.reading)
+    with trio.testing.assert_no_checkpoints():
+        for _ in range(10 * BURST - 1):
+            await fast.wait_readable(pipe.reading)
+            now_ns += loop.BURST_NS // (10 * BURST)
+    now_ns += loop.BURST_NS // 10
+    with trio.testing.assert_checkpoints():
+        for _ in range(BURST + 1):
+            await fast.wait_readable(pipe.reading)
+    # Whoever starts a worker does not wait for that.
+    fast.pause_soon()
+    with trio.testing.assert_checkpoints():
+        await fast.wait_readable(pipe.reading)
+
+
+async def test_a_long_burst_lets_others_run_and_can_be_cancelled(
+    fast: FastLoop, pipe: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "BURST_NS", 0)
     os.write(pipe.writing, b"request")
     turns = 0
 
@@ -241,8 +264,9 @@ class Alone:
 
 
 async def test_the_loop_tells_before_any_other_task_may_run(
-    fast: FastLoop, waits: Waits, pipe: SimpleNamespace
+    fast: FastLoop, waits: Waits, pipe: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "BURST_NS", 0)
     alone = Alone(waits)
     lock = fast.Lock()
 

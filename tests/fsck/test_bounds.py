@@ -5,12 +5,15 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
 from unifs.fsck import look as looks
 from unifs.fsck import online, records
+from unifs.fsck.offline import CLEAN, REPAIRED
 from unifs.fsck.online import examine_beside
+from unifs.ipfs.embedded.blocks import Blocks
 from unifs.journal.log import Op, pack_pair
 from unifs.state.queries import Reader
 
@@ -156,3 +159,15 @@ def test_a_path_in_a_large_directory_is_told(state: State, most: dict[str, int])
     (finding,) = examine_beside(state.path, False, lambda: None)
     assert finding.sentence == f"/mfs/d/n{inos[-7]} has 1 names and says 9"
     assert most
+
+
+def test_a_block_index_with_many_wrong_places_is_made_anew_once(state: State) -> None:
+    with closing(sqlite3.connect(state.path / "blocks.db")) as connection:
+        for number in range(50):
+            connection.execute("insert into blocks values(?,0,77,5,5)", (bytes((18, number)),))
+        connection.commit()
+    state.run("update meta set value=0 where key='is_clean'")
+    with mock.patch.object(Blocks, "rebuild", autospec=True, side_effect=Blocks.rebuild) as rebuild:
+        assert state.examine(repair=True).exit_code == REPAIRED
+    assert rebuild.call_count == 1
+    assert state.examine(verify=True).exit_code == CLEAN

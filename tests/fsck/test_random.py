@@ -95,3 +95,12 @@ def test_a_corrupted_row_is_survived(state: State, seed: int) -> None:
             continue
         assert FILES[name] in there, (what, name, files.keys())
     assert sum(isinstance(each, Exception) for each in there) <= len(hit), what
+
+
+def test_a_content_and_the_mount_table_at_once(state: State) -> None:
+    """Lost and found is in a mount that has to be found again first."""
+    state.run("update inode set content=x'ff' where ino=?", state.ino("d/link"))
+    state.run("update mount set kind=null where name='mfs'")
+    assert state.examine(repair=True).exit_code == REPAIRED
+    assert state.examine().exit_code == CLEAN
+    assert state.files() == FILES

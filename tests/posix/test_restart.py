@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.crash.daemon import Daemon
 from tests.posix.portrait import everything, hard_tree, portrait
+from tests.posix.test_directories import stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,3 +74,51 @@ def test_the_times_of_truncating_an_empty_file_survive_an_fsync(server: Daemon) 
     server.kill()
     server.start()
     assert path.stat().st_mtime_ns == moved_ns != 1
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_place_in_a_directory_stream_is_the_same_after_a_restart(
+    server: Daemon, end: str
+) -> None:
+    """As telldir told it: a server of NFS hands such places to clients that outlive it."""
+    directory = server.root / "d"
+    directory.mkdir()
+    names = [b"name-%04d" % number for number in range(600)]
+    for name in names:
+        os.close(os.open(os.fsencode(directory) + b"/" + name, os.O_CREAT))
+    with stream(directory) as listing:
+        before = [name for name in (listing.read() for _ in range(300)) if name is not None]
+        place = listing.tell()
+    server.stop() if end == "stop" else server.kill()
+    server.start()
+    gone, made = before[10], b"made after"
+    os.unlink(os.fsencode(directory) + b"/" + gone)
+    os.close(os.open(os.fsencode(directory) + b"/" + made, os.O_CREAT))
+    with stream(directory) as listing:
+        listing.seek(place)
+        after = listing.rest()
+    assert sorted([*before, *after]) == sorted([b".", b"..", *names, made])
+
+
+def test_links_are_counted_though_one_was_unlinked_while_it_was_open(server: Daemon) -> None:
+    one, two, alone = (server.root / name for name in ("one", "two", "alone"))
+    one.write_bytes(b"both" * 50_000)
+    os.link(one, two)
+    alone.write_bytes(b"alone" * 50_000)
+    files = [os.open(path, os.O_RDWR) for path in (one, alone)]
+    one.unlink()
+    alone.unlink()
+    for file in files:
+        os.pwrite(file, b"written after", 100_000)
+        os.fsync(file)
+    server.kill()
+    for file in files:
+        with suppress(OSError):
+            os.close(file)
+    server.start()
+    assert [path.name for path in server.root.iterdir()] == ["two"]
+    assert two.stat().st_nlink == 1
+    before = b"both" * 50_000
+    assert two.read_bytes() == before[:100_000] + b"written after" + before[100_013:]
+    os.link(two, one)
+    assert one.stat().st_nlink == 2

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 import trio
 
 from tests.remote.system import RemoteSystem
-from unifs.errors import Conflict, NotFound, Stale, Unreachable
+from unifs.errors import Conflict, NoSpace, NotFound, Stale, Unreachable
 from unifs.types import Node
+from unifs.vfs.tree import UPDATE_INODE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -242,3 +244,37 @@ async def test_a_conflict_at_a_place_that_was_left_meanwhile(
     assert sorted(await system.listdir("d")) == [b"new", b"old"]
     assert (await system.read("d/old"), await system.read("d/new")) == (b"theirs", b"mine")
     assert (remote.content("d/old"), remote.content("d/new")) == (b"theirs", b"mine")
+
+
+@pytest.mark.parametrize("how", ["stat", "list"])
+async def test_what_a_full_disk_kept_from_being_learnt_is_not_half_learnt(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount, how: str
+) -> None:
+    """Else the old bytes would be taken for those of the new version, and overwrite it."""
+    await system.write("a", b"ours" * 40_000)
+    await system.sync()
+    remote.change("a", b"theirs")
+    commit = system.volume.tree.commit
+    ino = (await system.stat("a")).ino
+    await trio.sleep(31)
+    refusals = [NoSpace("full")]
+
+    def full(batch: list[Any], **options: Any) -> None:
+        if refusals and UPDATE_INODE in {statement for statement, _ in batch}:
+            raise refusals.pop()
+        commit(batch, **options)
+
+    with mock.patch.object(system.volume.tree, "commit", full), pytest.raises(NoSpace):
+        await (system.stat("a") if how == "stat" else system.listdir(""))
+    inode = system.volume.hot_or_row(ino)
+    assert inode is not None
+    row = system.volume.tree.inode_row(ino)
+    assert inode.stored == row[5]
+    assert inode.version == system.volume.remotes.row(ino)[1]
+    await trio.sleep(31)
+    await system.stat("a")
+    await system.kill()
+    assert await system.read("a") == b"theirs"
+    await system.setattr("a", mode=0o600)
+    await system.sync()
+    assert remote.content("a") == b"theirs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 import trio
@@ -20,6 +21,7 @@ from unifs.errors import (
     Unreachable,
 )
 from unifs.types import Node
+from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -473,3 +475,28 @@ async def test_what_waits_is_listed_by_path(
     await system.volume.writeback.sync(status.inos(top))
     assert status.waiting(top) == []
     assert [(waiting.path, waiting.size_bytes) for waiting in status.waiting()] == [(b"/e", 1)]
+
+
+@pytest.mark.parametrize("error", [NoSpace("full"), WouldBlock(trio.sleep_forever)])
+async def test_giving_up_on_a_full_disk_ends_nothing(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount, error: Exception
+) -> None:
+    """What cannot be noted is known until the next start, and writeback goes on."""
+    remote.fail("put", PermissionDenied("no"))
+    commit = system.volume.tree.commit
+
+    def full(batch: list[Any], **options: Any) -> None:
+        if batch[0][0].startswith("update journal set state=?"):
+            raise error
+        commit(batch, **options)
+
+    with mock.patch.object(system.volume.tree, "commit", full):
+        await system.write("a", b"refused")
+        await trio.sleep(5)
+        assert system.volume.writeback.statistics()["quarantined"] == 1
+        await system.write("a", b"released")
+        await trio.sleep(5)
+    await system.write("b", b"later")
+    await system.sync()
+    assert remote.content("a") == b"released"
+    assert remote.content("b") == b"later"

@@ -125,6 +125,7 @@ class NodeSystem(FileSystem):
 
     async def settle(self, keep_s: float = 3600.0) -> None:
         """What the tasks behind the tree come to: sealed, built, flushed, pruned, released."""
+        await self.keeper.index_left()
         for inode in list(self.writer.unsealed.values()):
             if inode.writers == 0:
                 await self.sealer.seal(inode)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 from hashlib import sha256
 from typing import TYPE_CHECKING
+from unittest import mock
+
+import pytest
 
 from tests.journal.powercut import Disk
 from tests.vfs.harness import FileSystem
+from unifs.errors import NoSpace
 from unifs.journal.content import SmallContent, small_content
 from unifs.journal.log import Op, unpack_pair
 from unifs.vfs import keeper as keeper_module
 from unifs.vfs.keeper import MOVED_ROWS, Keeper
 from unifs.vfs.tree import INSERT_INODE
+from unifs.vfs.treeinode import TreeInode
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from unifs.ipfs.embedded.segments import Place
     from unifs.vfs.keeper import Moves
@@ -152,6 +155,30 @@ async def test_what_is_written_while_rows_follow_stays_written(
             b"old c",
             b"new d",
         ]
+
+
+async def test_what_a_half_done_truncation_goes_back_to_follows_a_move(tmp_path: Path) -> None:
+    """The first of its two commits came, the disk had no room for the second."""
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        await fs.write("a", b"acknowledged", fsync=True)
+        async with fs.open("a", os.O_RDWR) as file:
+            await file.write(0, b"ACK")
+            commit = fs.writer.commit
+
+            def full(inode: TreeInode, is_interim: bool = False) -> None:
+                if not is_interim:
+                    raise NoSpace("full")
+                commit(inode, is_interim)
+
+            with mock.patch.object(fs.writer, "commit", full), pytest.raises(NoSpace):
+                await fs.setattr("a", size_bytes=5)
+            await fs.storage.flusher.flush()
+            inode = fs.volume.inodes.get(file.ino)
+            assert isinstance(inode, TreeInode)
+            assert inode.acknowledged is not None
+            await move_all(fs, Keeper(fs.writer))
+            before = small_content(inode.before())
+            assert fs.storage.segments.read(before.place()) == b"acknowledged"
 
 
 async def test_a_power_cut_after_a_compaction_finds_the_new_places(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ each checkpoint, each sleep, and when a handler suspends or a worker ends. ``on_
 requests are served again. A reader that waits for its turn finds the lock held by one that left.
 
 Measured (fstat, one request each): 7–9 µs of CPU when the next request is already queued, 16–20
-when it is not. After ``BURST`` requests without a pause there is one real checkpoint, so that
-downloads, the control socket and cancellation get their turn.
+when it is not. After ``BURST`` requests without a pause, more where they are quick, there is one
+real checkpoint, so that downloads, the control socket and cancellation get their turn.
 
 Owned and called by ``session.py``; at most one is installed per process, because pyfuse3 has one
 session per process. It must never decide what a request means. Where pyfuse3 is not what this file
@@ -31,6 +31,7 @@ import logging
 import select
 from contextlib import asynccontextmanager, contextmanager
 from os import sched_yield
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import pyfuse3
@@ -43,8 +44,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Requests served without a checkpoint. A checkpoint costs 3.6 µs: 0.06 µs per request at 64.
+#: Requests served without a checkpoint, and more of them as long as they take no longer than this
+#: together. A checkpoint costs 3.6 µs, and the commit of what is held with it 15: 300 files are
+#: made in 121 instead of 125 µs each, and unpacked in 189 instead of 197.
 BURST: Final = 64
+BURST_NS: Final = 4_000_000
 #: How often to give the CPU away and look again before sleeping: at most about 20 µs. A client that
 #: waits for one answer before it asks again has its next request ready within that time.
 SPINS: Final = 20
@@ -129,6 +133,8 @@ class FastLoop:
         self._lock: _ReadLock | None = None
         self._poll: Callable[[int], list[tuple[int, int]]] | None = None
         self._burst_left = BURST
+        #: When the next checkpoint is due, by ``perf_counter_ns``.
+        self._pause_at = 0
         self._hit_rate = 1.0
         self._sleeps = 0
         self._is_probing = False
@@ -161,9 +167,10 @@ class FastLoop:
             poll = self._poll = poller.poll
         if self._burst_left <= 0:
             self._burst_left = BURST
-            self._waits.on_leave()
-            await trio.lowlevel.checkpoint()
-            self._waits.on_return()
+            if perf_counter_ns() >= self._pause_at:
+                self._waits.on_leave()
+                await trio.lowlevel.checkpoint()
+                self._returned()
         if poll(0):
             self._burst_left -= 1
             return
@@ -177,6 +184,10 @@ class FastLoop:
             self._hit_rate = TRIAL_RATE
         self._waits.on_leave()
         await trio.lowlevel.wait_readable(fd)
+        self._returned()
+
+    def _returned(self) -> None:
+        self._pause_at = perf_counter_ns() + BURST_NS
         self._waits.on_return()
 
     def _spin(self, poll: Callable[[int], list[tuple[int, int]]]) -> bool:
@@ -210,7 +221,7 @@ class FastLoop:
 
     def pause_soon(self) -> None:
         """The next look for a request is preceded by a checkpoint."""
-        self._burst_left = 0
+        self._burst_left = self._pause_at = 0
 
     # --- is pyfuse3 what it was? -----------------------------------------------------------------
 

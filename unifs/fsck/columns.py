@@ -122,7 +122,8 @@ COLUMNS = (
         ("state", WHOLE, 1),
         ("boot", BLOB + NULL, None),
         ("size", WHOLE, 0),
-        ("extents", BLOB, b""),
+        # None that can be read: ``laying`` looks for the bytes in the files.
+        ("extents", BLOB, b"?"),
         ("proof", BLOB + NULL, None),
         ("durable_size", WHOLE + NULL, None),
         ("durable_extents", BLOB + NULL, None),

@@ -9,11 +9,11 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from unifs.fsck.laying import extents_problem, lay_anew, profile_of, set_form
 from unifs.fsck.look import Check, Finding, is_cid, mode_of, size_of
-from unifs.fsck.saving import give_up, put_together, read, whole_extents
+from unifs.fsck.saving import give_up, lose, put_together, read, whole_extents
 from unifs.fsck.stores import indexed_containers
 from unifs.ipfs.unixfs.builder import hash_leaf
-from unifs.ipfs.unixfs.profiles import DEFAULT_PROFILE, PROFILES
 from unifs.journal.containers import is_container_name
 from unifs.journal.content import CLOSED, LARGE, SEALED, SMALL, large_blob, large_id, small_content
 from unifs.journal.extents import ExtentMap
@@ -23,28 +23,10 @@ if TYPE_CHECKING:
 
     from unifs.fsck.look import Look
     from unifs.fsck.mending import Mending
-    from unifs.ipfs.unixfs.profiles import Profile
 
 _RANGE_BYTES = 16
 #: What a file may have here; offsets are signed.
 SIZE_MAX = (1 << 62) - 1
-
-
-def extents_problem(blob: bytes, size: int) -> str:
-    """Why an extents column is none of a content of that size; "" where it is one."""
-    if len(blob) % 24:
-        return "are cut"
-    at = 0
-    for place in range(0, len(blob), 24):
-        start, length, container = (
-            int.from_bytes(blob[place + part : place + part + 8], "little") for part in (0, 8, 16)
-        )
-        if start < at or not length:
-            return "are not in order"
-        if not 0 < container < 1 << 63:
-            return "name no container"
-        at = start + length
-    return "go beyond its end" if at > size else ""
 
 
 def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
@@ -53,7 +35,7 @@ def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
         "select id,state,size,extents,proof,durable_size,durable_extents,cid,length(leaves)"
         " from content where id>? and id<=?"
     )
-    chunk = _profile(look).chunk_bytes
+    chunk = profile_of(look).chunk_bytes
     for number, state, size, extents, proof, durable_size, durable, cid, hashes in look.all(
         query, (after, upto)
     ):
@@ -62,9 +44,9 @@ def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
         if not 0 <= size <= SIZE_MAX or (is_hashed and hashes != chunks * 32):
             sentence = f"content {number} cannot have {size} bytes"
             yield Finding("CONTENT_SIZE", sentence, number, partial(_set_length, number))
-        elif problem := extents_problem(extents, size):
+        elif problem := extents_problem(extents, size, is_hashed):
             sentence = f"the extents of content {number} {problem}"
-            yield Finding("CONTENT_EXTENTS", sentence, number, partial(_set_extents, number))
+            yield Finding("CONTENT_EXTENTS", sentence, number, partial(lay_anew, number))
         elif proof is not None and not _is_proof(proof, size):
             sentence = f"the proof of content {number} covers bytes that it does not have"
             yield Finding("CONTENT_PROOF", sentence, number, partial(_reopen, number))
@@ -79,11 +61,6 @@ def rows(look: Look, after: int, upto: int) -> Iterator[Finding]:
         elif state == SEALED and not (cid and is_cid(cid[8:]) and (hashes or not size)):
             sentence = f"content {number} is sealed and its hashes are not complete"
             yield Finding("CONTENT_STATE", sentence, number, partial(_reopen, number))
-
-
-def _profile(look: Look) -> Profile:
-    row = look.one("select value from meta where key='profile'")
-    return PROFILES.get(row[0] if row else "", DEFAULT_PROFILE)
 
 
 def _is_proof(proof: bytes, size: int) -> bool:
@@ -109,7 +86,7 @@ def likely_size(mending: Mending, number: int, packed: bytes, leaves: bytes | No
     """The size that a content had: one that fits its extents, and its hashes where it has some."""
     ends = whole_extents(packed).ends
     end = min(max([0, *ends]), SIZE_MAX)
-    chunk = _profile(mending.look).chunk_bytes
+    chunk = profile_of(mending.look).chunk_bytes
     query = "select attributes from inode where content=?"
     blob = large_blob(number)
     said = [size_of(row[0]) for row in mending.database.all(query, (blob,)) if mode_of(row[0])]
@@ -120,38 +97,12 @@ def likely_size(mending: Mending, number: int, packed: bytes, leaves: bytes | No
     return end
 
 
-def _set_extents(number: int, mending: Mending) -> None:
-    """What of them can be read, laid anew one over the other, up to the end."""
-    query = "select size,extents from content where id=?"
-    size, extents = mending.database.one(query, (number,))
-    known = whole_extents(extents)
-    made = ExtentMap()
-    for start, end, container in zip(known.starts, known.ends, known.containers, strict=True):
-        if start < end and 0 < container < 1 << 63:
-            made.lay(start, min(end, size), container)
-    mending.keep_rows("content", "id=?", (number,))
-    _set_form(number, size, made, mending)
-
-
-def _set_form(number: int, size: int, extents: ExtentMap, mending: Mending) -> None:
-    """The content is closed in this form: it is hashed and sealed anew."""
-    packed = extents.pack()
-    statement = (
-        "update content set state=1,size=?,extents=?,proof=null,durable_size=?,durable_extents=?,"
-        "cid=null,leaves=null where id=?"
-    )
-    mending.execute(statement, (size, packed, size, packed, number))
-    for container in sorted(set(extents.containers)):
-        mending.sync(mending.look.container(container))
-        mending.execute("insert or ignore into holding values(?,?)", (number, container))
-
-
 def _reopen(number: int, mending: Mending) -> None:
     """Closed and durable: the next daemon seals it anew."""
     query = "select size,extents from content where id=?"
     size, extents = mending.database.one(query, (number,))
     mending.keep_rows("content", "id=?", (number,))
-    _set_form(number, size, whole_extents(extents), mending)
+    set_form(number, size, whole_extents(extents), mending)
 
 
 def _set_durable(number: int, mending: Mending) -> None:
@@ -220,7 +171,7 @@ def small_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
 
 def large_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
     """Sealed contents with a leaf that does not match its hash; where that is asked for."""
-    profile = _profile(look)
+    profile = profile_of(look)
     query = "select id from content where id>? and id<=? and state=2"
     form = "select size,extents,leaves from content where id=? and state=2"
     for (number,) in look.all(query, (after, upto)) if look.is_thorough else ():
@@ -238,7 +189,7 @@ def large_hashes(look: Look, after: int, upto: int) -> Iterator[Finding]:
             # The same form still: what it names had to be there while it was read.
             if look.one(form, (number,)) == row:
                 sentence = f"content {number} does not match its hash at {start}"
-                yield Finding("CONTENT_DAMAGED", sentence, number, partial(_lost, number))
+                yield Finding("CONTENT_DAMAGED", sentence, number, partial(lose, number))
             break
 
 
@@ -278,7 +229,7 @@ def containers(look: Look, after: int, upto: int) -> Iterator[Finding]:
             sentence = (
                 f"bytes {start}–{end} of content {number} are not in container {container:016x}"
             )
-            yield Finding("CONTAINER_LOST", sentence, number, partial(_lost, number))
+            yield Finding("CONTAINER_LOST", sentence, number, partial(lose, number))
         query = "select container from holding where content=?"
         held = {row[0] for row in look.all(query, (number,))}
         for container in sorted(set(known.containers) - held):
@@ -304,19 +255,6 @@ def lost_ranges(look: Look, extents: ExtentMap) -> list[tuple[int, int, int]]:
 
 def _hold(number: int, container: int, mending: Mending) -> None:
     mending.execute("insert or ignore into holding values(?,?)", (number, container))
-
-
-def _lost(number: int, mending: Mending) -> None:
-    """Every row that names the content finds something else; nothing can be moved before."""
-    if mending.storage is None:
-        return
-    blob = large_blob(number)
-    for (ino,) in mending.database.all("select ino from inode where content=?", (blob,)):
-        give_up(ino, blob, mending)
-    mending.delete("inode_past", "content=?", blob)
-    mending.update("remote", "content=null,attempt=null", "content=?", blob)
-    mending.delete("content", "id=?", number)
-    mending.delete("holding", "content=?", number)
 
 
 def references(look: Look, _after: int, _upto: int) -> Iterator[Finding]:

@@ -56,7 +56,7 @@ _SMALL_BYTES, _LARGE_BYTES = len(SmallContent(0, 0, 0, bytes(32)).blob), 9
 class Finding:
     """One inconsistency. ``key`` is that of the row in the check's table, 0 where it has none.
 
-    ``mend`` None: nothing here can mend it.
+    ``mend`` None: nothing here can mend it, or what mends another one of its check.
     """
 
     code: str

@@ -15,7 +15,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from unifs.fsck.look import content_problem, mode_of, size_of
-from unifs.journal.content import LARGE, REMOTE, SMALL, large_id, small_content, symlink_blob
+from unifs.journal.content import (
+    LARGE,
+    REMOTE,
+    SMALL,
+    large_id,
+    remote_size,
+    small_content,
+    symlink_blob,
+)
 from unifs.journal.log import Log, Op, pack_pair
 from unifs.vfs.tree import ATTRIBUTES, INSERT_DENTRY, INSERT_INODE
 from unifs.vfs.volume import INO_SHIFT
@@ -23,7 +31,7 @@ from unifs.vfs.volume import INO_SHIFT
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from unifs.fsck.look import Look
+    from unifs.fsck.look import Look, Shown
     from unifs.state.database import Database
     from unifs.vfs.storage import Storage
 
@@ -122,7 +130,8 @@ class Mending:
         blob = content if content is not None else row[1] if row is not None else b""
         if content_problem(blob, mode_of(packed)):
             blob = symlink_blob(b"lost") if stat.S_ISLNK(mode_of(packed)) else b""
-        size = self.size(blob) if blob[:1] in (b"\x01", b"\x02") else size_of(packed)
+        is_sized = blob[:1] in (bytes((SMALL,)), bytes((LARGE,)), bytes((REMOTE,)))
+        size = self.size(blob) if is_sized else size_of(packed)
         attributes = bytearray(packed)
         attributes[16:24] = (size if blob else 0).to_bytes(8, "little")
         self.execute(INSERT_INODE, (ino, mount, 0, self.epoch, bytes(attributes), blob))
@@ -138,11 +147,18 @@ class Mending:
         self.execute(INSERT_DENTRY, (parent, dentry, free, ino, self.epoch))
         return free
 
+    def _mfs(self) -> tuple[int, Shown] | None:
+        mounts = self.look.mounts().items()
+        return next(((number, each) for number, each in mounts if each.kind == "mfs"), None)
+
+    @property
+    def has_home(self) -> bool:
+        """Whether ``home`` can be asked for: the mount table has been mended."""
+        return self._mfs() is not None
+
     def home(self) -> tuple[int, int]:
         """(mount, inode) of the directory /mfs/lost+found, made where it is not there."""
-        found = next(
-            ((n, each) for n, each in self.look.mounts().items() if each.kind == "mfs"), None
-        )
+        found = self._mfs()
         if found is None:
             raise AssertionError("the mount table has been mended before")
         mount, shown = found
@@ -227,12 +243,17 @@ class Mending:
     # --- contents ---------------------------------------------------------------------------------
 
     def earlier_content(self, ino: int, mode: int, lost: object) -> bytes | None:
-        """The newest content that the past or the journal knows and whose bytes are there."""
+        """The newest content that the past or the journal knows and whose bytes are there.
+
+        Behind what a backend has nothing is looked for: it would be sent over that.
+        """
         query = "select content from inode_past where ino=? order by until desc"
         known = [row[0] for row in self.database.all(query, (ino,))]
         known += journal_contents(self.look, ino)
         for blob in known:
-            if blob and blob != lost and not content_problem(blob, mode) and self.is_there(blob):
+            if not blob or blob == lost or content_problem(blob, mode):
+                continue
+            if blob[0] == REMOTE or self.is_there(blob):
                 return bytes(blob)
         return None
 
@@ -244,12 +265,14 @@ class Mending:
             query = "select extents from content where id=?"
             row = self.database.one(query, (large_id(blob),))
             return row is not None and isinstance(row[0], bytes) and len(row[0]) % 24 == 0
-        return blob[0] != REMOTE
+        return True
 
     def size(self, blob: bytes) -> int:
         """How many bytes a content has."""
         if blob[:1] == bytes((SMALL,)):
             return small_content(blob).length
+        if blob[:1] == bytes((REMOTE,)):
+            return remote_size(blob)
         row = self.database.one("select size from content where id=?", (large_id(blob),))
         return int(row[0]) if row is not None else 0
 

@@ -114,10 +114,11 @@ def _restore(parent: int, name: bytes, ino: int, mending: Mending) -> None:
     content = mending.earlier_content(ino, stat.S_IFREG | 0o644, None) if ino > ROOT_INO else None
     if is_directory and ino > ROOT_INO:
         mending.new_directory(ino, mount, parent)
-    elif row is not None or content is not None:
+    elif content is not None or (row is not None and not _is_remote(mount, mending)):
         mending.new_object(ino, mount, row, content)
     else:
         mending.drop_name(parent, name)
+        _leave_to_backend(ino, mending)
         return
     mending.settle(ino)
     mending.note_directory(parent)
@@ -248,14 +249,23 @@ def _move(ino: int, mount: int, mending: Mending) -> None:
 
 def _adopt(ino: int, content: object, mount: int, mending: Mending) -> None:
     """What a backend has is not kept here."""
-    shown = mending.look.mounts().get(mount)
     is_there = isinstance(content, bytes) and content[:1] == bytes((REMOTE,))
     has_names = mending.database.one("select 1 from dentry where parent=?", (ino,)) is not None
-    is_remote = shown is not None and shown.kind != "mfs"
-    if is_there or (is_remote and not has_names and not content):
+    if is_there or (_is_remote(mount, mending) and not has_names and not content):
         mending.delete("inode", "ino=?", ino)
+        _leave_to_backend(ino, mending)
         return
     mending.adopt(ino)
+
+
+def _is_remote(mount: int, mending: Mending) -> bool:
+    shown = mending.look.mounts().get(mount)
+    return shown is not None and shown.kind != "mfs"
+
+
+def _leave_to_backend(ino: int, mending: Mending) -> None:
+    """What it has is listed again; a change that waits here would be taken for a removal there."""
+    mending.delete("remote", "ino=?", ino)
 
 
 def _unname(ino: int, keep: int, mending: Mending) -> None:

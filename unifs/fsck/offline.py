@@ -27,6 +27,7 @@ from unifs.state.database import Database
 from unifs.state.directory import StateDirectory
 from unifs.state.queries import VFS, Queries
 from unifs.vfs.storage import DEFAULT_PROFILE, Storage
+from unifs.vfs.unindexed import index_container
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -169,6 +170,8 @@ class _Repair:
             self._outcome.has_recovered = storage.receipt is not None
             # What a put indexes must not stand for sections before it that are not.
             storage.blocks.catch_up()
+            for container in sorted(storage.unindexed):
+                index_container(storage, container)
             with closing(Look(storage.database, self._path)) as look:
                 look.is_thorough = self._is_thorough
                 mending = Mending(look, storage.database, storage.state.lost_found)
@@ -233,6 +236,8 @@ class _Repair:
             for each in findings:
                 if each.mend is not None:
                     each.mend(mending)
+            # Until all is mended the next start has to count references anew.
+            mending.database.set_meta("is_clean", 0)
             self._write_receipt()
             mending.database.commit()
         except BaseException:

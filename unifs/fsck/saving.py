@@ -10,6 +10,7 @@ zeros that was something else.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ from unifs.fsck.look import mode_of, size_of
 from unifs.ipfs.cid import Cid
 from unifs.ipfs.unixfs.builder import hash_leaf, leaf_block_parts, leaf_cid
 from unifs.journal.content import (
+    LARGE,
     SEALED,
     SMALL,
     SmallContent,
+    large_blob,
     large_id,
     linked_blob,
     remote_blob,
@@ -47,9 +50,6 @@ def give_up(ino: int, blob: bytes, mending: Mending) -> None:
         return
     attributes, mount, gone = row
     path = mending.look.path(ino)
-    if gone is not None:
-        mending.set_content(ino, b"", 0)
-        return
     copy = _other_copy(blob, storage)
     if copy is not None:
         mending.set_content(ino, copy.blob, copy.length)
@@ -62,17 +62,24 @@ def give_up(ino: int, blob: bytes, mending: Mending) -> None:
         cid = Cid.decode(link[8:])
         mending.kept.append(f"{path} is linked to {cid} now; what is missing of it can be imported")
         return
+    if gone is not None:
+        # The past shows it as missing, as it does what it has forgotten.
+        _keep_rest(path, ino, blob, mending)
+        mending.delete("inode", "ino=?", ino)
+        return
     version = _at_backend(ino, blob, mending)
     if version is not None:
         mending.set_content(ino, remote_blob(size_of(attributes), version), size_of(attributes))
         mending.kept.append(f"{path} is read from its backend again")
         return
-    _fall_back(ino, blob, storage, mending)
+    _keep_rest(path, ino, blob, mending)
+    _fall_back(ino, blob, mending)
 
 
-def _fall_back(ino: int, blob: bytes, storage: Storage, mending: Mending) -> None:
-    path = mending.look.path(ino)
-    (attributes,) = mending.database.one("select attributes from inode where ino=?", (ino,))
+def _keep_rest(path: str, ino: int, blob: bytes, mending: Mending) -> None:
+    """What can be read of a content goes to lost+found."""
+    storage = mending.storage
+    assert storage is not None
     target = mending.new_file(str(ino))
     try:
         kept = Trust(mending.database, storage.segments, storage.state).save(blob, target)
@@ -80,7 +87,30 @@ def _fall_back(ino: int, blob: bytes, storage: Storage, mending: Mending) -> Non
         mending.kept.append(f"{path}: what was left of its bytes is in {names}")
     except (OSError, UnifsError) as error:
         target.unlink(missing_ok=True)
-        mending.kept.append(f"{path}: nothing of its bytes could be read: {error}")
+        files = _keep_files(blob, mending)
+        what = f"the files that it held are {files}" if files else "nothing of its bytes is left"
+        mending.kept.append(f"{path}: {what}: {error}")
+
+
+def _keep_files(blob: bytes, mending: Mending) -> str:
+    """Names in lost+found for the files of a large content of which nothing else is known."""
+    query = "select container from holding where content=?"
+    rows = mending.database.all(query, (large_id(blob),)) if blob[0] == LARGE else []
+    names: list[str] = []
+    for source in (mending.look.container(container) for (container,) in rows):
+        if source.exists():
+            target = mending.new_file(source.name)
+            try:
+                os.link(source, target)
+            except OSError:
+                shutil.copyfile(source, target)
+            names.append(target.name)
+    return ", ".join(names)
+
+
+def _fall_back(ino: int, blob: bytes, mending: Mending) -> None:
+    path = mending.look.path(ino)
+    (attributes,) = mending.database.one("select attributes from inode where ino=?", (ino,))
     earlier = mending.earlier_content(ino, mode_of(attributes), blob)
     if earlier is not None:
         mending.set_content(ino, earlier, mending.size(earlier))
@@ -167,6 +197,19 @@ def _at_backend(ino: int, blob: bytes, mending: Mending) -> str | None:
     return str(row[0])
 
 
+def lose(number: int, mending: Mending) -> None:
+    """Every row that names a large content finds something else; nothing can be moved before."""
+    if mending.storage is None:
+        return
+    blob = large_blob(number)
+    for (ino,) in mending.database.all("select ino from inode where content=?", (blob,)):
+        give_up(ino, blob, mending)
+    mending.delete("inode_past", "content=?", blob)
+    mending.update("remote", "content=null,attempt=null", "content=?", blob)
+    mending.delete("content", "id=?", number)
+    mending.delete("holding", "content=?", number)
+
+
 def put_together(ino: int, blob: bytes, mending: Mending) -> None:
     """A large content without a row: where it had one file, that file has its bytes."""
     number = large_id(blob)
@@ -181,7 +224,7 @@ def put_together(ino: int, blob: bytes, mending: Mending) -> None:
         give_up(ino, blob, mending)
         return
     size = size_of(row[0])
-    extents = _data_of(str(path), held[0], size)
+    extents = data_of(str(path), held[0], size)
     mending.sync(path)
     packed = extents.pack()
     statement = (
@@ -193,7 +236,7 @@ def put_together(ino: int, blob: bytes, mending: Mending) -> None:
     mending.kept.append(f"{mending.look.path(ino)} was put together from {path.name}")
 
 
-def _data_of(path: str, container: int, size: int) -> ExtentMap:
+def data_of(path: str, container: int, size: int) -> ExtentMap:
     """What of a sparse file is data, up to a size."""
     made = ExtentMap()
     with open(path, "rb") as file:

@@ -141,6 +141,9 @@ def _set_attributes(ino: int, mending: Mending) -> None:
 
 def _set_content(ino: int, mending: Mending) -> None:
     """An earlier content; else the object keeps its name only where it is not one of bytes."""
+    if not mending.has_home:
+        # The mount table is mended in this round; then this is found again.
+        return
     database = mending.database
     query = "select attributes,content,cid from inode where ino=?"
     attributes, content, cid = database.one(query, (ino,))

@@ -25,7 +25,9 @@ from unifs.ipfs.embedded.sections import (
     scan,
     varint,
 )
+from unifs.journal.recovery import unnamed_files
 from unifs.state.credentials import FILE_NAME
+from unifs.vfs.unindexed import index_container
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,11 +172,15 @@ def index(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
                     wrong += 1
                     text = multihash.hex() if isinstance(multihash, bytes) else repr(multihash)
                     sentence = f"the block index says that {text} lies in {problem}"
-                    yield Finding("INDEX_NOWHERE", sentence, wrong, _forget_index)
+                    # Once for all of them.
+                    mend = _forget_index if wrong == 1 else None
+                    yield Finding("INDEX_NOWHERE", sentence, wrong, mend)
             for (number,) in connection.execute("select id from containers").fetchall():
                 if not isinstance(number, int) or not look.container(number).exists():
+                    wrong += 1
                     sentence = f"the block index knows container {number}, which is not there"
-                    yield Finding("INDEX_NOWHERE", sentence, mend=_forget_index)
+                    mend = _forget_index if wrong == 1 else None
+                    yield Finding("INDEX_NOWHERE", sentence, wrong, mend)
         except apsw.Error as error:
             sentence = f"the block index cannot be read: {error}"
             yield Finding("INDEX_DAMAGED", sentence, mend=_forget_index)
@@ -213,7 +219,11 @@ def _place_problem(look: Look, kind: Any, holder: Any, offset: Any, length: Any)
 def _forget_index(mending: Mending) -> None:
     """It is read again from the segments and the sealed contents."""
     if mending.storage is not None:
-        mending.storage.blocks.rebuild()
+        storage = mending.storage
+        storage.blocks.rebuild()
+        # Contents are told again at the next start; what only pins need has nobody to tell it.
+        for path in unnamed_files(storage.database, storage.state):
+            index_container(storage, int(path.name, 16))
         return
     for suffix in ("", "-wal", "-shm"):
         (mending.look.state / f"blocks.db{suffix}").unlink(missing_ok=True)

@@ -37,7 +37,8 @@ class Containers:
 
     def __init__(self, directory: Path, last_id: int) -> None:
         self._directory = directory
-        self._last_id = last_id
+        #: The next one has a higher number.
+        self.last_id = last_id
         #: To make the names of new containers durable.
         self.directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.has_new = False
@@ -54,12 +55,12 @@ class Containers:
 
     def create(self) -> int:
         """A new empty container, held open until ``release``."""
-        self._last_id += 1
+        self.last_id += 1
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(self.path(self._last_id), flags, 0o600)
-        self._pinned[self._last_id] = [descriptor, 1]
+        descriptor = os.open(self.path(self.last_id), flags, 0o600)
+        self._pinned[self.last_id] = [descriptor, 1]
         self.has_new = True
-        return self._last_id
+        return self.last_id
 
     def hold(self, container: int) -> int:
         """The descriptor, kept open until as many calls of ``release``.

@@ -192,8 +192,8 @@ class Writeback:
                 continue
             try:
                 step = self._plan(due)
-            except WouldBlock:
-                # The log is being checkpointed; this can wait.
+            except (WouldBlock, UnifsError):
+                # The log is being checkpointed, or has no room; this can wait.
                 due.retry_at = now + BACKOFF_S
                 self._push(due)
                 continue

@@ -75,7 +75,8 @@ class Journal:
         raise NotImplementedError
 
     def set_quarantined(self, ino: int, refusal: UnifsError | None) -> None:
-        """It is given up because of that; None: it is tried again."""
+        """It is given up because of that; None: it is tried again. Raises nothing: the next start
+        knows it where that can be written down."""
         raise NotImplementedError
 
     def refusal(self, ino: int) -> UnifsError:

@@ -26,6 +26,8 @@ from unifs.journal.content import SMALL, SmallContent, small_content
 from unifs.journal.log import Op, pack_pair, unpack_pair
 from unifs.state.queries import Reader
 from unifs.vfs.smallrows import INODE, JOURNAL, KEYS, TABLES, rows_naming
+from unifs.vfs.treeinode import TreeInode
+from unifs.vfs.unindexed import index_container
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from unifs.ipfs.embedded.segments import Place
     from unifs.vfs.smallrows import Named, Table
     from unifs.vfs.tree import Batch
-    from unifs.vfs.treeinode import TreeInode
     from unifs.vfs.writer import Writer
 
     #: (segment, offset) -> where those bytes lie from now on.
@@ -49,6 +50,9 @@ LOOK_S = 1.0
 COLLECT_S = 60.0
 #: Rows that follow a move in one transaction on the loop: 1.5 ms.
 MOVED_ROWS = 200
+SEALED_IN = (
+    "select distinct h.container from holding h join content c on c.id=h.content where c.state=2"
+)
 
 
 class Keeper:
@@ -70,7 +74,18 @@ class Keeper:
         del store
         # Before the rows: a record may be all that is left of what a row said until now.
         needed = self.writer.needed_since()
-        return await trio.to_thread.run_sync(self._live_offsets, segment, needed)
+        waiting = [small_content(inode.acknowledged or b"") for inode in self._acknowledged()]
+        live = await trio.to_thread.run_sync(self._live_offsets, segment, needed)
+        return live | {small.offset for small in waiting if small.segment == segment}
+
+    def _acknowledged(self) -> list[TreeInode]:
+        """Hot inodes whose next record will say that recovery may go back to a small content."""
+        small = bytes((SMALL,))
+        return [
+            inode
+            for inode in self.writer.inodes.hot.values()
+            if isinstance(inode, TreeInode) and (inode.acknowledged or b"")[:1] == small
+        ]
 
     def _live_offsets(self, segment: int, needed: int) -> set[int]:
         offsets: set[int] = set()
@@ -93,6 +108,8 @@ class Keeper:
         for segment in sorted({old.segment for old, _ in moves}):
             while await self._follow(segment, needed, to):
                 pass
+        for inode in self._acknowledged():
+            inode.acknowledged = _moved(inode.acknowledged or b"", to)
         # The old bytes go next; a power cut must not bring back rows that name them.
         await self.storage.flusher.flush()
 
@@ -137,6 +154,13 @@ class Keeper:
         self.dead.discard(container)
         self.storage.contents.containers.delete(container)
 
+    async def tell_again(self) -> None:
+        """Hash what sealed contents and dead containers hold, for a block index made anew."""
+        known = {row[0] for row in self.storage.database.all(SEALED_IN)} | self.dead
+        check = trio.from_thread.check_cancelled
+        for container in sorted(known):
+            await trio.to_thread.run_sync(index_container, self.storage, container, check)
+
     # --- roots ------------------------------------------------------------------------------------
 
     def roots(self) -> Iterator[Root]:
@@ -150,6 +174,7 @@ class Keeper:
 
     async def run(self, node: EmbeddedNode) -> None:
         """Delete dead containers, until cancelled."""
+        await self.index_left()
         while True:
             await trio.sleep(LOOK_S)
             if not self.dead:
@@ -159,16 +184,30 @@ class Keeper:
             except (UnifsError, OSError) as error:
                 log.warning("dead containers stay for now: error=%s", error)
 
+    async def index_left(self) -> None:
+        """Tell the block index what an earlier daemon's files hold: see ``unindexed``."""
+        check = trio.from_thread.check_cancelled
+        for container in sorted(self.storage.unindexed):
+            try:
+                await trio.to_thread.run_sync(index_container, self.storage, container, check)
+            except (UnifsError, OSError) as error:
+                log.warning("a container stays until the next start: error=%s", error)
+            else:
+                self.storage.unindexed.discard(container)
+                self.dead.add(container)
+
     async def _let_go(self, node: EmbeddedNode) -> None:
+        moment = node.keeping.moment()
         has_pins = bool(await node.pins_scan())
         if has_pins or await self._has_links(node):
             if trio.current_time() - self._collected_at >= COLLECT_S:
                 self._collected_at = trio.current_time()
                 await (node.repo_gc() if has_pins else node.collector.release())
             return
-        blocks = self.storage.blocks
         for container in self.dead_containers():
-            await trio.to_thread.run_sync(blocks.index.forget_container, container)
+            forget = partial(self.storage.blocks.index.forget_container, container)
+            if not await trio.to_thread.run_sync(node.keeping.still, moment, forget):
+                return
             await complete(self.drop_container, container)
 
     async def _has_links(self, node: EmbeddedNode) -> bool:

@@ -18,6 +18,7 @@ from unifs.journal.writeback_order import NOWHERE
 from unifs.types import NAME_MAX_BYTES, Version
 from unifs.vfs.conflicts import record
 from unifs.vfs.tree import SET_GONE
+from unifs.vfs.treenames import DELETE_LINK
 
 if TYPE_CHECKING:
     from unifs.types import Node
@@ -106,7 +107,7 @@ def take_bytes(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
 
 
 def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
-    """The remote object takes the name; the local inode lives as long as it is open."""
+    """The remote object takes the name; the local inode keeps others, or lives while it is open."""
     volume, tree = sync.volume, sync.tree
     wanted = sync.wanted(ino)
     inode = volume.hot_or_row(ino)
@@ -115,16 +116,25 @@ def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     parent = volume.hot_or_row(wanted.parent)
     assert parent is not None
     batch: Batch = []
-    tree.drop_name(batch, wanted.parent, wanted.name)
-    batch.append(("delete from remote where ino=?", (ino,)))
-    inode.attributes.st_nlink = 0
-    batch.append((SET_GONE, (tree.epoch, ino)))
+    place = (wanted.parent, wanted.name)
+    tree.drop_name(batch, *place)
+    others = [other for other in tree.names_of(ino) if other != place]
+    if others:
+        packed = bytearray(tree.inode_row(ino)[4])
+        packed[12:16] = len(others).to_bytes(4, "little")
+        batch.append(("update inode set attributes=? where ino=?", (bytes(packed), ino)))
+        batch += [(DELETE_LINK, (ino, *place)), (NOWHERE_NOW, (ino,))]
+    else:
+        batch.append(("delete from remote where ino=?", (ino,)))
+        batch.append((SET_GONE, (tree.epoch, ino)))
     made = volume.merge.new(parent, node, path)
     volume.merge.insert(made, wanted.name, batch)
     batch.append(volume.log.row(Op.UNLINK, ino, wanted.parent, wanted.name))
     tree.commit(batch)
-    inode.path = None
-    volume.lost_name(inode)
+    inode.take(NOWHERE)
+    inode.attributes.st_nlink = len(others)
+    if not others:
+        volume.lost_name(inode)
     volume.inodes.add(made)
     log.warning("conflict: theirs is kept: ino=%d path=%r", ino, path)
     volume.tell_entry(wanted.parent, wanted.name)

@@ -1,20 +1,25 @@
-"""Drop: names that the backend has no more leave the tree, with everything below them.
+"""Drop: objects that the backend has no more leave the tree, with everything below them.
 
 Called by whoever learns it (``Merge``, ``RemoteSync``, giving up, trimming); it asks nobody and
-judges nothing: nothing of what is dropped may be due.
+judges nothing: nothing of what is dropped may be due. An object goes with all of its names; one
+that lies below and has another name elsewhere keeps that. Memory follows each commit.
 """
 
 from __future__ import annotations
 
 import stat
+from functools import partial
 from typing import TYPE_CHECKING
 
 from unifs.journal.content import large_id
 from unifs.journal.log import Op
 from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.tree import SET_GONE
+from unifs.vfs.treenames import DELETE_LINK
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.tree import Batch
 
@@ -26,25 +31,70 @@ SUBTREE = (
 DROP_MAX = 1_000
 
 
-def drop(volume: RemoteVolume, parent: int, name: bytes, ino: int) -> None:
-    """Remove a name and everything below it from the tree; nothing of it is due."""
+def drop(volume: RemoteVolume, ino: int) -> None:
+    """Remove an object and everything below it from the tree; nothing of it is due."""
     tree = volume.tree
-    rows = tree.database.all(SUBTREE, (ino,))
+    rows = dict.fromkeys(row[0] for row in tree.database.all(SUBTREE, (ino,)))
+    is_directory = _is_directory(volume, ino)
+    places = tree.names_of(ino)
     batch: Batch = []
-    tree.drop_name(batch, parent, name)
+    for place in places:
+        tree.drop_name(batch, *place)
     contents: list[int] = []
-    for (below,) in reversed(rows):
-        _drop_rows(volume, below, batch, contents)
+    followers: list[Callable[[], None]] = []
+    for below in reversed(rows):
+        names = _names(volume, below) if below != ino else []
+        inside = [name for name in names if name[0] in rows]
+        if len(inside) < len(names):
+            left = len(names) - len(inside)
+            followers.append(_take_names(volume, below, inside, left, batch))
+        else:
+            followers.append(_drop_rows(volume, below, batch, contents))
         if len(batch) >= DROP_MAX:
             tree.commit(batch, frees=True)
-            batch = []
+            _follow(followers)
+            batch, followers = [], []
     commit_releasing(volume, batch, contents)
-    volume.rows -= len(rows)
-    above = volume.inodes.hot.get(parent)
+    _follow(followers)
+    for parent, name in places:
+        above = volume.inodes.hot.get(parent)
+        if above is not None and is_directory:
+            above.attributes.st_nlink -= 1
+        volume.tell_entry(parent, name)
+
+
+def _follow(followers: list[Callable[[], None]]) -> None:
+    for follow in followers:
+        follow()
+
+
+def _is_directory(volume: RemoteVolume, ino: int) -> bool:
     hot = volume.inodes.hot.get(ino)
-    if above is not None and hot is not None and stat.S_ISDIR(hot.attributes.st_mode):
-        above.attributes.st_nlink -= 1
-    volume.tell_entry(parent, name)
+    return hot is not None and stat.S_ISDIR(hot.attributes.st_mode)
+
+
+def _names(volume: RemoteVolume, ino: int) -> list[tuple[int, bytes]]:
+    """The names of an object that may have several; others have one, by which they were found."""
+    row = volume.tree.inode_row(ino)
+    return [] if row is None or row[1] else list(volume.tree.parents(ino, 0))
+
+
+def _take_names(
+    volume: RemoteVolume, ino: int, names: list[tuple[int, bytes]], left: int, batch: Batch
+) -> Callable[[], None]:
+    """Names in directories that go, of an object that has others."""
+    packed = bytearray(volume.tree.inode_row(ino)[4])
+    packed[12:16] = left.to_bytes(4, "little")
+    batch.append(("update inode set attributes=? where ino=?", (bytes(packed), ino)))
+    batch.extend((DELETE_LINK, (ino, *name)) for name in names)
+    return partial(_count_names, volume, ino, left)
+
+
+def _count_names(volume: RemoteVolume, ino: int, left: int) -> None:
+    hot = volume.inodes.hot.get(ino)
+    if hot is not None:
+        hot.attributes.st_nlink = left
+        volume.tell_inode(ino)
 
 
 def commit_releasing(volume: RemoteVolume, batch: Batch, contents: list[int]) -> None:
@@ -60,25 +110,35 @@ def commit_releasing(volume: RemoteVolume, batch: Batch, contents: list[int]) ->
     volume.writer.release(contents)
 
 
-def _drop_rows(volume: RemoteVolume, ino: int, batch: Batch, contents: list[int]) -> None:
+def _drop_rows(
+    volume: RemoteVolume, ino: int, batch: Batch, contents: list[int]
+) -> Callable[[], None]:
+    """Statements, and what memory does once they are committed."""
     hot = volume.inodes.hot.get(ino)
     batch.append(("delete from remote where ino=?", (ino,)))
     batch.append(("delete from dentry where parent=?", (ino,)))
     batch.append(("delete from link where ino=?", (ino,)))
     if isinstance(hot, RemoteInode):
-        hot.path = None
-        hot.attributes.st_nlink = 0
-        hot.is_gone = True
-        volume.writer.touched.pop(ino, None)
         if large_id(hot.stored):
             # As in ``commit_releasing``: its bytes go when it is forgotten.
             batch.append(volume.writer.log.row(Op.SYNC, 0, 0, b""))
         batch.append((SET_GONE, (volume.tree.epoch, ino)))
-        if not hot.opens and not volume.inodes.count(ino):
-            volume.forgotten(ino)
-        return
+        return partial(_lose, volume, hot)
     row = volume.tree.inode_row(ino)
     if row is not None and large_id(row[5]):
         contents.append(large_id(row[5]))
     batch.append(("delete from xattr where ino=?", (ino,)))
     batch.append(("delete from inode where ino=?", (ino,)))
+    return partial(_lose, volume, None)
+
+
+def _lose(volume: RemoteVolume, hot: RemoteInode | None) -> None:
+    volume.rows -= 1
+    if hot is None:
+        return
+    hot.path = None
+    hot.attributes.st_nlink = 0
+    hot.is_gone = True
+    volume.writer.touched.pop(hot.ino, None)
+    if not hot.opens and not volume.inodes.count(hot.ino):
+        volume.forgotten(hot.ino)

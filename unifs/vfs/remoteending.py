@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from unifs.vfs.remoterows import RemoteInode
 
 VANISHED = (
-    "select d.name,d.ino,r.path from dentry d join remote r on r.ino=d.ino"
+    "select d.ino,r.path from dentry d join remote r on r.ino=d.ino"
     " where d.parent=? and d.id>? and d.id<=? and r.path is not null and r.checked_ns<?"
 )
 UPTO = "select max(id) from (select id from dentry where parent=? and id>? order by id limit ?)"
@@ -49,12 +49,15 @@ def _vanish(merge: Merge, inode: RemoteInode, path: str, ids: tuple[int, int]) -
         return
     attempts = merge.attempts
     rows = merge.tree.database.all(VANISHED, (inode.ino, *ids, inode.listed_ns))
-    found = [(bytes(name), ino, os.fsdecode(path)) for name, ino, path in rows]
+    found = [(ino, os.fsdecode(below)) for ino, below in rows]
     merge.vanish(
         [
-            (inode.ino, name, ino)
-            for name, ino, below in found
-            if not attempts.is_moving(below) and not attempts.is_at(below)
+            ino
+            for ino, below in found
+            # What the backend holds elsewhere, a link or what is renamed here, no page tells.
+            if below.rpartition("/")[0] == path
+            and not attempts.is_moving(below)
+            and not attempts.is_at(below)
         ]
     )
 

@@ -39,9 +39,9 @@ def give_up(volume: RemoteVolume, ino: int) -> None:
         inode = volume.hot_or_row(ino)
         if inode is not None:
             volume.unsynced.reached(inode, inode.unsynced_bytes)
-        for parent, name in tree.names_of(ino):
+        for parent, _ in tree.names_of(ino):
             _unlist(volume, parent)
-            drop(volume, parent, name, ino)
+        drop(volume, ino)
     else:
         tree.commit([("delete from remote where ino=?", (ino,))])
     if known is not None and known.path is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -26,17 +27,18 @@ from unifs.types import Version
 from unifs.vfs.remoteahead import Ahead
 from unifs.vfs.remotedrop import drop
 from unifs.vfs.remoteending import end_listing
-from unifs.vfs.remotepage import PageRows, mode_of, new_names, shown
+from unifs.vfs.remotepage import PageRows, mode_of, new_names, shown, sift
 from unifs.vfs.remoterows import COMPLETE, PARTIAL, UNLISTED, RemoteInode, join, pack_told
 from unifs.vfs.remoteunderway import Questions
 from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
 from unifs.waiting import RETRY, complete
 
 if TYPE_CHECKING:
-    from unifs.types import Entry, Node, Page
+    from unifs.types import Node, Page
     from unifs.vfs.remotepage import Told
+    from unifs.vfs.remoterows import Form
     from unifs.vfs.remotevolume import RemoteVolume
-    from unifs.vfs.tree import Batch
+    from unifs.vfs.tree import Batch, Statement
 
 #: Names of a page that become rows without a pause: 4 ms. What answers the question for the next
 #: page would wait for all 1,000, and the backend for the question after that.
@@ -56,6 +58,8 @@ class Merge:
         self._scans: dict[int, trio.Event] = {}
         #: Contents that the rows of the transaction being prepared name no more.
         self._left: list[int] = []
+        #: Inodes that it has changed, and what they were.
+        self._changed: list[tuple[RemoteInode, Form]] = []
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -86,7 +90,7 @@ class Merge:
             if self._is_late(path, moment):
                 return RETRY
             if isinstance(known, RemoteInode):
-                await complete(self.vanish, [(parent.ino, name, known.ino)])
+                await complete(self.vanish, [known.ino])
         finally:
             self._questions.end()
         if volume.find(parent, name) is None:
@@ -106,8 +110,7 @@ class Merge:
         except NotFound:
             if self._is_late(path, moment):
                 return RETRY
-            names = [(*name, inode.ino) for name in self.tree.parents(inode.ino, inode.parent)]
-            await complete(self.vanish, names)
+            await complete(self.vanish, [inode.ino])
             if inode.is_gone:
                 raise Stale from None
         finally:
@@ -164,7 +167,9 @@ class Merge:
                 if start == 0 and cursor is not None and page.after is not None:
                     self._ask_ahead(inode.ino, (path, page.after))
                 end = start + TAKEN_TOGETHER
-                told = self._judged(path, names[start:end], moment)
+                is_quiet = self.attempts.is_quiet and not self._questions.has_departed
+                is_late = None if is_quiet else partial(self._is_late, moment=moment)
+                told = sift(path, names[start:end], is_late)
                 await complete(self._take_page, inode, told, end >= len(names), page)
                 if end < len(names):
                     await trio.lowlevel.checkpoint()
@@ -177,23 +182,10 @@ class Merge:
         if self.volume.nursery is not None:
             self._ahead.begin(self.volume.nursery, self.volume.mount.scan, ino, place)
 
-    def _judged(self, path: str, told: list[Entry], moment: int) -> tuple[list[Told], list[str]]:
-        """Entries of a directory to be taken, and the paths of those that are late."""
-        entries: list[Told] = []
-        late: list[str] = []
-        is_quiet = self.attempts.is_quiet and not self._questions.has_departed
-        for entry in told:
-            below = join(path, entry.name)
-            if not is_quiet and self._is_late(below, moment):
-                late.append(below)
-            else:
-                entries.append((entry.name, below, entry.node))
-        return entries, late
-
     def _take_page(
         self, inode: RemoteInode, told: tuple[list[Told], list[str]], is_last: bool, page: Page
     ) -> None:
-        """Take what ``_judged`` told of a page; the last of it moves the listing on."""
+        """Take what ``sift`` told of a page; the last of it moves the listing on."""
         entries, late = told
         self.take(inode, entries)
         batch: Batch = []
@@ -222,7 +214,7 @@ class Merge:
         now_ns = max(volume.now_ns(), parent.listed_ns)
         made: dict[bytes, RemoteInode] = {}
         seen: list[RemoteInode] = []
-        replaced: list[tuple[int, bytes, int]] = []
+        replaced: list[int] = []
         new = new_names(volume, parent, entries)
         rows = PageRows(volume, parent, now_ns)
         for name, path, node in entries:
@@ -234,9 +226,7 @@ class Merge:
                 continue
             ino = self.remotes.at(path)
             known = volume.hot_or_row(ino) if ino else None
-            if known is not None and known.is_gone:
-                continue
-            if ino and known is None:
+            if ino and (known is None or known.is_gone):
                 # Removed here, not yet there.
                 continue
             if known is not None:
@@ -247,7 +237,7 @@ class Merge:
                 if volume.is_changed(known):
                     self._see(path, now_ns, batch)
                     continue
-                replaced.append((parent.ino, name, known.ino))
+                replaced.append(known.ino)
             elif volume.find(parent, name) is not None:
                 # A local object of that name has not arrived there yet.
                 continue
@@ -271,11 +261,21 @@ class Merge:
     def _begin(self) -> Batch:
         """A transaction before which memory changes: WouldBlock here, where it would wait."""
         self.tree.database.admit()
-        self._left = []
+        self._left, self._changed = [], []
         return []
 
+    def _change(self, inode: RemoteInode) -> Form:
+        """An inode changes before the transaction is committed; its form until then."""
+        self._changed.append((inode, form := inode.form()))
+        return form
+
     def _commit(self, batch: Batch) -> None:
-        self.tree.commit(batch)
+        try:
+            self.tree.commit(batch)
+        except BaseException:
+            for inode, form in self._changed:
+                inode.restore(form)
+            raise
         self.volume.writer.release(self._left)
 
     def _is_pinned(self, inode: RemoteInode, node: Node) -> bool:
@@ -290,8 +290,7 @@ class Merge:
         attributes = volume.factory()
         inode = RemoteInode(self.tree.new_ino(), volume, attributes)
         attributes.st_ino = inode.ino
-        is_directory = stat.S_ISDIR(node.mode)
-        attributes.st_nlink = 2 if is_directory else 1
+        attributes.st_nlink = 2 if stat.S_ISDIR(node.mode) else 1
         attributes.st_uid, attributes.st_gid = os.getuid(), os.getgid()
         attributes.st_rdev = node.rdev
         attributes.st_blksize = 1 << 20
@@ -332,31 +331,32 @@ class Merge:
             batch.append(self.remotes.store(inode))
             return
         attributes = inode.attributes
-        before = (inode.version, inode.stored, pack_attributes(attributes))
+        before = self._change(inode)
         if (node.version or Version("")) != inode.version:
             self._adopt(inode, node, batch)
         if node.has_permissions and not inode.is_local:
             attributes.st_mode = stat.S_IFMT(attributes.st_mode) | stat.S_IMODE(node.mode)
             if node.mtime_ns is not None:
                 attributes.st_mtime_ns = attributes.st_ctime_ns = node.mtime_ns
-        packed = pack_attributes(attributes)
-        if (inode.version, inode.stored, packed) != before:
-            row = (inode.parent, self.tree.epoch, packed, inode.stored, inode.ino)
-            batch.append((UPDATE_INODE, row))
+        if inode.form() != before:
+            batch.append(self._row(inode))
             self.volume.tell_inode(inode.ino)
         inode.checked_ns = now_ns
         batch.append(self.remotes.store(inode))
+
+    def _row(self, inode: RemoteInode) -> Statement:
+        packed = pack_attributes(inode.attributes)
+        return UPDATE_INODE, (inode.parent, self.tree.epoch, packed, inode.stored, inode.ino)
 
     def adopt_bytes(self, inode: RemoteInode, node: Node) -> None:
         """Somebody else's bytes take the place of the backend's; our attributes stay."""
         attributes = inode.attributes
         batch = self._begin()
+        self._change(inode)
         moments = attributes.st_mtime_ns, attributes.st_ctime_ns
         self._adopt(inode, node, batch)
         attributes.st_mtime_ns, attributes.st_ctime_ns = moments
-        packed = pack_attributes(attributes)
-        row = (inode.parent, self.tree.epoch, packed, inode.stored, inode.ino)
-        self._commit([*batch, (UPDATE_INODE, row), self.remotes.store(inode)])
+        self._commit([*batch, self._row(inode), self.remotes.store(inode)])
         self.volume.tell_inode(inode.ino)
 
     def _adopt(self, inode: RemoteInode, node: Node, batch: Batch) -> None:
@@ -383,16 +383,16 @@ class Merge:
 
     # --- vanishing --------------------------------------------------------------------------------
 
-    def vanish(self, names: list[tuple[int, bytes, int]]) -> None:
-        """(directory, name, inode) that the backend has no more; what is due below one stays."""
+    def vanish(self, inos: list[int]) -> None:
+        """The backend has these no more; what is due below one stays."""
         keep = self.volume.sync.ancestors_of_due()
-        for parent, name, ino in names:
+        for ino in inos:
             inode = self.volume.hot_or_row(ino)
             if inode is None or self.volume.is_changed(inode) or ino in keep:
                 if ino in keep or (inode is not None and self.volume.sync.is_due(ino)):
                     self.volume.sync.vanished(ino)
                 continue
-            drop(self.volume, parent, name, ino)
+            drop(self.volume, ino)
 
 
 def _is_same_kind(inode: RemoteInode, node: Node) -> bool:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 from unifs.journal.content import remote_blob, symlink_blob
 from unifs.types import NAME_MAX_BYTES, Version
-from unifs.vfs.remoterows import INSERT, TOLD, UNLISTED
+from unifs.vfs.remoterows import INSERT, TOLD, UNLISTED, join
 from unifs.vfs.tree import ATTRIBUTES, INSERT_INODE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from unifs.types import Entry, Node
     from unifs.vfs.remoterows import RemoteInode
@@ -42,6 +42,21 @@ def mode_of(volume: RemoteVolume, node: Node) -> int:
     if stat.S_ISLNK(node.mode):
         permissions = 0o777
     return stat.S_IFMT(node.mode) | permissions
+
+
+def sift(
+    path: str, told: list[Entry], is_late: Callable[[str], bool] | None
+) -> tuple[list[Told], list[str]]:
+    """Entries of a directory to be taken, and the paths of those that are late (None: none is)."""
+    entries: list[Told] = []
+    late: list[str] = []
+    for entry in told:
+        below = join(path, entry.name)
+        if is_late is not None and is_late(below):
+            late.append(below)
+        else:
+            entries.append((entry.name, below, entry.node))
+    return entries, late
 
 
 def new_names(volume: RemoteVolume, parent: RemoteInode, told: Sequence[Told]) -> set[bytes]:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from unifs.journal.content import SMALL, small_content
 from unifs.journal.writeback_order import Attempt, Known
 from unifs.types import SetAttributes, Version
+from unifs.vfs.tree import fill_attributes, pack_attributes
 from unifs.vfs.treeinode import TreeInode
 
 if TYPE_CHECKING:
     from unifs.types import Attributes
     from unifs.vfs.tree import Statement, Tree
     from unifs.vfs.volume import Volume
+
+    Form = tuple[Any, ...]
 
 UNLISTED, PARTIAL, COMPLETE = 0, 1, 2
 
@@ -81,6 +84,17 @@ class RemoteInode(TreeInode):
         self.is_local = bool(row[8])
         self.path = None if path is None else os.fsdecode(path)
         self.version = Version(version or "")
+
+    def form(self) -> Form:
+        """What an answer of the backend changes, for ``restore``; attributes last."""
+        known = (self.version, self.stored, self.content, self.held, self.based_on, self.checked_ns)
+        return (*known, pack_attributes(self.attributes))
+
+    def restore(self, form: Form) -> None:
+        """The rows have not followed what was changed since ``form``."""
+        *known, packed = form
+        self.version, self.stored, self.content, self.held, self.based_on, self.checked_ns = known
+        fill_attributes(self.attributes, self.ino, packed, self.attributes.attr_timeout)
 
     def take(self, known: Known) -> None:
         """Take what ``known`` says where the two overlap."""

@@ -213,9 +213,8 @@ def trim(volume: RemoteVolume, limit: int) -> int:
         above = volume.hot_or_row(parent)
         if above is None:
             continue
-        for where, name in list(volume.tree.parents(ino, parent)):
-            above.listing, above.cursor = UNLISTED, None
-            volume.tree.commit([volume.remotes.store(above)])
-            drop(volume, where, name, ino)
-            count += 1
+        above.listing, above.cursor = UNLISTED, None
+        volume.tree.commit([volume.remotes.store(above)])
+        drop(volume, ino)
+        count += 1
     return count

@@ -324,8 +324,7 @@ class RemoteSync(WaitingRecords):
                 self._forget_place(one)
                 self.writeback.add(one)
                 continue
-            for parent, name in list(self.tree.parents(one, row[1])):
-                drop(self.volume, parent, name, one)
+            drop(self.volume, one)
 
     def conflict(self, ino: int, path: str, node: Node) -> None:
         """Somebody else's object stands where ours is to be; the volume's policy decides."""

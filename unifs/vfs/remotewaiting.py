@@ -7,6 +7,7 @@ Implements ``journal.writeback_due.Journal`` for ``RemoteSync``. Why a change wa
 from __future__ import annotations
 
 import json
+import logging
 import stat
 from typing import TYPE_CHECKING, Final
 
@@ -16,9 +17,14 @@ from unifs.journal.log import Op
 from unifs.journal.writeback_due import GIVEN_UP, Journal
 from unifs.vfs.remoteplaces import Places
 from unifs.vfs.remoterows import RemoteInode
+from unifs.waiting import WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from unifs.vfs.tree import Statement
+
+log = logging.getLogger(__name__)
 
 WAITING = (
     "select j.ino,max(j.seq),max(j.state) from journal j left join inode i on i.ino=j.ino"
@@ -73,11 +79,13 @@ class WaitingRecords(Places, Journal):
 
     def set_quarantined(self, ino: int, refusal: UnifsError | None) -> None:
         key = f"{REFUSED}{ino}"
-        if refusal is None:
-            self.tree.commit([(QUARANTINE, (0, ino)), (FORGET, (key,))])
-            return
-        told = json.dumps([refusal.code, str(refusal)[:REASON_MAX]])
-        self.tree.commit([(QUARANTINE, (1, ino)), (NOTE, (key, told))])
+        note: Statement = FORGET, (key,)
+        if refusal is not None:
+            note = NOTE, (key, json.dumps([refusal.code, str(refusal)[:REASON_MAX]]))
+        try:
+            self.tree.commit([(QUARANTINE, (int(refusal is not None), ino)), note])
+        except (WouldBlock, UnifsError) as error:
+            log.warning("not noted: ino=%d given_up=%s %r", ino, refusal is not None, error)
 
     def refusal(self, ino: int) -> UnifsError:
         told = self.tree.database.get_meta(f"{REFUSED}{ino}")

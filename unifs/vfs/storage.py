@@ -28,6 +28,7 @@ from unifs.state.database import SET_META, Database
 from unifs.state.directory import StateDirectory, no_room
 from unifs.state.queries import reading_failed
 from unifs.vfs.tree import Tree
+from unifs.vfs.unindexed import is_kept_by_cid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -87,6 +88,8 @@ class Storage:
             self.blocks = self._open_blocks()
         #: Files that no content names, but that hold blocks which a pin may need.
         self.dead_containers: set[int] = set()
+        #: Files that may be such ones: the index has to be told first what they hold.
+        self.unindexed: set[int] = set()
         self._remove_unnamed()
         self.overlays = Overlays(self.contents.containers)
         self.flusher = Flusher(self.database, self.segments, self.log)
@@ -125,13 +128,19 @@ class Storage:
         """What an earlier daemon did not come to delete; rows that say so are durable by now."""
         if self.receipt is not None and self.receipt.kept:
             return
-        known = set(self.blocks.index.containers())
-        for path in unnamed_files(self.database, self.state):
-            container = int(path.name, 16)
-            if container in known:
-                self.dead_containers.add(container)
-            else:
-                path.unlink()
+        index, containers = self.blocks.index, self.contents.containers
+        for container in index.containers():
+            if container > containers.last_id:
+                # Its removal outlived the index's commit; the next one has its number.
+                index.forget_container(container)
+        unnamed = {int(path.name, 16) for path in unnamed_files(self.database, self.state)}
+        self.dead_containers = unnamed & index.containers()
+        unknown = unnamed - self.dead_containers
+        if unknown and is_kept_by_cid(self.database, self.state):
+            self.unindexed = unknown
+            return
+        for container in unknown:
+            containers.path(container).unlink()
 
     def _fixed_profile(self, wanted: str) -> Profile:
         """How files become CIDs is fixed at the first start: CIDs would change with it."""

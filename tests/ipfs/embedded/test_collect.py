@@ -338,7 +338,7 @@ async def test_verification_names_every_damaged_block(store: Store) -> None:
     cids = [put_raw(store.blocks, b"block %d " % n * 10) for n in range(100)]
     store.owner.container(2, b"container")
     store.blocks.add_container(2, [(digest(b"container"), 0, 9)])
-    sound = await verify_blocks(store.blocks)
+    sound = await verify_blocks(store.blocks, collector(store, set()).rebuild_index)
     assert (sound.blocks, sound.damages) == (101, [])
     victims = {cids[3], cids[50], raw(b"container")}
     for cid in (cids[3], cids[50]):
@@ -349,7 +349,9 @@ async def test_verification_names_every_damaged_block(store: Store) -> None:
         path.write_bytes(data)
     store.owner.container(2, b"Container")
     told: list[int] = []
-    found = await verify_blocks(store.blocks, lambda state: told.append(state.blocks))
+    found = await verify_blocks(
+        store.blocks, collector(store, set()).rebuild_index, lambda state: told.append(state.blocks)
+    )
     assert {damage.cid for damage in found.damages} == victims
     assert any("container 2" in damage.where for damage in found.damages)
     assert told[-1] == 101
@@ -364,7 +366,7 @@ async def test_verification_names_gaps_and_rebuilds_a_damaged_index(store: Store
     data[18] ^= 0x55
     path.write_bytes(data)
     store.open()
-    found = await verify_blocks(store.blocks)
+    found = await verify_blocks(store.blocks, collector(store, set()).rebuild_index)
     assert [damage.cid for damage in found.damages] == [None]
     assert "blocks/1.car" in found.damages[0].where
     assert not found.is_index_rebuilt

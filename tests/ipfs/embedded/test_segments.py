@@ -8,11 +8,13 @@ import hashlib
 import os
 import threading
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 
-from unifs.errors import Corrupt, DiskFailed, NoSpace, NotFound
+from unifs.errors import Corrupt, DiskFailed, Exists, NoSpace, NotFound
 from unifs.ipfs.embedded.sections import HEADER, RAW_PREFIX, Gap
+from unifs.ipfs.embedded.segment_file import SegmentFile
 from unifs.ipfs.embedded.segments import DESCRIPTORS_MAX, Damage, Place, Segments
 
 from .stores import file_size_limit
@@ -445,3 +447,26 @@ def test_appends_from_threads_do_not_mix(tmp_path: Path) -> None:
     assert sorted(found(segments)) == sorted(expected(contents))
     crash(segments)
     assert sorted(found(Segments(tmp_path))) == sorted(expected(contents))
+
+
+def test_a_disk_that_refused_a_new_segment_and_its_removal_may_come_back(tmp_path: Path) -> None:
+    """What it left has nothing in it and takes nobody's number."""
+    segments = Segments(tmp_path / "s")
+    refused = mock.Mock(side_effect=OSError(errno.EIO, "no"))
+    for written in (b"", b"half of a head"):
+        with (
+            mock.patch("os.pwrite", refused),
+            mock.patch("os.unlink", refused),
+            pytest.raises(DiskFailed),
+        ):
+            segments.append_raw(digest(b"refused"), b"refused")
+        (tmp_path / "s" / "1.car").write_bytes(written)
+    place = segments.append_raw(digest(b"taken"), b"taken")
+    assert segments.read(place) == b"taken"
+    segments.close()
+    again = Segments(tmp_path / "s")
+    assert (again.read(place), again.damages) == (b"taken", [])
+    again.close()
+    (tmp_path / "s" / "2.car").write_bytes(bytes(19))
+    with pytest.raises(Exists):
+        SegmentFile.create(tmp_path / "s" / "2.car", 2)

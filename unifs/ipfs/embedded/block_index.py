@@ -14,7 +14,7 @@ writer's taken before the reader's.
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, cast
@@ -25,7 +25,7 @@ from unifs.errors import StateNewer
 from unifs.ipfs.embedded.index_failures import mapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 SCHEMA_VERSION: Final = 1
@@ -308,10 +308,10 @@ class BlockIndex:
             )
 
     def move(self, moves: Iterable[tuple[bytes, BlockPlace, BlockPlace]]) -> None:
-        """Give blocks new places, atomically: (multihash, old, new)."""
+        """Give blocks new places, atomically and for good: (multihash, old, new)."""
         self.flush()
         listed = list(moves)
-        with self._write_lock, mapped(), self._writer:
+        with self._write_lock, mapped(), self._lasting():
             self._writer.executemany(
                 "INSERT OR IGNORE INTO blocks VALUES (?,?,?,?,?)",
                 ((m, new.kind, new.holder, new.offset, new.length) for m, _, new in listed),
@@ -330,16 +330,16 @@ class BlockIndex:
             self._writer.execute("DELETE FROM containers WHERE id=?", (container,))
 
     def forget_segment(self, holder: int) -> None:
-        """A segment is gone: drop how far it was indexed. Its places were removed before."""
+        """A segment is gone; its number may come again. Its places were removed before."""
         self.flush()
-        with self._write_lock, mapped(), self._writer:
+        with self._write_lock, mapped(), self._lasting():
             self._upto.pop(holder, None)
             self._dirty_upto.discard(holder)
             self._writer.execute("DELETE FROM segments WHERE holder=?", (holder,))
 
     def fit(self, ends: Mapping[int, int]) -> None:
         """Drop places beyond the ends of the existing segments: a power cut may take a tail."""
-        with self._write_lock, mapped(), self._writer:
+        with self._write_lock, mapped(), self._lasting():
             for holder, upto in tuple(self._upto.items()):
                 end = ends.get(holder, 0)
                 if upto <= end:
@@ -352,6 +352,16 @@ class BlockIndex:
                 if end == 0:
                     self._writer.execute("DELETE FROM segments WHERE holder=?", (holder,))
                     del self._upto[holder]
+
+    @contextmanager
+    def _lasting(self) -> Iterator[None]:
+        """A transaction that a power cut does not take, nor any before it."""
+        self._writer.pragma("synchronous", "full")
+        try:
+            with self._writer:
+                yield
+        finally:
+            self._writer.pragma("synchronous", "normal")
 
     def clear(self) -> None:
         """Empty the index, to be filled again from segments and contents."""

@@ -99,6 +99,10 @@ class ContentOwner(Protocol):
         """Delete that file; the index has forgotten it."""
         ...
 
+    async def tell_again(self) -> None:
+        """The index was made anew: tell it what the containers hold."""
+        ...
+
 
 @dataclass(slots=True)
 class Collection:
@@ -158,6 +162,13 @@ class Collector:
                 marks = Marks(self.blocks)
                 await self._mark(marks)
                 await self._release_containers(marks, Collection())
+
+    async def rebuild_index(self) -> None:
+        """Make the block index anew; nothing is collected until it knows everything again."""
+        async with self._running:
+            await _in_thread(self.blocks.rebuild)
+            if self.owner is not None:
+                await self.owner.tell_again()
 
     async def _collect(self, grace_s: float | None) -> Collection:
         begin = time.monotonic()

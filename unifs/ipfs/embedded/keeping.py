@@ -82,6 +82,19 @@ class Keeping:
             self._known = (generation, pins)
         return [*self._known[1], *map(Root, [*self._held, *(self._late or ())])]
 
+    def moment(self) -> tuple[int, int, bool]:
+        """Another one where something may have become a root since."""
+        return self._pins.generation, self.links, self.is_holding
+
+    def still(self, moment: tuple[int, int, bool], work: Callable[[], None]) -> bool:
+        """Do ``work`` unless something may have become a root since that moment; whether it was
+        done. Whoever makes a root meanwhile finds what is missing then."""
+        with self.lock:
+            if self.moment() != moment:
+                return False
+            work()
+            return True
+
     # --- keeping --------------------------------------------------------------------------------
 
     def pin(self, cid: Cid, mode: PinMode, name: str | None) -> Pin:

@@ -394,4 +394,4 @@ class EmbeddedNode:
 
     async def repo_verify(self, progress: Callable[[int], None] | None = None) -> RepoVerified:
         """Hash everything again."""
-        return await repository.verify(self.blocks, progress)
+        return await repository.verify(self.blocks, self.collector.rebuild_index, progress)

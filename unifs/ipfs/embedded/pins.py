@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, cast
 
@@ -148,6 +149,18 @@ class Pins:
         """Close the database."""
         with self._lock:
             self._db.close()
+
+
+def has_pins(path: Path) -> bool:
+    """Whether the database at ``path`` has any; True as well where it cannot be read."""
+    if not path.exists():
+        return False
+    try:
+        with closing(apsw.Connection(str(path))) as connection:
+            connection.set_busy_timeout(10_000)
+            return bool(connection.execute("SELECT 1 FROM pins LIMIT 1").fetchall())
+    except apsw.Error:
+        return True
 
 
 def _named(error: apsw.Error) -> Exception:

@@ -10,7 +10,7 @@ from unifs.ipfs.embedded.verify import Verification, verify_blocks
 from unifs.ipfs.node import RepoCollected, RepoDamage, RepoStat, RepoVerified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from unifs.ipfs.embedded.blocks import Blocks
     from unifs.ipfs.embedded.collect import Collection
@@ -41,14 +41,18 @@ def collected(report: Collection) -> RepoCollected:
     )
 
 
-async def verify(blocks: Blocks, progress: Callable[[int], None] | None) -> RepoVerified:
+async def verify(
+    blocks: Blocks,
+    rebuild: Callable[[], Awaitable[None]],
+    progress: Callable[[int], None] | None,
+) -> RepoVerified:
     """Hash everything again; ``progress`` gets the number of blocks read so far."""
 
     def tell(state: Verification) -> None:
         if progress is not None:
             progress(state.blocks)
 
-    found = await verify_blocks(blocks, tell)
+    found = await verify_blocks(blocks, rebuild, tell)
     return RepoVerified(
         found.blocks,
         found.size_bytes,

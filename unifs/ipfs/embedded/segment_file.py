@@ -114,17 +114,22 @@ class SegmentFile:
 
     @classmethod
     def create(cls, path: Path, number: int) -> SegmentFile:
-        """A new, empty segment. NoSpace and other errors leave no file."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        """A new, empty segment. NoSpace and other errors leave no file.
+
+        But where the disk refuses its removal as well: one that has no more than a header is taken.
+        """
         try:
-            fd = Descriptor(os.open(path, flags, 0o600))
+            fd = Descriptor(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            if os.fstat(fd).st_size > len(HEADER):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         except OSError as error:
             raise named(error) from error
         try:
             if os.pwrite(fd, HEADER, 0) != len(HEADER):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            os.unlink(path)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
             raise named(error) from error
         return cls(path, number, fd)
 

@@ -17,7 +17,7 @@ from unifs.ipfs.cid import DAG_PB, RAW, Cid
 from unifs.ipfs.embedded.block_index import PlaceKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from unifs.ipfs.embedded.block_index import BlockPlace
     from unifs.ipfs.embedded.blocks import Blocks
@@ -46,12 +46,16 @@ class Verification:
 
 
 async def verify_blocks(
-    blocks: Blocks, progress: Callable[[Verification], None] | None = None
+    blocks: Blocks,
+    rebuild: Callable[[], Awaitable[None]],
+    progress: Callable[[Verification], None] | None = None,
 ) -> Verification:
-    """Hash everything. ``progress`` is called on the event loop with the state so far."""
+    """Hash everything. ``rebuild`` makes a damaged index anew; ``progress`` is called on the event
+    loop with the state so far.
+    """
     found = Verification()
     if not await trio.to_thread.run_sync(blocks.index.is_sound):
-        await trio.to_thread.run_sync(blocks.rebuild)
+        await rebuild()
         found.is_index_rebuilt = True
     await trio.to_thread.run_sync(blocks.catch_up)
     await trio.to_thread.run_sync(blocks.flush)
