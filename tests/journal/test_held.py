@@ -288,6 +288,18 @@ async def test_what_cannot_be_committed_waits_for_the_next_start(
     check(fs)
 
 
+async def test_nothing_follows_a_full_transaction_that_cannot_be_committed(fs: FileSystem) -> None:
+    for index in range(held.HELD_MAX):
+        await fs.mkdir(f"d{index}")
+    assert len(held_of(fs).batches) == held.HELD_MAX
+    Refusing(fs, 9, apsw.IOError("disk I/O error"))
+    with pytest.raises(JournalFailed):
+        await fs.mkdir("one more")
+    await fs.kill()
+    assert set(await fs.listdir()) == {b"first", *(b"d%d" % n for n in range(held.HELD_MAX))}
+    check(fs)
+
+
 async def test_a_flush_round_fails_where_what_is_held_cannot_be_committed(fs: FileSystem) -> None:
     await fs.write("a", b"x")
     Refusing(fs, 9, apsw.IOError("disk I/O error"))

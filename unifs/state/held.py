@@ -62,10 +62,11 @@ class Held:
         Errors as ``Database.execute_batch``.
         """
         database = self._database
-        database.admit(room=0)
         batches = self.batches
         if len(batches) >= HELD_MAX:
             self.settle()
+        # Refuses where that has failed: what is held stays as it was noted.
+        database.admit(room=0)
         if not batches and not self._has_wal_room():
             return False
         execute = database.execute
