@@ -159,9 +159,13 @@ class Held:
         """At the start: commit what an earlier daemon noted and, being killed, did not commit."""
         self._begin(self._database.get_meta(NUMBER, 0) + 1)
         batches = self._ahead.left(self._number)
+        if batches is None:
+            return
+        # With its number, so that what another boot noted never counts again: not on the machine
+        # where it was noted either, once the directory is back.
+        self._execute(batches)
+        self._commit()
         if batches:
-            self._execute(batches)
-            self._commit()
             log.warning("a killed daemon had not committed: changes=%d", len(batches))
 
     def close(self) -> None:
