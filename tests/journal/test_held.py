@@ -284,6 +284,9 @@ async def test_what_cannot_be_committed_waits_for_the_next_start(
         await fs.mkdir("d")
     with pytest.raises((JournalFailed, NoSpace)):
         await fs.storage.flusher.flush()
+    assert set(await fs.listdir()) == {b"a", b"last"}
+    assert await fs.read("a") == b"x" * 100
+    check(fs)
     await fs.kill()
     assert set(await fs.listdir()) == {b"a", b"last"}
     assert await fs.read("a") == b"x" * 100
