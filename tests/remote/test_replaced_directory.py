@@ -52,7 +52,7 @@ async def change(system: RemoteSystem, above: str, what: str) -> None:
             await system.rename(f"{above}/old", f"{above}/mine")
 
 
-@pytest.mark.parametrize("policy", ["keep-both", "ours"])
+@pytest.mark.parametrize("policy", ["keep-both", "ours", "theirs"])
 @pytest.mark.parametrize("is_killed", [False, True])
 @pytest.mark.parametrize("above", ["d", "d/e"])
 @pytest.mark.parametrize("what", DUE)
@@ -80,5 +80,5 @@ async def test_what_is_due_in_it_reaches_the_backend(
         if policy != "ours":
             assert held["d"] == b"theirs"
         mine = {"write": b"mine", "patch": b"mine", "rename in": b"far"}.get(what)
-        if mine is not None and policy == "keep-both":
+        if mine is not None:
             assert mine in held.values()
