@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -96,6 +98,57 @@ def test_a_failure_has_its_name_however_deep_it_happens(tmp_path: Path) -> None:
     # Every part is open when the mount is tried, each with a nursery around the failure.
     with pytest.raises(MountFailed, match="cannot be mounted"):
         run(settings, str(tmp_path / "file" / "mnt"), lambda: None)
+
+
+def facts(state: Path) -> dict[str, object]:
+    with closing(sqlite3.connect(state / "tree.db")) as database:
+        return dict(database.execute("select key,value from meta"))
+
+
+@pytest.mark.filterwarnings("ignore:Previous default context leaving zombie workers")
+def test_a_mount_that_fails_leaves_a_clean_state_clean(tmp_path: Path) -> None:
+    """A service that tries it again and again leaves no receipt each time."""
+    state = tmp_path / "state"
+    settings = config.load(state=state, environment={})
+    for _ in range(2):
+        with pytest.raises(MountFailed):
+            run(settings, str(tmp_path / "absent"), lambda: None)
+        assert facts(state)["is_clean"] == 1
+    assert not list((state / "lost+found").iterdir())
+
+
+def test_a_start_that_is_interrupted_leaves_a_clean_state_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unifs.daemon.Session", interrupted)
+    state = tmp_path / "state"
+    settings = config.load(state=state, environment={})
+    # The first start makes what mounts need.
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, str(tmp_path), lambda: None)
+    assert facts(state)["is_clean"] == 1
+    assert not list((state / "lost+found").iterdir())
+
+
+def test_what_was_changed_or_served_is_not_clean_after_a_failure(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    settings = config.load(state=state, environment={})
+    daemon = Daemon(settings, "")
+    # Nothing says it until it is closed: it may be killed.
+    assert facts(state)["is_clean"] == 0
+    daemon.storage.database.begin()
+    daemon.storage.database.set_meta("epoch", 1)
+    daemon.storage.database.commit()
+    daemon.close(is_clean=False)
+    assert facts(state)["is_clean"] == 0
+    daemon = Daemon(settings, "")
+    daemon.has_answered = True
+    daemon.close(is_clean=False)
+    assert facts(state)["is_clean"] == 0
 
 
 @pytest.mark.filterwarnings("ignore:Previous default context leaving zombie workers")

@@ -106,7 +106,17 @@ class Daemon:
         self.metrics = Metrics()
         self.access_log = AccessLog()
         self.notifications = Notifications()
+        #: The kernel has asked something: who uses the tree may have begun to change it.
+        self.has_answered = False
         self.storage = Storage(settings.state_directory, mount_point, settings.profile)
+        try:
+            self._build(make)
+        except BaseException:
+            self._close_storage(is_clean=False)
+            raise
+
+    def _build(self, make: Make | None) -> None:
+        settings = self.settings
         self.vfs = Vfs(
             settings.state_directory, factory=pyfuse3.EntryAttributes, reserve=RESERVE_BYTES
         )
@@ -134,7 +144,7 @@ class Daemon:
             ReadLimits(memory_bytes_max=cache.memory_bytes),
         )
         self.ipfs = IpfsMount(self.node)
-        self.table = MountTable(self.vfs, self.storage, self.notifications, mount_point)
+        self.table = MountTable(self.vfs, self.storage, self.notifications, self.mount_point)
         self._volumes: list[RemoteVolume] = []
         self._add_volumes()
         self._add_remotes(make)
@@ -301,6 +311,11 @@ class Daemon:
 
     async def serve(self, ready: Callable[[], None]) -> None:
         """Serve until unmounted."""
+
+        def answered() -> None:
+            self.has_answered = True
+            ready()
+
         async with self.storage.serve():
             async with trio.open_nursery() as nursery:
                 self.sealer.find_closed()
@@ -322,7 +337,7 @@ class Daemon:
                     await stack.enter_async_context(
                         serve(operations(), self, socket, link if link != socket else None)
                     )
-                    await self.session.serve(self.mount_point, ready)
+                    await self.session.serve(self.mount_point, answered)
                     self.sealer.is_stopping = True
                 nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
@@ -331,7 +346,11 @@ class Daemon:
     def close(self, is_clean: bool) -> None:
         """Close the state directory."""
         self.pins.close()
-        self.storage.close(is_clean)
+        self._close_storage(is_clean)
+
+    def _close_storage(self, is_clean: bool) -> None:
+        """A start that came to nothing and changed nothing leaves what it found: a clean state."""
+        self.storage.close(is_clean or (not self.has_answered and self.storage.is_as_opened()))
 
 
 def run(settings: Settings, mount_point: str, ready: Callable[[], None]) -> int:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +55,10 @@ class Tally:
         print(f"{what}: {fired} faults, {len(self.violations)} violations so far", flush=True)
 
 
-async def _once(base: Path, kind: str, end: str, is_lasting: bool, number: int) -> Any:
+async def _once(base: Path, kind: str, end: str, is_lasting: bool, holds: bool, number: int) -> Any:
     path = base / "work"
     try:
-        return await run_once(path, kind, number, end, is_lasting=is_lasting)
+        return await run_once(path, kind, number, end, is_lasting=is_lasting, holds=holds)
     finally:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -84,9 +85,10 @@ def main() -> int:
         base = Path(name)
         for kind in options.kinds:
             is_lasting = options.lasting and kind != "short"
-            for end in ENDS:
-                run = partial(_once, base, kind, end, is_lasting)
-                tally.enumerate(f"{kind}, then {end}", run)
+            for end, holds in product(ENDS, (False, True)):
+                run = partial(_once, base, kind, end, is_lasting, holds)
+                told = f"{kind}{', changes held' if holds else ''}, then {end}"
+                tally.enumerate(told, run)
         work = trio.run(prepare, base / "left")
         for boot in (BOOT, "another"):
             for kind in options.kinds:

@@ -14,6 +14,8 @@ import pytest
 from unifs.control import locate, render, transfer
 from unifs.control.locate import Mounted, Target, mounted
 from unifs.errors import Corrupt, Exists, IsADirectory, NoDaemon, NotFound
+from unifs.vfs.epochs import SECOND_NS
+from unifs.vfs.history import time_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,10 +49,17 @@ def test_values_are_words(field: str, given: object, text: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["mtime_s", "added_s", "next_try_s", "oldest_unsynced_s"])
-def test_moments_are_dates_here(field: str) -> None:
-    assert render.value(field, time.mktime((2026, 11, 21, 17, 30, 5, 0, 0, -1))) == (
-        "2026-11-21 17:30:05"
-    )
+def test_moments_are_as_arguments_take_them(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the reader is."""
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        shown = render.value(field, 1_795_368_605.7)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert shown == "2026-11-22T17:30:05Z"
+    assert time_of(shown) == 1_795_368_605 * SECOND_NS
 
 
 def test_headings_have_no_units() -> None:

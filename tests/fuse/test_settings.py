@@ -98,6 +98,14 @@ def refused_through_control(daemon: Daemon) -> None:
     ):
         answer = daemon.ctl("files", *operation)
         assert (operation, answer.get("error_code")) == (operation, "READ_ONLY")
+    for words in (
+        ("checkpoint", "new"),
+        ("checkpoints", "rm", "none"),
+        ("journal", "untrack", "/mfs/dir"),
+        ("undelete", "/mfs/gone"),
+        ("rollback", "/mfs/file", "--to", "now"),
+    ):
+        assert (words, daemon.ctl(*words).get("error_code")) == (words, "READ_ONLY")
     assert daemon.ctl("files", "mkdir", "-p", "/mfs/dir")["status"] == "success"
     assert sorted(os.listdir(daemon.root)) == ["dir", "file", "link"]
 

@@ -7,6 +7,7 @@ import marshal
 import os
 from random import Random
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import apsw
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from tests.vfs.harness import BOOT, FileSystem
 from tests.vfs.invariants import check
 from unifs.errors import JournalFailed, NoSpace, UnifsError
+from unifs.fsck.offline import examine
 from unifs.state import ahead, held
 from unifs.state.ahead import AHEAD_BYTES, NOTE_BYTES_MAX, Ahead
 from unifs.state.queries import Reader
@@ -60,7 +62,7 @@ def test_notes_are_found_by_their_number_and_boot(tmp_path: Path) -> None:
     notes.close()
     again = Ahead(tmp_path / "ahead", "boot")
     assert again.left(7) == [BATCH, BATCH[1:]]
-    assert again.left(6) == again.left(8) == []
+    assert again.left(6) is again.left(8) is None
     assert (tmp_path / "ahead").stat().st_size == AHEAD_BYTES
     again.close()
     other = Ahead(tmp_path / "ahead", "another boot")
@@ -83,10 +85,10 @@ def test_no_part_of_a_note_is_taken_for_one(
     for end in range(2 * length):
         for rest in (b"\1", b"\xff"):
             path.write_bytes(whole[:end].ljust(size, rest))
-            assert notes.left(1) == [BATCH] * (end // length)
+            assert (notes.left(1) or []) == [BATCH] * (end // length)
     for at in range(length):
         path.write_bytes(whole[:at] + bytes((whole[at] ^ 16,)) + whole[at + 1 :])
-        assert notes.left(1) == []
+        assert not notes.left(1)
     notes.close()
 
 
@@ -96,7 +98,7 @@ def test_older_notes_behind_the_last_are_no_part_of_it(tmp_path: Path) -> None:
         notes.begin(number)
         assert all(notes.note(BATCH) for _ in range(count))
     assert notes.left(2) == [BATCH] * 2
-    assert notes.left(1) == []
+    assert notes.left(1) is None
     notes.close()
 
 
@@ -122,7 +124,7 @@ def test_without_room_for_the_file_nothing_is_noted(
     monkeypatch.undo()
     notes.begin(1)
     assert not notes.note(BATCH)
-    assert notes.left(1) == []
+    assert notes.left(1) is None
     notes.close()
 
 
@@ -282,10 +284,35 @@ async def test_what_cannot_be_committed_waits_for_the_next_start(
         await fs.mkdir("d")
     with pytest.raises((JournalFailed, NoSpace)):
         await fs.storage.flusher.flush()
+    assert set(await fs.listdir()) == {b"a", b"last"}
+    assert await fs.read("a") == b"x" * 100
+    check(fs)
     await fs.kill()
     assert set(await fs.listdir()) == {b"a", b"last"}
     assert await fs.read("a") == b"x" * 100
     check(fs)
+
+
+async def test_nothing_follows_a_full_transaction_that_cannot_be_committed(fs: FileSystem) -> None:
+    for index in range(held.HELD_MAX):
+        await fs.mkdir(f"d{index}")
+    assert len(held_of(fs).batches) == held.HELD_MAX
+    Refusing(fs, 9, apsw.IOError("disk I/O error"))
+    with pytest.raises(JournalFailed):
+        await fs.mkdir("one more")
+    await fs.kill()
+    assert set(await fs.listdir()) == {b"first", *(b"d%d" % n for n in range(held.HELD_MAX))}
+    check(fs)
+
+
+async def test_a_reserve_that_cannot_be_given_up_is_no_way_out(fs: FileSystem) -> None:
+    await fs.write("a", b"x")
+    held_of(fs).make_room = refuse  # type: ignore[assignment]
+    Refusing(fs, 2, apsw.FullError("database or disk is full"))
+    fs.storage.database.settle()
+    assert fs.storage.database.failed is not None
+    await fs.kill()
+    assert set(await fs.listdir()) == {b"first", b"a"}
 
 
 async def test_a_flush_round_fails_where_what_is_held_cannot_be_committed(fs: FileSystem) -> None:
@@ -364,6 +391,19 @@ async def test_after_another_boot_nothing_is_executed(fs: FileSystem) -> None:
     check(fs)
 
 
+async def test_notes_of_another_machine_do_not_count_when_the_directory_is_back(
+    fs: FileSystem,
+) -> None:
+    """A disk that is carried there and back: meanwhile the numbers of records were given anew."""
+    await fs.write("a", b"x")
+    await fs.kill(boot="that of another machine")
+    fs.storage.database.held.is_allowed = False
+    await fs.write("b", b"y", fsync=True)
+    await fs.kill(boot=BOOT)
+    assert set(await fs.listdir()) == {b"first", b"b"}
+    check(fs)
+
+
 async def test_a_clean_end_leaves_nothing_to_do(
     fs: FileSystem, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -375,6 +415,42 @@ async def test_a_clean_end_leaves_nothing_to_do(
     await fs.write("b", b"x")
     await fs.kill()
     assert "a killed daemon had not committed: changes=1" in caplog.text
+
+
+async def test_notes_that_cannot_be_read_are_not_given_up(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fs.write("a", b"x")
+    await fs.kill(start=False)
+    real = os.open
+
+    def refuse_notes(path: Any, *rest: Any, **named: Any) -> int:
+        if str(path).endswith("/ahead"):
+            raise OSError(errno.EMFILE, "too many open files")
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", refuse_notes)
+    with pytest.raises(UnifsError):
+        await fs.start()
+    monkeypatch.undo()
+    await fs.start()
+    assert set(await fs.listdir()) == {b"first", b"a"}
+
+
+async def test_looking_at_what_was_held_finds_nothing_wrong(fs: FileSystem) -> None:
+    await fs.write("a", b"x" * 90_000)
+    await fs.write("b", b"x", fsync=True)
+    await fs.write("a", b"y")
+    await fs.unlink("b")
+    assert held_of(fs).batches
+    await fs.kill(start=False)
+    with mock.patch("unifs.state.directory.boot_id", return_value=BOOT):
+        found = examine(fs.path)
+        assert (found.found, found.needs_recovery) == ([], True)
+        examine(fs.path, repair=True)
+    await fs.start()
+    assert set(await fs.listdir()) == {b"first", b"a"}
+    assert await fs.read("a") == b"y"
 
 
 @pytest.mark.parametrize("notes", [b"", os.urandom(1000), bytes(AHEAD_BYTES)])

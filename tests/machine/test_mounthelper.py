@@ -73,6 +73,21 @@ def test_what_cannot_be_had_is_refused_not_ignored(option: str) -> None:
         parse(["none", "/m", "-o", f"rw,{option}"])
 
 
+def test_a_file_called_unifs_here_is_not_taken_for_the_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mount(8) makes a path of a source that is the name of something in its directory."""
+    here = tmp_path / "unifs"
+    here.mkdir()
+    words = [str(here), "/mnt", "-o", "rw"]
+    assert parse(words).state == here
+    monkeypatch.chdir(tmp_path)
+    assert parse(words).state is None
+    assert parse([f"unifs:{here}", "/mnt"]).state == here
+    (here / "tree.db").touch()
+    assert parse(words).state == here
+
+
 def test_another_mount_namespace_is_refused() -> None:
     with pytest.raises(Unsupported, match="nsenter"):
         parse(["none", "/m", "-N", "/proc/1/ns/mnt"])

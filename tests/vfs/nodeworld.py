@@ -42,13 +42,33 @@ if TYPE_CHECKING:
 SEGMENT_BYTES = 8 << 10
 
 
+class Holding(trio.abc.Instrument):
+    """Lets every task hold until its next checkpoint, as ``driver.loop`` does."""
+
+    def __init__(self, system: NodeSystem) -> None:
+        self._system = system
+        #: How many batches were committed together with others.
+        self.held = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._system.storage.database.held.is_allowed = True
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        held = self._system.storage.database.held
+        held.is_allowed = False
+        self.held += len(held.batches)
+        held.settle()
+
+
 class NodeSystem(FileSystem):
     """As ``FileSystem``, and /ipfs beside /mfs (``at_ipfs`` looks up there)."""
 
     mfs: MfsVolume
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, holds: bool = False) -> None:
+        """``holds``: what a task changes between two checkpoints is held, as by the daemon."""
         super().__init__(path, upkeep=False)
+        self.holding = Holding(self) if holds else None
 
     async def start(self, boot: str | None = None) -> None:
         self.boot = boot or self.boot
@@ -81,12 +101,22 @@ class NodeSystem(FileSystem):
         self.sealer.find_closed()
         self._ended = trio.Event()
         await self._nursery.start(self._session)
+        if self.holding is not None:
+            trio.lowlevel.add_instrument(self.holding)
+
+    def _stop_holding(self) -> None:
+        """From now on nobody lets go of what is held: it is committed at the end, or killed."""
+        if self.holding is not None:
+            trio.lowlevel.remove_instrument(self.holding)
+            self.storage.database.held.is_allowed = False
 
     async def stop(self) -> None:
+        self._stop_holding()
         await super().stop()
         self.pins.close()
 
     async def kill(self, *, start: bool = True, boot: str | None = None) -> None:
+        self._stop_holding()
         self.pins.close()
         await super().kill(start=start, boot=boot)
 

@@ -12,6 +12,7 @@ import trio
 
 from tests.vfs.historyworld import HistorySystem
 from tests.vfs.invariants import check
+from unifs.control import render
 from unifs.errors import (
     Corrupt,
     Exists,
@@ -27,6 +28,7 @@ from unifs.types import SetAttributes
 from unifs.vfs import history as history_module
 from unifs.vfs import historyview as view_module
 from unifs.vfs import roots as roots_module
+from unifs.vfs.epochs import SECOND_NS
 from unifs.vfs.history import names_at
 from unifs.vfs.retention import DAY_S, HOUR_S, Ended, Limits, kept
 from unifs.vfs.volume import INO_SHIFT
@@ -58,7 +60,7 @@ async def read(fs: HistorySystem, path: str) -> bytes:
 async def test_an_epoch_is_found_by_number_name_and_time(fs: HistorySystem) -> None:
     await fs.write("a", b"one")
     number = await fs.history.checkpoint("before-upgrade")
-    moment = time.time_ns()
+    now_ns = time.time_ns()
     await fs.write("a", b"two")
     later = await fs.history.end_epoch()
     assert later > number
@@ -67,12 +69,31 @@ async def test_an_epoch_is_found_by_number_name_and_time(fs: HistorySystem) -> N
     assert await read(fs, f"{later}/a") == b"two"
     statement = "update epoch set time_ns=? where epoch=?"
     for epoch, age_s in ((number, 60), (later, 20)):
-        fs.storage.database.execute(statement, (moment - age_s * 10**9, epoch))
-    text = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment / 1e9 - 40))
+        fs.storage.database.execute(statement, (now_ns - age_s * 10**9, epoch))
+    text = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_ns / 1e9 - 40))
     assert await read(fs, f"{text}/a") == b"one"
     listed = await fs.names(await fs.at("/.unifs/history/mfs"))
     assert listed == [b"%d" % number, b"%d" % later, b"before-upgrade"]
     assert await fs.names(await fs.at("/.unifs/history")) == [b"mfs"]
+
+
+async def test_a_time_as_it_is_shown_names_the_epoch_that_it_was_shown_for(
+    fs: HistorySystem,
+) -> None:
+    """Whole seconds are shown; the epoch ended later in that one."""
+    await fs.write("a", b"one")
+    number = await fs.history.checkpoint("kept")
+    await fs.write("a", b"two")
+    later = await fs.history.end_epoch()
+    second = int(time.time()) - 60
+    statement = "update epoch set time_ns=? where epoch=?"
+    for epoch, time_ns in (
+        (number, second * SECOND_NS + 700_000_000),
+        (later, (second + 1) * SECOND_NS),
+    ):
+        fs.storage.database.execute(statement, (time_ns, epoch))
+    assert fs.history.resolve(render.moment(second + 0.7)) == number
+    assert fs.history.resolve(render.moment(second + 1)) == later
 
 
 @pytest.mark.parametrize(

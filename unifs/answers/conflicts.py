@@ -70,6 +70,9 @@ class ConflictsAnswer:
     async def resolve(self, path: str, keep: Side) -> Resolved:
         """Make the decision; idempotent no more than the rename or removal that it is."""
         conflict = await self._find(path)
+        volume = self._volumes[conflict.mount]
+        if volume.refuses_changes:
+            raise volume.refused()
         shown = self._shown(conflict)
         if keep == "ours":
             # Replaces what has the name; where that is gone, it is a rename to a free name.

@@ -21,7 +21,7 @@ from unifs.errors import (
 from unifs.journal.content import SMALL_BYTES
 from unifs.vfs.mfsvolume import MfsVolume
 from unifs.vfs.namespace import Namespace
-from unifs.vfs.paths import copied_mode
+from unifs.vfs.paths import copied_mode, naming
 from unifs.vfs.remotecid import known_cid
 from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.remotevolume import RemoteVolume
@@ -173,7 +173,8 @@ class FilesAnswer:
         paths.vfs.check_name(name)
         if isinstance(parent.volume, MfsVolume):
             assert isinstance(parent, TreeInode)
-            paths.vfs.to_change(parent.ino)
+            with naming(destination, parent.volume):
+                paths.vfs.to_change(parent.ino)
             if await self._linked(source, parent, name):
                 return
         await self._copy_bytes(source, destination)
@@ -231,7 +232,8 @@ class FilesAnswer:
         if inode.attributes.st_size <= SMALL_BYTES or not await complete(settle, inode):
             return False
         paths.vfs.check_name(name)
-        paths.vfs.to_change(parent.ino)
+        with naming(destination, parent.volume):
+            paths.vfs.to_change(parent.ino)
         await self._seal(inode)
         if not await complete(share, inode, parent, name, paths.caller):
             return False

@@ -18,7 +18,7 @@ from unifs.control.history_protocol import (
     Restored,
     Tracked,
 )
-from unifs.errors import Exists, InvalidArgument, NotADirectory, NotFound, ReadOnly, Unsupported
+from unifs.errors import Exists, InvalidArgument, NotADirectory, NotFound, Unsupported
 from unifs.ipfs.cid import Cid
 from unifs.vfs.history import Place, children_at, walk_at, xattrs_at
 from unifs.vfs.historyrows import cid_at, differences
@@ -205,9 +205,10 @@ class HistoryAnswer:
                         await run.bring_back(parent, names[-1], form, raw, joins=True)
         return _restored(path, number, before, run)
 
-    def _check_writable(self, volume: TreeVolume) -> None:
-        if volume.refuses_changes:
-            raise ReadOnly(f"{volume.name} is read-only by its settings")
+    def _check_writable(self, *volumes: TreeVolume) -> None:
+        for volume in volumes:
+            if volume.refuses_changes:
+                raise volume.refused()
 
     async def _form(self, volume: TreeVolume, names: list[bytes], number: int, path: str) -> Form:
         await self._check_tracked(volume, names, path)
@@ -238,7 +239,8 @@ class HistoryAnswer:
     # --- checkpoints and tracking -----------------------------------------------------------------
 
     async def checkpoint(self, name: str) -> CheckpointInfo:
-        """Name the present. Exists, InvalidArgument."""
+        """Name the present. Exists, InvalidArgument, ReadOnly."""
+        self._check_writable(*self._view.volumes.values())
         await self._history.checkpoint(name)
         self._view.renamed(name)
         return next(each for each in await self.checkpoints() if each.name == name)
@@ -253,6 +255,7 @@ class HistoryAnswer:
 
     async def remove_checkpoint(self, name: str) -> CheckpointInfo:
         """The name goes; NotFound where there is none."""
+        self._check_writable(*self._view.volumes.values())
         known = {each.name: each for each in await self.checkpoints()}
         await self._history.remove_checkpoint(name)
         self._view.renamed(name)
@@ -261,6 +264,7 @@ class HistoryAnswer:
     async def track(self, path: str, is_tracked: bool, is_sure: bool = False) -> Tracked:
         """Keep a past of a directory, or none; Busy where checkpoints would lose theirs."""
         volume, names = self._place(path)
+        self._check_writable(volume)
         inode = await self._live(volume, names)
         if inode is None:
             raise NotFound(f"{path} does not exist")

@@ -100,7 +100,8 @@ def _notes(inode: RemoteInode, remote: Remote) -> list[str]:
     else:
         notes.append(f"at the backend: {_place(inode, remote)}")
     if remote.problem:
-        since = time.strftime("%H:%M:%S", time.localtime(remote.mount.health.problem_since_s))
+        began = time.gmtime(remote.mount.health.problem_since_s)
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", began)
         notes.append(f"the backend does not work since {since}: {remote.problem}")
     if inode.checked_ns and volume.is_fresh(inode.checked_ns):
         age_s = max(0.0, (volume.now_ns() - inode.checked_ns) / 1e9)

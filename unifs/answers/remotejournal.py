@@ -152,7 +152,13 @@ class RemoteJournal:
         return count
 
     async def drop(self, top: Inode | None) -> list[JournalRecord]:
-        """What was given up gives way to what the backend has; which changes they were."""
+        """What was given up gives way to what the backend has; which changes they were.
+
+        ReadOnly, and nothing is dropped, where the settings of one of the mounts say so.
+        """
+        for volume, below in self.volumes(top):
+            if volume.refuses_changes and any(volume.status.quarantined(below)):
+                raise volume.refused()
         dropped: list[JournalRecord] = []
         for volume, below in self.volumes(top):
             for each in volume.status.quarantined(below):

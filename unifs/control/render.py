@@ -59,6 +59,11 @@ def size(size_bytes: float) -> str:
     raise AssertionError
 
 
+def moment(time_s: float) -> str:
+    """A time as arguments take it, whoever reads it wherever: 2026-11-21T18:02:08Z."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_s))
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: 350 ms, 12 s, 3 h 5 min."""
     if seconds < 1:
@@ -93,7 +98,7 @@ def value(field: str, given: Any) -> str:
     if field.endswith("_bytes"):
         return size(given)
     if field in _MOMENTS:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(given))
+        return moment(given)
     if field.endswith("_s"):
         return duration(given)
     if isinstance(given, float):

@@ -1,7 +1,9 @@
 """Recovery: from what a crash left to a tree in which everything acknowledged is there.
 
 Runs at every start, before anything else reads the tree; ``Recovery.run`` returns a receipt where
-it had something to do. It replays nothing onto SQLite (transactions are whole or absent); it
+it had something to do. A file in lost+found it becomes unless the start before, on the same boot,
+journaled nothing and nothing was found: one that is killed before it is mounted, again and again,
+leaves no file each time. It replays nothing onto SQLite (transactions are whole or absent); it
 decides which *bytes* can be trusted (``journal.trust``), and removes what nobody names.
 
 After a crash of the daemon alone (same boot id) the page cache is intact: closed records are
@@ -104,6 +106,12 @@ class Receipt:
     def has_losses(self) -> bool:
         return bool(self.reverted or self.returned)
 
+    def has_content(self) -> bool:
+        """Whether it tells more than that there was a start."""
+        told = asdict(self)
+        del told["time_ns"]
+        return any(told.values())
+
 
 class Recovery:
     """One run over a state directory."""
@@ -121,6 +129,8 @@ class Recovery:
         self._trust = Trust(database, segments, state)
         self._sealed_seq: int = database.get_meta("sealed_seq", 0)
         self._last_seq: int = Log(database).seq
+        self._has_changes = database.get_meta("start_seq", -1) != self._last_seq
+        self._receipt_name = ""
         is_other_boot = str(database.get_meta("boot", state.boot_id)) != state.boot_id
         self._receipt = Receipt(time.time_ns(), is_other_boot, damaged=[*damaged])
 
@@ -162,6 +172,7 @@ class Recovery:
             database.set_meta("content_id", first_id(database))
             database.set_meta("boot", self._state.boot_id)
             database.set_meta("is_clean", 0)
+            database.set_meta("start_seq", Log(database).seq)
             database.commit()
         except BaseException:
             database.rollback()
@@ -306,17 +317,17 @@ class Recovery:
 
     # --- the receipt ------------------------------------------------------------------------------
 
-    def _receipt_path(self) -> Path:
-        return self._state.lost_found / f"receipt-{self._receipt.time_ns}.json"
-
     def _write_receipt(self) -> None:
         """Durable before the rows are: what was given up is named, whatever happens next.
 
         A receipt whose transaction never came is followed by one of the next recovery.
         """
+        if not (self._has_changes or self._receipt.has_content()):
+            return
+        self._receipt_name = f"receipt-{self._receipt.time_ns}.json"
         text = json.dumps(asdict(self._receipt), indent=1, ensure_ascii=True) + "\n"
         try:
-            write_durably(self._receipt_path(), text.encode("ascii"))
+            write_durably(self._state.lost_found / self._receipt_name, text.encode("ascii"))
         except OSError as error:
             log.warning("the receipt could not be written: error=%s text=%s", error, text)
 
@@ -329,7 +340,7 @@ class Recovery:
             receipt.is_other_boot,
             len(receipt.reverted),
             len(receipt.returned),
-            self._receipt_path().name,
+            self._receipt_name or "none, nothing was found",
         )
 
 

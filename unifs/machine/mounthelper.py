@@ -163,13 +163,22 @@ def _absolute(name: str, value: str) -> Path:
 
 def _state_of(source: str) -> Path | None:
     path = source.removeprefix("unifs:")
-    if path in ("unifs", "none", ""):
+    if path in ("unifs", "none", "") or _is_word(source):
         return None
     if not os.path.isabs(path):
         raise InvalidArgument(
             f"{source!r} is no source: give a state directory (an absolute path), or `unifs`"
         )
     return Path(path)
+
+
+def _is_word(source: str) -> bool:
+    """Whether mount(8) made a path of the word ``unifs``: it does where there is such a file.
+
+    In a checkout that is the source code, which a state directory must not be made of.
+    """
+    is_here = os.path.basename(source) == "unifs" and source == os.path.realpath("unifs")
+    return is_here and os.path.exists(source) and not os.path.exists(f"{source}/tree.db")
 
 
 # --- the program in /sbin -----------------------------------------------------------------------

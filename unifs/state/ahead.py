@@ -49,7 +49,10 @@ class Ahead:
     """The notes of one state directory."""
 
     def __init__(self, path: Path, boot_id: str) -> None:
-        """Open or make the file; where the disk has no room for it, nothing can be noted."""
+        """Open or make the file; where the disk has no room for it, nothing can be noted.
+
+        One that is there and cannot be opened may hold what nobody else knows: that raises.
+        """
         self._seed = crc32(boot_id.encode())
         self._number = 0
         self._start = 0
@@ -63,6 +66,8 @@ class Ahead:
                 missing -= os.pwrite(self._descriptor, bytes(missing), AHEAD_BYTES - missing)
             self._has_room = missing <= 0
         except OSError as error:
+            if self._descriptor < 0 and path.exists():
+                raise from_os_error(error) from error
             log.warning("changes are committed one by one: %s", from_os_error(error))
 
     def begin(self, number: int) -> None:
@@ -91,15 +96,20 @@ class Ahead:
             self._at = end
         return is_whole
 
-    def left(self, number: int) -> list[Batch]:
-        """The batches noted for the transaction of that number, in their order."""
+    def left(self, number: int) -> list[Batch] | None:
+        """The batches noted for the transaction of that number, in their order.
+
+        None where nothing is: an empty list tells of notes that another boot left, or half a note.
+        """
         if self._descriptor < 0:
-            return []
+            return None
         self.begin(number)
         try:
             data = os.pread(self._descriptor, AHEAD_BYTES, 0)
         except OSError as error:
             raise from_os_error(error) from error
+        if len(data) < 16 or _HEAD.unpack_from(data)[0] != number:
+            return None
         found: list[Batch] = []
         at = 0
         while at + 16 <= len(data):

@@ -153,6 +153,11 @@ class Database(Queries):
         """Inside the caller's transaction."""
         self.execute(SET_META, (key, value))
 
+    @property
+    def rows_changed(self) -> int:
+        """How many rows were changed here since the start, in transactions rolled back too."""
+        return self._connection.total_changes()
+
     # --- transactions -----------------------------------------------------------------------------
 
     def admit(self, room: int = WAL_ROOM) -> None:

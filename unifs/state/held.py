@@ -9,7 +9,7 @@ own, ``settle`` commits: nobody ever misses in the database what was acknowledge
 Held is only what has its blocks in the WAL already, so that the commit does not fail on a full
 disk. On a file system that wants space for overwriting it can: then the reserve is given up, and
 where that does not help the journal has failed, as with any I/O error. Nothing is lost: the next
-start executes what is noted.
+start executes what is noted, and until then it is seen in the transaction that stays open.
 
 Owned by ``Database``; belongs to the event loop's thread.
 """
@@ -62,10 +62,11 @@ class Held:
         Errors as ``Database.execute_batch``.
         """
         database = self._database
-        database.admit(room=0)
         batches = self.batches
         if len(batches) >= HELD_MAX:
             self.settle()
+        # Refuses where that has failed: what is held stays as it was noted.
+        database.admit(room=0)
         if not batches and not self._has_wal_room():
             return False
         execute = database.execute
@@ -138,14 +139,25 @@ class Held:
                 if not self.make_room():
                     raise
                 self._execute_again()
-        except apsw.Error as error:
-            self._database.undo()
+        except (apsw.Error, OSError) as error:
             self._database.fail(f"what was acknowledged waits for the next start: {error}")
+            self._show()
 
     def _execute_again(self) -> None:
         self._database.undo()
         self._execute(self.batches)
         self._commit()
+
+    def _show(self) -> None:
+        """Leave the transaction open: until that start, whoever reads sees what was acknowledged.
+
+        Memory is as if it had been committed, and it needs nothing of the disk.
+        """
+        try:
+            self._database.undo()
+            self._execute(self.batches)
+        except apsw.Error as error:
+            log.error("what was acknowledged is not seen until then: error=%s", error)
 
     def _execute(self, batches: list[Batch]) -> None:
         execute = self._database.execute
@@ -158,9 +170,13 @@ class Held:
         """At the start: commit what an earlier daemon noted and, being killed, did not commit."""
         self._begin(self._database.get_meta(NUMBER, 0) + 1)
         batches = self._ahead.left(self._number)
+        if batches is None:
+            return
+        # With its number, so that what another boot noted never counts again: not on the machine
+        # where it was noted either, once the directory is back.
+        self._execute(batches)
+        self._commit()
         if batches:
-            self._execute(batches)
-            self._commit()
             log.warning("a killed daemon had not committed: changes=%d", len(batches))
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from unifs.vfs.writer import Writer
 
 INSERT_EPOCH = "insert or ignore into epoch values(?,?,?,null)"
+SECOND_NS = 1_000_000_000
 UPDATE_TIMES = "update inode set attributes=?,epoch=? where ino=?"
 #: Inodes whose times are newer than their rows: 80 ms and 16 ms.
 DIRECTORIES_MAX, FILES_MAX = 10_000, 2_000

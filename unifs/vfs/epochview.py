@@ -50,6 +50,7 @@ class EpochView(Volume):
     """One epoch of one mount."""
 
     refuses_changes = True
+    refusal = "the past cannot be changed; `unifs ctl undelete` and `rollback` bring it back"
 
     def __init__(self, parent: HistoryView, volume: TreeVolume, epoch: int) -> None:
         super().__init__("history")

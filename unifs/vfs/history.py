@@ -21,7 +21,7 @@ import trio
 
 from unifs.errors import Busy, Exists, InvalidArgument, NotFound, TooLarge
 from unifs.state.queries import Reader
-from unifs.vfs.epochs import next_epoch
+from unifs.vfs.epochs import SECOND_NS, next_epoch
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def time_of(text: str) -> int | None:
         moment = datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC)
     except ValueError:
         return None
-    return int(moment.timestamp()) * 1_000_000_000
+    return int(moment.timestamp()) * SECOND_NS
 
 
 class History:
@@ -271,7 +271,8 @@ class History:
             )
         if time_ns > time.time_ns():
             raise NotFound(f"{text} lies in the future")
-        row = self.database.one(f"select max(epoch) {SHOWN} and time_ns<=?", (time_ns,))
+        # What ended within the second is shown with it.
+        row = self.database.one(f"select max(epoch) {SHOWN} and time_ns<?", (time_ns + SECOND_NS,))
         if row[0] is None:
             raise NotFound(f"nothing is kept that is as old as {text}")
         return int(row[0])

@@ -66,6 +66,7 @@ class HistoryView(Volume):
     """The mounts with a past, and their epochs."""
 
     refuses_changes = True
+    refusal = EpochView.refusal
 
     def __init__(
         self,

@@ -114,6 +114,7 @@ class IpfsVolume(RemoteVolume):
     mount: IpfsMount
     handle_type = IpfsHandle
     directory_type = IpfsDirectory
+    refusal = "what lies in /ipfs is named by its hash and never changes; write below /mfs"
 
     def is_listed(self, inode: RemoteInode) -> bool:
         return inode.ino != self.root and super().is_listed(inode)

@@ -77,6 +77,8 @@ def table_attributes(factory: Callable[[], Attributes], ino: int, permissions: i
 class Namespace(Volume):
     """The root directory and the directories of volumes below it."""
 
+    refusal = "only mounts lie here; write below one of them"
+
     def __init__(self, inodes: Inodes, factory: Callable[[], Attributes]) -> None:
         super().__init__("")
         self._inodes = inodes

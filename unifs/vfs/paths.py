@@ -19,9 +19,11 @@ from unifs.errors import (
     CrossMount,
     InvalidArgument,
     IsADirectory,
+    JournalFailed,
     NotADirectory,
     NotEmpty,
     NotFound,
+    ReadOnly,
     Stale,
 )
 from unifs.types import PlainCaller
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from unifs.types import Attributes
     from unifs.vfs.vfs import Vfs
-    from unifs.vfs.volume import Inode, Invalidator
+    from unifs.vfs.volume import Inode, Invalidator, Volume
 
 COPY_BYTES = 1 << 20
 #: Directories that one operation holds at most, the newest.
@@ -59,6 +61,20 @@ def copied_mode(mode: int) -> int:
     Its owner may write to it all the same: what lies in /ipfs nobody may write to.
     """
     return mode & 0o755 | (0o700 if stat.S_ISDIR(mode) else 0o600)
+
+
+@contextmanager
+def naming(path: str, volume: Volume) -> Iterator[None]:
+    """What a volume refuses because it is read-only is refused by the path, with the reason."""
+    try:
+        yield
+    except JournalFailed:
+        raise
+    except ReadOnly as error:
+        reason = str(error)
+        if reason == ReadOnly.default_message:
+            reason = volume.refusal or "this part of the tree is read-only"
+        raise ReadOnly(f"{path}: {reason}") from error
 
 
 class _Batch:
@@ -213,7 +229,8 @@ class Paths:
             if parents and await self._is_directory(part, depth == len(names)):
                 continue
             above, name = await self.parent_of(part)
-            self._made(await complete(self.vfs.mkdir, above.ino, name, mode, self.caller))
+            with naming(part, above.volume):
+                self._made(await complete(self.vfs.mkdir, above.ino, name, mode, self.caller))
             self._invalidator.entry(above.ino, name)
         self._invalidate(await self.find(path))
 
@@ -235,7 +252,8 @@ class Paths:
         is_directory = stat.S_ISDIR(inode.attributes.st_mode)
         change = self.vfs.rmdir if is_directory else self.vfs.unlink
         try:
-            await complete(change, above.ino, name, self.caller)
+            with naming(path, above.volume):
+                await complete(change, above.ino, name, self.caller)
         except NotEmpty:
             raise NotEmpty(f"{path} is not empty: it takes `--recursive`") from None
         self._let_go(self.split(path))
@@ -252,7 +270,8 @@ class Paths:
         if above.volume is not below.volume:
             raise CrossMount(f"{source} and {target} lie in different mounts")
         await self.find(source)
-        await complete(self.vfs.rename, above.ino, name, below.ino, new_name, 0, self.caller)
+        with naming(source, above.volume):
+            await complete(self.vfs.rename, above.ino, name, below.ino, new_name, 0, self.caller)
         self._invalidator.entry(above.ino, name)
         self._invalidator.entry(below.ino, new_name)
         self._invalidate(above)
@@ -287,7 +306,9 @@ class Paths:
         mode = copied_mode(inode.attributes.st_mode)
         reader = await complete(vfs.open, inode.ino, os.O_RDONLY, self.caller)
         try:
-            writer, _ = await complete(vfs.create, below.ino, name, mode, os.O_WRONLY, self.caller)
+            with naming(target, below.volume):
+                writing = (mode, os.O_WRONLY, self.caller)
+                writer, _ = await complete(vfs.create, below.ino, name, *writing)
             try:
                 offset = 0
                 while data := bytes(await complete(vfs.read, reader.fh, offset, COPY_BYTES)):
@@ -308,7 +329,8 @@ class Paths:
         inode = await self.find(source)
         text = await complete(inode.volume.readlink, inode)
         below, name = await self.parent_of(target)
-        self._made(await complete(self.vfs.symlink, below.ino, name, text, self.caller))
+        with naming(target, below.volume):
+            self._made(await complete(self.vfs.symlink, below.ino, name, text, self.caller))
         self.invalidate(below, name)
 
     async def copy_node(self, source: str, target: str) -> None:
@@ -317,7 +339,8 @@ class Paths:
         mode = stat.S_IFMT(like.st_mode) | copied_mode(like.st_mode)
         below, name = await self.parent_of(target)
         make, rdev = self.vfs.mknod, like.st_rdev
-        self._made(await complete(make, below.ino, name, mode, rdev, self.caller))
+        with naming(target, below.volume):
+            self._made(await complete(make, below.ino, name, mode, rdev, self.caller))
         self.invalidate(below, name)
 
     def _made(self, attributes: Attributes) -> None:

@@ -66,7 +66,6 @@ class RemoteSync(WaitingRecords):
     def load(self) -> None:
         """After a start: the attempts that an earlier daemon left."""
         self.root = self.volume.root
-        self.tidy()
         for found in self.remotes.attempts():
             assert found.known.attempt is not None
             self.attempts.add(found.ino, found.known.attempt, found.known.path)

@@ -42,7 +42,7 @@ from unifs.vfs.remotestatus import RemoteStatus, trim
 from unifs.vfs.remotesync import RemoteSync
 from unifs.vfs.remoteunderway import Attempts
 from unifs.vfs.treevolume import TreeVolume
-from unifs.waiting import WouldBlock
+from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -139,6 +139,7 @@ class RemoteVolume(TreeVolume):
         async with trio.open_nursery() as nursery:
             self.nursery = self.bases.nursery = nursery
             if not self.is_read_only():
+                await complete(self.sync.tidy)
                 self.sync.load()
                 self.writeback.load()
                 nursery.start_soon(self.writeback.run)

@@ -12,7 +12,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from unifs.errorcodes import error_classes
-from unifs.errors import TryAgain, UnifsError
+from unifs.errors import NoSpace, TryAgain, UnifsError
 from unifs.journal.log import Op
 from unifs.journal.writeback_due import GIVEN_UP, Journal
 from unifs.vfs.remoteplaces import Places
@@ -55,8 +55,14 @@ class WaitingRecords(Places, Journal):
     """The rows of ``journal`` that wait, of one remote volume."""
 
     def tidy(self) -> None:
-        """After a start: nothing waits of which nothing is left."""
-        self.tree.commit([(SETTLE_LOST, ()), (TIDY, ())])
+        """After a start: nothing waits of which nothing is left. WouldBlock before it is done.
+
+        Where a full disk takes no commit at all, the next start does it: nobody asks for these.
+        """
+        try:
+            self.tree.commit([(SETTLE_LOST, ()), (TIDY, ())], frees=True)
+        except NoSpace as error:
+            log.warning("what is left of lost changes stays for now: error=%s", error)
 
     def waiting(self) -> Iterable[tuple[int, int, int]]:
         volume = self.volume

@@ -94,6 +94,7 @@ class Storage:
         self.overlays = Overlays(self.contents.containers)
         self.flusher = Flusher(self.database, self.segments, self.log)
         self.tree = Tree(self.database, state)
+        self._rows_changed = self.database.rows_changed
 
     def _open_database(self) -> Database:
         try:
@@ -157,6 +158,8 @@ class Storage:
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
         """Run the threads that sync, checkpoint and write out."""
+        # Rows of mounts that are new were made meanwhile, whole, and no bytes belong to them.
+        self._rows_changed = self.database.rows_changed
         self.database.start_checkpoints()
         self.flusher.start()
         self.overlays.start()
@@ -166,6 +169,11 @@ class Storage:
             self.overlays.stop()
             self.flusher.stop()
             self.database.stop_checkpoints()
+
+    def is_as_opened(self) -> bool:
+        """Whether no row was changed since, but for what mounts need, and recovery could do all."""
+        is_recovered = self.receipt is None or not self.receipt.kept
+        return is_recovered and self.database.rows_changed == self._rows_changed
 
     def close(self, is_clean: bool = True) -> None:
         """Close everything; ``is_clean`` says that all was committed and flushed."""

@@ -17,7 +17,6 @@ from unifs.errors import (
     CrossMount,
     InvalidArgument,
     NameTooLong,
-    ReadOnly,
     TooManyHandles,
 )
 from unifs.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, PlainAttributes, SetAttributes, Space
@@ -70,7 +69,7 @@ class Vfs:
         """The inode, where something is to be changed in or of it; ReadOnly where nothing may."""
         inode = self.inodes.get(ino)
         if inode.volume.refuses_changes:
-            raise ReadOnly(f"{inode.volume.name} is read-only by its settings")
+            raise inode.volume.refused()
         return inode
 
     def lookup(self, parent: int, name: bytes, caller: Caller) -> Attributes:

@@ -118,6 +118,7 @@ class ViewVolume(Volume):
     """One view. ``root`` is the number of its top directory."""
 
     refuses_changes = True
+    refusal = "below /.unifs nothing can be changed; write to the object itself"
 
     def __init__(self, name: str, mount: Mount, cache: ReadCache, reserved: Reserved) -> None:
         super().__init__(name)

@@ -125,9 +125,15 @@ class Volume:
 
     #: Set where the settings make this mount read-only: the vfs refuses every change below it.
     refuses_changes = False
+    #: Why nothing here can be changed, for people, where the settings are not the reason.
+    refusal = ""
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def refused(self) -> ReadOnly:
+        """What a change is refused with where ``refuses_changes`` is set."""
+        return ReadOnly(self.refusal or f"{self.name} is read-only by its settings")
 
     # --- inodes ---------------------------------------------------------------------------------
 

@@ -8,7 +8,10 @@ from unifs.control.registry import Emit, Param, operation
 from unifs.errors import InvalidArgument
 
 TreePath = Annotated[str, Param("a path of the tree, like /mfs/a", place="tree")]
-EPOCH = "an epoch's number, a checkpoint's name, a time like 2026-11-21T18:02:08Z, or now"
+EPOCH = (
+    "an epoch's number, a checkpoint's name, a time as tables show it (UTC) like"
+    " 2026-11-21T18:02:08Z, or now"
+)
 
 
 @operation("history")
