@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 import trio
 
 from tests.remotes.system import S3, DaemonSystem
 from unifs.journal.content import REMOTE
+from unifs.waiting import RETRY, WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -151,3 +153,24 @@ async def test_a_power_cut_around_it_loses_nothing(system: DaemonSystem, is_dura
     assert await system.read("small") == b"small"
     await system.sync()
     assert (await system.daemon.status()).unsynced == 0
+
+
+async def test_the_log_may_wait_for_its_checkpoint(system: DaemonSystem) -> None:
+    """What cannot be written down at once is written down later, and the mount goes on."""
+    commit, refused = system.volume.tree.commit, list[int]()
+
+    async def over() -> object:
+        return RETRY
+
+    def waiting(batch: list[Any], **options: Any) -> None:
+        if not refused and any("set synced=null" in text for text, _ in batch):
+            refused.append(len(batch))
+            raise WouldBlock(over)
+        commit(batch, **options)
+
+    with mock.patch.object(system.volume.tree, "commit", waiting):
+        await system.write("small", b"small")
+        await settle(system, 1)
+    assert refused
+    assert kinds(system) == {REMOTE: 1}
+    assert await system.read("small") == b"small"

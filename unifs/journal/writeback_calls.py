@@ -160,7 +160,7 @@ class Calls:
         """
         try:
             there = await self.mount.stat(step.new_path)
-        except NotFound:
+        except (NotFound, NotADirectory):
             return True
         if step.base is not None and there.version == step.base:
             return True
@@ -171,7 +171,7 @@ class Calls:
             # Perhaps it is ours and the answer was lost.
             try:
                 await self.mount.stat(step.path)
-            except NotFound:
+            except (NotFound, NotADirectory):
                 return True
         # Or the half of it is done: a copy is there, and what it is a copy of. The other half may
         # have been refused, and be permitted now.
@@ -280,34 +280,42 @@ class Calls:
         elif isinstance(error, NotFound):
             await self._missing(call)
         elif isinstance(error, TAKEN):
-            await self._taken(ino, step.new_path or step.path, error)
+            await self._taken(call)
         elif isinstance(error, Unsupported) and step.verb in ("make", "set_attributes"):
             await self._unsupported(ino, step)
         else:
             raise error
 
     async def _missing(self, call: Call) -> None:
-        """Something is gone at the backend: the object itself, or the directory it belongs in."""
+        """Something is gone at the backend: the object itself, or a directory above its place.
+
+        A directory is gone, too, where a file has its name.
+        """
         local, step = self.local, call.step
         if step.verb in ("rename", "set_attributes"):
             try:
                 await self.mount.stat(step.path)
-            except NotFound:
+            except (NotFound, NotADirectory):
                 await complete(local.vanished, call.ino)
                 return
         path = step.new_path or step.path
         while "/" in path:
             path = path.rpartition("/")[0]
-            try:
-                await self.mount.stat(path)
-            except (NotFound, NotADirectory):
+            if not await self._is_directory(path):
                 above = local.at(path)
                 if above:
                     await complete(local.vanished, above)
                     return
 
-    async def _taken(self, ino: int, path: str, error: UnifsError) -> None:
-        local = self.local
+    async def _is_directory(self, path: str) -> bool:
+        try:
+            return stat.S_ISDIR((await self.mount.stat(path)).mode)
+        except (NotFound, NotADirectory):
+            return False
+
+    async def _taken(self, call: Call) -> None:
+        local, ino = self.local, call.ino
+        path = call.step.new_path or call.step.path
         try:
             there = await self.mount.stat(path)
         except (NotFound, NotADirectory):
@@ -316,6 +324,9 @@ class Calls:
                 await complete(local.vanished, ino)
             elif other := local.at(path):
                 await complete(local.vanished, other)
+            else:
+                # What is in the way stands above: a file where its directory was.
+                await self._missing(call)
             return
         wanted = local.wanted(ino)
         if wanted is None:

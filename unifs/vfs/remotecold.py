@@ -32,6 +32,7 @@ from unifs.waiting import complete
 
 if TYPE_CHECKING:
     from unifs.journal.content import Content
+    from unifs.types import Version
     from unifs.vfs.remoterows import RemoteInode
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.tree import Batch
@@ -138,9 +139,12 @@ class Cold:
             for start in range(0, size, EXTENT_BYTES):
                 data = await complete(self._piece, content, start)
                 await volume.cache.keep(source, start // EXTENT_BYTES, data)
-        # No checkpoint from here on: whoever opened or changed it meanwhile is seen.
-        is_same = inode.stored == stored and inode.version == version
-        is_known = volume.hot_or_row(inode.ino) is inode and self._content(inode) is not None
+        await complete(self._finish, inode, content, (stored, version))
+
+    def _finish(self, inode: RemoteInode, content: Content, before: tuple[bytes, Version]) -> None:
+        """Turn it unless somebody opened or changed it meanwhile."""
+        is_same = (inode.stored, inode.version) == before
+        is_known = self._volume.hot_or_row(inode.ino) is inode and self._content(inode) is not None
         if is_same and is_known and not self._is_in_use(inode, content):
             self._turn(inode)
         else:

@@ -337,10 +337,15 @@ class RemoteSync(WaitingRecords):
             step_aside(self, ino, path)
         elif self.conflicts == "ours" and stat.S_IFMT(node.mode) != stat.S_IFDIR:
             take_ours(self, ino, path, node)
-        elif self.conflicts == "theirs" and known.path in (None, path):
+        elif self.conflicts == "theirs" and known.path in (None, path) and not self._holds(ino):
             take_theirs(self, ino, path, node)
         else:
             keep_both(self, ino, path, node)
+
+    def _holds(self, ino: int) -> bool:
+        """Whether it is a directory with something in it, which nobody else has a version of."""
+        is_named = any(parent == ino for parent, _ in self.volume.writer.pending)
+        return is_named or not self.tree.is_empty(ino)
 
     def hurry_all(self) -> None:
         """Too much is unsynced: commit what is open, write back everything now."""

@@ -192,7 +192,8 @@ class RemoteVolume(TreeVolume):
 
     def is_listed(self, inode: RemoteInode) -> bool:
         """Whether the rows are the whole directory, as far as is believed."""
-        if inode.path is None:
+        if inode.path is None or not stat.S_ISDIR(inode.attributes.st_mode):
+            # An object store may have something there: below the file's key, not in the file.
             return True
         return inode.listing == COMPLETE and self.is_fresh(inode.listed_ns)
 
