@@ -305,6 +305,16 @@ async def test_nothing_follows_a_full_transaction_that_cannot_be_committed(fs: F
     check(fs)
 
 
+async def test_a_reserve_that_cannot_be_given_up_is_no_way_out(fs: FileSystem) -> None:
+    await fs.write("a", b"x")
+    held_of(fs).make_room = refuse  # type: ignore[assignment]
+    Refusing(fs, 1, apsw.FullError("database or disk is full"))
+    fs.storage.database.settle()
+    assert fs.storage.database.failed is not None
+    await fs.kill()
+    assert set(await fs.listdir()) == {b"first", b"a"}
+
+
 async def test_a_flush_round_fails_where_what_is_held_cannot_be_committed(fs: FileSystem) -> None:
     await fs.write("a", b"x")
     Refusing(fs, 9, apsw.IOError("disk I/O error"))

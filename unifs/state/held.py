@@ -139,7 +139,7 @@ class Held:
                 if not self.make_room():
                     raise
                 self._execute_again()
-        except apsw.Error as error:
+        except (apsw.Error, OSError) as error:
             self._database.fail(f"what was acknowledged waits for the next start: {error}")
             self._show()
 
