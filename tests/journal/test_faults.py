@@ -8,16 +8,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import pytest
 import trio
 
 from tests.journal.faultwork import ENDS, KINDS, prepare, recover_once, run_once
 from tests.journal.powercut import Disk, is_container, refused_syncs
+from tests.journal.seam import Fault, Observer, Seam
 from tests.vfs.harness import BOOT, FileSystem
 from tests.vfs.invariants import check
 from unifs.errors import JournalFailed, UnifsError
+from unifs.fsck.offline import Reader as OfflineReader
+from unifs.state.queries import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +130,37 @@ async def test_a_checkpoint_that_fails_holds_up_nobody(tmp_path: Path) -> None:
             await fs.storage.database._restarted()
         await fs.write("a", b"z")
         assert fs.storage.database.wal_bytes < 64 << 10
+
+
+class Unreadable(Observer):
+    """While ``is_armed`` the WAL cannot be read."""
+
+    is_armed = False
+
+    def before(self, call: str, path: str, flags: int = 0) -> Fault | None:
+        is_refused = self.is_armed and call == "read" and path.endswith("tree.db-wal")
+        return errno.EIO if is_refused else None
+
+
+async def test_a_connection_that_failed_while_it_was_opened_is_closed(tmp_path: Path) -> None:
+    """At once, though the exceptions are still there."""
+    observer = Unreadable()
+    with Seam(tmp_path, observer):
+        async with FileSystem(tmp_path, upkeep=False) as fs:
+            await fs.write("a", b"x")
+            database = fs.storage.database
+            before = apsw.connections()
+            observer.is_armed = True
+            with pytest.raises(apsw.IOError) as first:
+                database._checkpointer()
+            with pytest.raises(UnifsError) as second:
+                OfflineReader(database.path)
+            with pytest.raises(UnifsError), closing(Reader(database.path)) as reader:
+                reader.one("select count(*) from inode")
+            observer.is_armed = False
+            assert first.tb is not None
+            assert second.tb is not None
+            assert apsw.connections() == before
 
 
 async def test_a_failed_wal_is_told_to_every_waiter(tmp_path: Path) -> None:

@@ -72,9 +72,13 @@ class Reader(Queries):
         try:
             flags = apsw.SQLITE_OPEN_READWRITE
             self._connection = apsw.Connection(str(path), flags=flags, vfs=VFS)
+        except apsw.Error as error:
+            raise Corrupt(f"{path} is no sound database: {error}") from error
+        try:
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(has_log))
             version = self._connection.pragma("user_version")
         except apsw.Error as error:
+            self._connection.close(True)
             raise Corrupt(f"{path} is no sound database: {error}") from error
         if version != schema.VERSION:
             self._connection.close()

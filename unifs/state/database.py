@@ -305,8 +305,13 @@ class Database(Queries):
 
     def _checkpointer(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path), vfs=VFS)
-        connection.set_busy_timeout(2000)
-        connection.execute("pragma synchronous=normal")
+        try:
+            connection.set_busy_timeout(2000)
+            connection.execute("pragma synchronous=normal")
+        except BaseException:
+            # Else it stays open as long as anybody has the exception's traceback.
+            connection.close(True)
+            raise
         return connection
 
     def _report(self, mode: str, problem: str) -> None:
