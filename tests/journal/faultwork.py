@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import apsw
+
 from tests.journal.powercut import Disk
 from tests.journal.seam import SYNCS, Fault, Observer, Seam
 from tests.vfs.harness import BOOT, FileSystem, _drop
@@ -325,6 +327,9 @@ async def run_once(
                 await work.check(False, f"{told}, before")
             await work.run_last()
             await fs.kill(start=False)
+            # One that is closed after the cut would checkpoint by the WAL's index of before it.
+            left = [each.filename for each in apsw.connections() if str(path) in each.filename]
+            assert not left, f"still open: {left}, {told}"
             if end == "cut":
                 disk.cut("synced")
             await fs.start(boot="another" if end == "cut" else None)
