@@ -11,6 +11,7 @@ import pytest
 
 from tests.journal.powercut import Disk
 from tests.vfs.harness import FileSystem
+from tests.vfs.nodeworld import NodeSystem
 from unifs.errors import NoSpace
 from unifs.journal.content import SmallContent, small_content
 from unifs.journal.log import Op, unpack_pair
@@ -234,3 +235,33 @@ async def test_looking_and_following_keep_the_loop_free(tmp_path: Path) -> None:
         moved = await move_all(fs, keeper)
         assert len(moved) == sum(steps) == len(many)
         assert max(steps) <= MOVED_ROWS
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+async def test_a_full_disk_does_not_keep_what_nobody_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_pinned: bool
+) -> None:
+    """The index needs a little space to forget where the blocks lay that are in the way."""
+    async with NodeSystem(tmp_path) as fs:
+        if is_pinned:
+            await fs.node.pins_add(await fs.node.block_put(b"pinned"))
+        await fs.write("large", os.urandom(300_000))
+        await fs.seal()
+        await fs.unlink("large")
+        for _ in range(3):
+            fs.tick()
+            await fs.storage.flusher.flush()
+        assert len(fs.keeper.dead) == 1
+        state, index = fs.storage.state, fs.storage.blocks.index
+        forget = index.forget_container
+
+        def on_a_full_disk(container: int) -> None:
+            if state.has_reserve:
+                raise NoSpace
+            forget(container)
+
+        monkeypatch.setattr(index, "forget_container", on_a_full_disk)
+        await fs.keeper._let_go_even_if_full(fs.node)
+        assert not fs.keeper.dead
+        assert not state.has_reserve
+        assert list(state.data.iterdir()) == []

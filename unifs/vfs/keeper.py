@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from unifs.errors import UnifsError
+from unifs.errors import NoSpace, UnifsError
 from unifs.ipfs.cid import Cid
 from unifs.ipfs.embedded.marks import Root
 from unifs.journal.content import SMALL, SmallContent, small_content
@@ -180,7 +180,7 @@ class Keeper:
             if not self.dead:
                 continue
             try:
-                await self._let_go(node)
+                await self._let_go_even_if_full(node)
             except (UnifsError, OSError) as error:
                 log.warning("dead containers stay for now: error=%s", error)
 
@@ -195,6 +195,16 @@ class Keeper:
             else:
                 self.storage.unindexed.discard(container)
                 self.dead.add(container)
+
+    async def _let_go_even_if_full(self, node: EmbeddedNode) -> None:
+        try:
+            await self._let_go(node)
+        except NoSpace:
+            # The index takes a little to forget where blocks lay, and then all of them are free.
+            if not self.storage.state.give_up_reserve():
+                raise
+            self._collected_at = float("-inf")
+            await self._let_go(node)
 
     async def _let_go(self, node: EmbeddedNode) -> None:
         moment = node.keeping.moment()
