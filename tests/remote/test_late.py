@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: When what was cut off arrives: before or after the tree looks for it the first time.
 LATE_S = (0.1, 5.0, 50.0)
+#: What happens to the daemon after what was cut off has been repeated and answered.
+RESTARTS = ("none", "remount", "kill", "reboot")
 PIECE_BYTES = 1 << 20
 
 
@@ -100,6 +102,13 @@ async def late(mount: LateMount, late_s: float) -> AsyncIterator[None]:
     yield
     await trio.sleep(2.01)
     mount.late_s = None
+
+
+async def restarted(system: RemoteSystem, restart: str) -> None:
+    if restart == "remount":
+        await system.remount()
+    elif restart != "none":
+        await system.kill(boot="another" if restart == "reboot" else None)
 
 
 async def ended(system: RemoteSystem, mount: LateMount) -> dict[str, bytes | None]:
@@ -199,14 +208,16 @@ async def test_another_file_in_its_place(clock: MockClock, tmp_path: Path, late_
 
 @pytest.mark.parametrize("late_s", LATE_S)
 @pytest.mark.parametrize("is_moved", [False, True])
+@pytest.mark.parametrize("restart", RESTARTS)
 async def test_a_file_that_is_removed_after_its_upload_was_repeated(
-    clock: MockClock, tmp_path: Path, late_s: float, is_moved: bool
+    clock: MockClock, tmp_path: Path, late_s: float, is_moved: bool, restart: str
 ) -> None:
     async with late_system(tmp_path) as (system, mount):
         async with late(mount, late_s):
             await system.write("a", b"x")
         await system.volume.writeback.sync([(await system.stat("a")).ino])
         assert mount.content("a") == b"x"
+        await restarted(system, restart)
         if is_moved:
             await system.rename("a", "b")
         else:
@@ -216,8 +227,9 @@ async def test_a_file_that_is_removed_after_its_upload_was_repeated(
 
 @pytest.mark.parametrize("late_s", LATE_S)
 @pytest.mark.parametrize("is_repeated", [False, True])
+@pytest.mark.parametrize("restart", RESTARTS)
 async def test_a_new_file_of_the_same_bytes_outlives_the_removal_of_the_old_one(
-    clock: MockClock, tmp_path: Path, late_s: float, is_repeated: bool
+    clock: MockClock, tmp_path: Path, late_s: float, is_repeated: bool, restart: str
 ) -> None:
     async with late_system(tmp_path) as (system, mount):
         await system.write("a", b"same")
@@ -226,14 +238,16 @@ async def test_a_new_file_of_the_same_bytes_outlives_the_removal_of_the_old_one(
             await system.unlink("a")
         if is_repeated:
             await system.sync()
+        await restarted(system, restart)
         await system.write("a", b"same")
         assert await ended(system, mount) == {"a": b"same"}
         assert mount.arrived == 1
 
 
 @pytest.mark.parametrize("late_s", LATE_S)
+@pytest.mark.parametrize("restart", RESTARTS)
 async def test_bytes_that_are_stored_again_outlive_the_change_between_them(
-    clock: MockClock, tmp_path: Path, late_s: float
+    clock: MockClock, tmp_path: Path, late_s: float, restart: str
 ) -> None:
     async with late_system(tmp_path) as (system, mount):
         await system.write("a", b"one")
@@ -241,8 +255,41 @@ async def test_bytes_that_are_stored_again_outlive_the_change_between_them(
         async with late(mount, late_s):
             await system.write("a", b"two")
         await system.volume.writeback.sync([(await system.stat("a")).ino])
+        await restarted(system, restart)
         await system.write("a", b"one")
         assert await ended(system, mount) == {"a": b"one"}
+
+
+def notes(system: RemoteSystem) -> list[bytes]:
+    """The paths of which the rows tell that something may still arrive there."""
+    query = "select key from meta where key like 'late/%'"
+    rows = system.storage.database.all(query)
+    return [bytes.fromhex(key.rpartition("/")[2]) for (key,) in rows]
+
+
+async def test_what_is_noted_of_late_calls_goes_with_the_time(
+    clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.monotonic", trio.current_time)
+    names = (b"\xff\n", b"b", b"c")
+    async with late_system(tmp_path) as (system, mount):
+        for name in names:
+            async with late(mount, 1.0):
+                await system.write(name, b"x")
+            await system.volume.writeback.sync([(await system.stat(name)).ino])
+            await trio.sleep(40)
+        # The first is over; the third has said so.
+        assert notes(system) == [b"b", b"c"]
+        await system.remount()
+        assert notes(system) == [b"c"]
+        await system.kill(boot="another")
+        await trio.sleep(55)
+        # Another machine's clock says nothing: it is waited for again.
+        await system.remount()
+        assert notes(system) == [b"c"]
+        await trio.sleep(10)
+        await system.remount()
+        assert notes(system) == []
 
 
 @pytest.mark.parametrize("late_s", LATE_S)

@@ -27,13 +27,14 @@ from unifs.errors import (
 )
 from unifs.journal.writeback_order import NOWHERE, Attempt, Step
 from unifs.journal.writeback_resolving import TAKEN, UNTOLD, Resolving
-from unifs.journal.writeback_sending import STALL_S, Late, Watched
+from unifs.journal.writeback_sending import STALL_S, Watched
 from unifs.types import Change, Node
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unifs.journal.writeback_late import Late
     from unifs.journal.writeback_tree import LocalTree, Upload
     from unifs.mounts.base import ContentReader, Mount
 
@@ -62,10 +63,10 @@ class Call:
 class Calls:
     """Makes calls of steps and settles their outcomes."""
 
-    def __init__(self, local: LocalTree, mount: Mount, late_s: float) -> None:
+    def __init__(self, local: LocalTree, mount: Mount, late: Late) -> None:
         self.local = local
         self.mount = mount
-        self._late = Late(late_s)
+        self._late = late
         self._watched: dict[int, Watched] = {}
         self._resolving = Resolving(local, mount, self._late, self._send_put)
 

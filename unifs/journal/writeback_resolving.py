@@ -1,7 +1,7 @@
 """Attempts of unknown outcome that are not to be repeated: what became of them.
 
 Writeback wants something else of the inode by now, so first it must be known what the backend has.
-A look is not enough while the call may still arrive (``writeback_sending``): a small put is sent
+A look is not enough while the call may still arrive (``writeback_late``): a small put is sent
 again, which makes it known at once; else the look is repeated until nothing can arrive any more.
 
 Called by ``writeback_calls``; belongs to the event loop's thread.
@@ -32,8 +32,8 @@ from unifs.waiting import complete
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from unifs.journal.writeback_late import Late
     from unifs.journal.writeback_order import Attempt, Known
-    from unifs.journal.writeback_sending import Late
     from unifs.journal.writeback_tree import LocalTree, Upload
     from unifs.mounts.base import Mount
     from unifs.types import Version

@@ -1,16 +1,8 @@
-"""What becomes of uploads on their way: stopped where they are pointless, remembered where cut off.
+"""What becomes of uploads on their way: stopped where they are pointless, ended where they stall.
 
 Once the last byte has been read for a call, the backend may have it, and only its answer tells: so
 a call is never cancelled because its file is gone. Its reader gives no more bytes instead, and an
-upload that had all of them ends by itself. A call that ends without an answer may arrive later
-still: proxies and services act on what they were sent before the connection closed. ``Late`` knows
-for how long.
-
-While a call may still arrive at a path, nothing goes there but its repetition, and what it can do
-no harm to. So it arrives where its conditions were made for: a PUT finds its own object and is
-refused, a DELETE finds what it was to delete or nothing, a copy finds that its source is gone.
-Without that a repeated and answered PUT could come again after its file was removed, and a late
-DELETE could take a new file of the same bytes.
+upload that had all of them ends by itself. What ended without an answer is for ``writeback_late``.
 
 Used by ``writeback_calls``; belongs to the event loop's thread, and changes nothing.
 """
@@ -18,7 +10,6 @@ Used by ``writeback_calls``; belongs to the event loop's thread, and changes not
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,11 +18,7 @@ from unifs.errors import TryAgain
 from unifs.mounts.base import attributes_of, cid_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from unifs.journal.writeback_order import Attempt
     from unifs.mounts.base import ContentReader
-    from unifs.types import Change, Version
 
 #: A call ends when no byte has moved for so long.
 STALL_S = 60.0
@@ -60,94 +47,3 @@ class Watched:
             return await self._reader.read(offset, size)
         finally:
             self._scope.deadline = trio.current_time() + STALL_S
-
-
-def _is_refused_after(late: Change, change: Change) -> bool:
-    """Whether a backend with conditions refuses ``late`` once ``change`` has happened.
-
-    But for the version that ``late`` was made for coming back (``Late.match_s``).
-    """
-    if late.verb == "put":
-        return change.verb == "set_attributes" or (change.verb == "put" and change.base is not None)
-    return late.verb == "remove" and late.base is not None and change.verb == "put"
-
-
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    """A call without an answer, and until when it may arrive."""
-
-    change: Change
-    until: float
-
-    def is_same(self, change: Change) -> bool:
-        """Whether that is the same call again."""
-        mine = self.change
-        if mine.verb == "remove":
-            return change.verb == "remove"
-        return mine.token == change.token
-
-
-class Late:
-    """What may still arrive: the calls without an answer, by path.
-
-    Of an earlier daemon nothing is known but the attempts that it left open, and what it may have
-    been about to remove: whoever finds those in the rows says so (``lost``).
-    """
-
-    def __init__(self, late_s: float) -> None:
-        self._late_s = late_s
-        #: The path that was lost last is the last.
-        self._lost: dict[str, list[_Lost]] = {}
-
-    def lost(self, change: Change) -> None:
-        """A call ended without an answer."""
-        now = trio.current_time()
-        while self._lost:
-            path, found = next(iter(self._lost.items()))
-            if found[-1].until > now:
-                break
-            del self._lost[path]
-        lost = _Lost(change, now + self._late_s)
-        for path in (change.path, change.new_path):
-            if path:
-                found = self._lost.pop(path, [])
-                others = [one for one in found if one.until > now and not one.is_same(change)]
-                self._lost[path] = [*others, lost]
-
-    def left_s(self, attempt: Attempt) -> float:
-        """How long a call of an attempt may still arrive; not positive where none can."""
-        until = -math.inf
-        for lost in self._lost.get(attempt.path, ()):
-            if lost.change.token == attempt.token:
-                until = max(until, lost.until)
-        return until - trio.current_time()
-
-    def wait_s(self, change: Change, is_tree: bool, is_conditional: bool) -> float:
-        """How long ``change`` has to wait for others that may still arrive where it goes.
-
-        ``is_tree``: it takes what lies below its paths along. ``is_conditional``: the backend
-        refuses a put whose base is not there. Not positive where there is nothing to wait for.
-        """
-        until = -math.inf
-        for lost in self._at(change, is_tree):
-            is_refused = is_conditional and _is_refused_after(lost.change, change)
-            if not lost.is_same(change) and not is_refused:
-                until = max(until, lost.until)
-        return until - trio.current_time()
-
-    def match_s(self, change: Change, version: Version | None) -> float:
-        """How long another call may still arrive whose base has just been stored again."""
-        until = -math.inf
-        for lost in self._at(change, False):
-            if version and lost.change.base == version and not lost.is_same(change):
-                until = max(until, lost.until)
-        return until - trio.current_time()
-
-    def _at(self, change: Change, is_tree: bool) -> Iterator[_Lost]:
-        for path in (change.path, change.new_path) if self._lost else ():
-            if path:
-                yield from self._lost.get(path, ())
-                if is_tree:
-                    for place, found in self._lost.items():
-                        if place.startswith(f"{path}/"):
-                            yield from found

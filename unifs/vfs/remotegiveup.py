@@ -43,7 +43,7 @@ def give_up(volume: RemoteVolume, ino: int) -> None:
             _unlist(volume, parent)
         drop(volume, ino)
     else:
-        tree.commit([("delete from remote where ino=?", (ino,))])
+        sync.removed(ino, False)
     if known is not None and known.path is not None:
         above = known.path.rpartition("/")[0]
         _unlist(volume, sync.at(above) if above else volume.root)

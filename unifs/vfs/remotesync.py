@@ -20,6 +20,7 @@ from unifs.journal.writeback_tree import Upload
 from unifs.types import Version
 from unifs.vfs.remoteconflict import keep_both, step_aside, take_bytes, take_ours, take_theirs
 from unifs.vfs.remotedrop import commit_releasing, drop
+from unifs.vfs.remotelate import LateNotes
 from unifs.vfs.remotereaders import MountReader, reader_of
 from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key, told_of
 from unifs.vfs.remotewaiting import WaitingRecords
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from unifs.journal.writeback import Writeback
+    from unifs.journal.writeback_late import Late
     from unifs.journal.writeback_order import Known
     from unifs.types import Node
     from unifs.vfs.remotevolume import RemoteVolume
@@ -58,13 +60,15 @@ class RemoteSync(WaitingRecords):
 
     writeback: Writeback
 
-    def __init__(self, volume: RemoteVolume, conflicts: str) -> None:
+    def __init__(self, volume: RemoteVolume, conflicts: str, late: Late) -> None:
         super().__init__(volume)
+        self._late_notes = LateNotes(volume, late)
         self.conflicts = conflicts
         self.attempts = volume.attempts
 
     def load(self) -> None:
-        """After a start: the attempts that an earlier daemon left."""
+        """After a start: what an earlier daemon left. WouldBlock before anything is done."""
+        self._late_notes.load()
         self.root = self.volume.root
         for found in self.remotes.attempts():
             assert found.known.attempt is not None
@@ -162,10 +166,15 @@ class RemoteSync(WaitingRecords):
         self.attempts.add(other, attempt, None)
 
     def _commit_ended(self, ino: int, batch: Batch) -> None:
-        """Commit; an attempt of the inode has ended with it."""
-        row = self.tree.database.one("select attempt,content from remote where ino=?", (ino,))
+        """Commit; an attempt of the inode, or its removal, has ended with it."""
+        query = "select path,attempt,content from remote where ino=?"
+        path, attempt, blob = self.tree.database.one(query, (ino,)) or (None, None, None)
         batch.append((END, (ino,)))
-        content = large_id(bytes(row[1])) if row is not None and row[1] else 0
+        paths = set() if path is None else {os.fsdecode(path)}
+        if attempt is not None:
+            paths.add(Attempt.unpack(attempt).path)
+        batch += self._late_notes.of(paths)
+        content = large_id(bytes(blob)) if blob else 0
         commit_releasing(self.volume, batch, [content] if content else [])
         self.attempts.end(ino)
 

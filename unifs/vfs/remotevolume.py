@@ -29,6 +29,7 @@ from unifs.journal.log import Op, WaitingLog
 from unifs.journal.writeback import Writeback
 from unifs.journal.writeback_calls import Calls
 from unifs.journal.writeback_due import WritebackLimits
+from unifs.journal.writeback_late import Late
 from unifs.types import NAME_MAX_BYTES
 from unifs.vfs import remotecid
 from unifs.vfs.remotebase import Bases
@@ -121,14 +122,15 @@ class RemoteVolume(TreeVolume):
         self.mount = mount
         self.cache = cache
         self.fresh_s = self.timeout_s = fresh_s
-        self.sync = RemoteSync(self, conflicts)
+        limits = limits or WritebackLimits()
+        late = Late(limits.late_s)
+        self.sync = RemoteSync(self, conflicts, late)
         self.unsynced.hurry = self.sync.hurry_all
         self.merge = Merge(self)
         self.epoch = Epoch(self)
         self.bases = Bases(self)
         self.status = RemoteStatus(self)
-        limits = limits or WritebackLimits()
-        calls = Calls(self.sync, mount, limits.late_s)
+        calls = Calls(self.sync, mount, late)
         self.writeback = Writeback(calls, self.sync, self.records, self.sync.flush, limits)
         self.sync.writeback = self.writeback
         self.rows = self.remotes.count()
@@ -140,7 +142,7 @@ class RemoteVolume(TreeVolume):
             self.nursery = self.bases.nursery = nursery
             if not self.is_read_only():
                 await complete(self.sync.tidy)
-                self.sync.load()
+                await complete(self.sync.load)
                 self.writeback.load()
                 nursery.start_soon(self.writeback.run)
                 nursery.start_soon(self.cold.run)
