@@ -464,7 +464,7 @@ def main() -> int:
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, place, ignore_errors=True)
-        server = stack.enter_context(Weed(place))
+        server = stack.enter_context(Weed(place, sweeps=False))
         campaign = play(server, place, options.seed, options.faults, options.minutes)
     faults = sum(campaign.dealt.values())
     told = {

@@ -298,7 +298,7 @@ def main() -> int:
     failed = 0
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, place, ignore_errors=True)
-        server = stack.enter_context(Weed(place))
+        server = stack.enter_context(Weed(place, sweeps=False))
         for number in range(options.kills):
             name = options.scenario or chance.choice(sorted(SCENARIOS))
             scenario, last = SCENARIOS[name]
