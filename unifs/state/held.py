@@ -180,8 +180,7 @@ class Held:
             log.warning("a killed daemon had not committed: changes=%d", len(batches))
 
     def close(self) -> None:
-        """Commit, and let go of the notes."""
-        self.settle()
+        """Let go of the notes; what was held is committed by then, or waits for the next start."""
         self._ahead.close()
 
 
