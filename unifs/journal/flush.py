@@ -250,22 +250,11 @@ class Flusher:
         self._work.put(turn)
 
     def _grow_wal(self, is_busy: bool) -> None:
-        """Put zeros behind the WAL's end, which SQLite takes for its end.
-
-        In the loop, where no transaction is under way: nobody else writes to the WAL.
-        """
+        """Have the WAL grow where one round follows another; without, a round only takes longer."""
         used, before = self._database.wal_bytes, self._wal_used
         self._wal_used = used
-        if not is_busy or not 0 <= used - before < AHEAD_MARGIN_BYTES:
-            return
-        wal = self._database.wal
-        try:
-            end = os.fstat(wal).st_size
-            if used + AHEAD_MARGIN_BYTES > end:
-                os.pwrite(wal, WAL_AHEAD, end)
-        except OSError as error:
-            # It only saves time: what SQLite has written is not touched.
-            log.debug("the WAL did not grow ahead: error=%s", error)
+        if is_busy and 0 <= used - before < AHEAD_MARGIN_BYTES:
+            self._database.make_wal_room(AHEAD_MARGIN_BYTES, WAL_AHEAD)
 
     def _sync_loop(self) -> None:
         while (turn := self._work.get()) is not None:

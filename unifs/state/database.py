@@ -278,6 +278,21 @@ class Database(Queries):
         await self._waiting.wait()
         return RETRY
 
+    def make_wal_room(self, room_bytes: int, zeros: bytes) -> bool:
+        """Have so many bytes of the WAL on the disk ahead of their use; False where it refuses.
+
+        Where there are fewer, ``zeros`` go behind its end; SQLite takes them for the end. Only
+        while no transaction is under way: nobody else writes to the WAL then.
+        """
+        try:
+            end = os.fstat(self.wal).st_size
+            if end - self.wal_bytes >= room_bytes:
+                return True
+            return os.pwrite(self.wal, zeros, end) == len(zeros)
+        except OSError as error:
+            log.debug("the WAL did not grow ahead of its use: error=%s", error)
+            return False
+
     def start_checkpoints(self) -> None:
         """Start the checkpoint thread; from inside the event loop."""
         self._token = trio.lowlevel.current_trio_token()

@@ -17,7 +17,6 @@ Owned by ``Database``; belongs to the event loop's thread.
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Final
 
 import apsw
@@ -90,19 +89,9 @@ class Held:
 
     def _has_wal_room(self) -> bool:
         """Whether the commit of what is held from now on will find its blocks in the WAL."""
-        wal, used = self._database.wal, self._database.wal_bytes
-        if not used:
-            # Where it ends is told by the next commit.
-            return False
-        try:
-            end = os.fstat(wal).st_size
-            if end - used >= HELD_WAL_BYTES:
-                return True
-            # SQLite takes zeros for the end.
-            return os.pwrite(wal, WAL_MORE, end) == len(WAL_MORE)
-        except OSError as error:
-            log.debug("changes are committed one by one: error=%s", error)
-            return False
+        database = self._database
+        # Where it ends is told by the next commit.
+        return database.wal_bytes > 0 and database.make_wal_room(HELD_WAL_BYTES, WAL_MORE)
 
     def settle(self) -> None:
         """Commit. Never raises: where that fails for good, so does the journal."""
