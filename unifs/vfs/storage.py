@@ -11,7 +11,8 @@ import logging
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import apsw
 
@@ -31,15 +32,17 @@ from unifs.vfs.tree import Tree
 from unifs.vfs.unindexed import is_kept_by_cid
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from unifs.errors import UnifsError
     from unifs.ipfs.unixfs.profiles import Profile
     from unifs.journal.recovery import Receipt
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PROFILE = "unixfs-v1-2025"
+T = TypeVar("T")
 
 
 class Storage:
@@ -64,7 +67,9 @@ class Storage:
         state = self.state
         #: Nothing is left that only recovery would find.
         self.is_tidy = True
-        self.database = self._database = self._open_database()
+        # What a killed daemon had acknowledged has to be committed on a full disk too.
+        open_database = partial(Database, state.database)
+        self.database = self._database = self._opened(open_database, (NoSpace,))
         self.database.held.make_room = state.give_up_reserve
         self.profile = self._fixed_profile(profile)
         #: No other start, of this state directory or a copy of it or another one, has this name:
@@ -79,13 +84,8 @@ class Storage:
             log.warning("damaged: what=%s", damage)
         self.log = Log(self.database)
         self.contents = Contents(self.database, self.segments, state, self.profile)
-        try:
-            self.blocks = self._open_blocks()
-        except (DiskFailed, NoSpace):
-            # A full disk, if it is not broken: users free space once the tree is mounted.
-            if not state.give_up_reserve():
-                raise
-            self.blocks = self._open_blocks()
+        # A full disk, if it is not broken: users free space once the tree is mounted.
+        self.blocks = self._opened(self._open_blocks, (DiskFailed, NoSpace))
         #: Files that no content names, but that hold blocks which a pin may need.
         self.dead_containers: set[int] = set()
         #: Files that may be such ones: the index has to be told first what they hold.
@@ -96,14 +96,14 @@ class Storage:
         self.tree = Tree(self.database, state)
         self._rows_changed = self.database.rows_changed
 
-    def _open_database(self) -> Database:
+    def _opened(self, opening: Callable[[], T], failures: tuple[type[UnifsError], ...]) -> T:
+        """Open it; after one of these failures once more, where giving up the reserve helps."""
         try:
-            return Database(self.state.database)
-        except NoSpace:
-            # What a killed daemon had acknowledged has to be committed on a full disk too.
+            return opening()
+        except failures:
             if not self.state.give_up_reserve():
                 raise
-            return Database(self.state.database)
+            return opening()
 
     def _open_blocks(self) -> Blocks:
         return Blocks(
