@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import stat
-import time
 from typing import TYPE_CHECKING
 
 from unifs.answers.files import state_text
 from unifs.config_mounts import S3Settings
 from unifs.control.daemon_protocol import Explanation
+from unifs.control.render import moment
 from unifs.journal.content import REMOTE
 from unifs.mounts.s3.names import Places
 from unifs.mounts.s3.options import S3Options
@@ -100,8 +100,7 @@ def _notes(inode: RemoteInode, remote: Remote) -> list[str]:
     else:
         notes.append(f"at the backend: {_place(inode, remote)}")
     if remote.problem:
-        began = time.gmtime(remote.mount.health.problem_since_s)
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", began)
+        since = moment(remote.mount.health.problem_since_s)
         notes.append(f"the backend does not work since {since}: {remote.problem}")
     if inode.checked_ns and volume.is_fresh(inode.checked_ns):
         age_s = max(0.0, (volume.now_ns() - inode.checked_ns) / 1e9)

@@ -1,7 +1,8 @@
 """Answers for people: tables, key-value lines, sizes and times in words; JSON for programs.
 
-The commands call it. It knows the shape of an answer from its struct and adds nothing to it. On a
-terminal tables are drawn by rich; elsewhere columns are aligned with spaces.
+The commands call it, and answers with a time in a sentence. It knows the shape of an answer from
+its struct and adds nothing to it. On a terminal tables are drawn by rich; elsewhere columns are
+aligned with spaces.
 """
 
 from __future__ import annotations
