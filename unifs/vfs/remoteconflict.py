@@ -17,8 +17,8 @@ from unifs.journal.log import Op, Renamed, pack_rename
 from unifs.journal.writeback_order import NOWHERE
 from unifs.types import NAME_MAX_BYTES, Version
 from unifs.vfs.conflicts import record
+from unifs.vfs.remotedrop import take_names
 from unifs.vfs.tree import SET_GONE
-from unifs.vfs.treenames import DELETE_LINK
 
 if TYPE_CHECKING:
     from unifs.types import Node
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: The object is at no place of the backend.
 NOWHERE_NOW = "update remote set path=null,version='',synced=null,told=null where ino=?"
 
 
@@ -120,10 +121,8 @@ def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     tree.drop_name(batch, *place)
     others = [other for other in tree.names_of(ino) if other != place]
     if others:
-        packed = bytearray(tree.inode_row(ino)[4])
-        packed[12:16] = len(others).to_bytes(4, "little")
-        batch.append(("update inode set attributes=? where ino=?", (bytes(packed), ino)))
-        batch += [(DELETE_LINK, (ino, *place)), (NOWHERE_NOW, (ino,))]
+        take_names(tree, ino, [place], len(others), batch)
+        batch.append((NOWHERE_NOW, (ino,)))
     else:
         batch.append(("delete from remote where ino=?", (ino,)))
         batch.append((SET_GONE, (tree.epoch, ino)))

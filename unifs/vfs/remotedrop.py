@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unifs.vfs.remotevolume import RemoteVolume
-    from unifs.vfs.tree import Batch
+    from unifs.vfs.tree import Batch, Tree
 
 SUBTREE = (
     "with recursive below(ino) as (values(?) union all"
@@ -47,7 +47,8 @@ def drop(volume: RemoteVolume, ino: int) -> None:
         inside = [name for name in names if name[0] in rows]
         if len(inside) < len(names):
             left = len(names) - len(inside)
-            followers.append(_take_names(volume, below, inside, left, batch))
+            take_names(tree, below, inside, left, batch)
+            followers.append(partial(_count_names, volume, below, left))
         else:
             followers.append(_drop_rows(volume, below, batch, contents))
         if len(batch) >= DROP_MAX:
@@ -79,15 +80,17 @@ def _names(volume: RemoteVolume, ino: int) -> list[tuple[int, bytes]]:
     return [] if row is None or row[1] else list(volume.tree.parents(ino, 0))
 
 
-def _take_names(
-    volume: RemoteVolume, ino: int, names: list[tuple[int, bytes]], left: int, batch: Batch
-) -> Callable[[], None]:
-    """Names in directories that go, of an object that has others."""
-    packed = bytearray(volume.tree.inode_row(ino)[4])
+def take_names(
+    tree: Tree, ino: int, names: list[tuple[int, bytes]], left: int, batch: Batch
+) -> None:
+    """Statements for names in directories that go, of an object that has ``left`` others.
+
+    Their entries in the directories, and what memory counts, are the caller's.
+    """
+    packed = bytearray(tree.inode_row(ino)[4])
     packed[12:16] = left.to_bytes(4, "little")
     batch.append(("update inode set attributes=? where ino=?", (bytes(packed), ino)))
     batch.extend((DELETE_LINK, (ino, *name)) for name in names)
-    return partial(_count_names, volume, ino, left)
 
 
 def _count_names(volume: RemoteVolume, ino: int, left: int) -> None:
