@@ -18,7 +18,14 @@ from unifs.journal.log import Op
 from unifs.journal.writeback_order import NOWHERE, Attempt
 from unifs.journal.writeback_tree import Upload
 from unifs.types import Version
-from unifs.vfs.remoteconflict import keep_both, step_aside, take_bytes, take_ours, take_theirs
+from unifs.vfs.remoteconflict import (
+    NOWHERE_NOW,
+    keep_both,
+    step_aside,
+    take_bytes,
+    take_ours,
+    take_theirs,
+)
 from unifs.vfs.remotedrop import commit_releasing, drop
 from unifs.vfs.remotelate import LateNotes
 from unifs.vfs.remotereaders import MountReader, reader_of
@@ -52,7 +59,6 @@ PLACE = (
     "version=excluded.version,checked_ns=excluded.checked_ns,listing=excluded.listing,cursor=null,"
     "listed_ns=excluded.listed_ns,synced=excluded.synced,told=null,local=1"
 )
-NOWHERE_NOW = "update remote set path=null,version='',synced=null,told=null where ino=?"
 
 
 class RemoteSync(WaitingRecords):
