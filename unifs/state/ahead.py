@@ -42,6 +42,7 @@ NOTE_BYTES_MAX: Final = 8 << 10
 MARSHAL_VERSION: Final = 2
 #: Number of the transaction, length and checksum of what follows.
 _HEAD: Final = struct.Struct("<QII")
+_HEAD_BYTES: Final = _HEAD.size
 _pack, _dumps = _HEAD.pack, marshal.dumps
 
 
@@ -83,12 +84,13 @@ class Ahead:
         """
         payload = _dumps(batch, MARSHAL_VERSION)  # type: ignore[arg-type]
         length = len(payload)
-        end = self._at + 16 + length
+        end = self._at + _HEAD_BYTES + length
         if length > NOTE_BYTES_MAX or end > AHEAD_BYTES or not self._has_room:
             return False
         head = _pack(self._number, length, crc32(payload, self._start))
         try:
-            is_whole = os.pwrite(self._descriptor, head + payload, self._at) == 16 + length
+            written = os.pwrite(self._descriptor, head + payload, self._at)
+            is_whole = written == _HEAD_BYTES + length
         except OSError as error:
             log.warning("from now on changes are committed one by one: %s", from_os_error(error))
             self._has_room = is_whole = False
@@ -108,19 +110,20 @@ class Ahead:
             data = os.pread(self._descriptor, AHEAD_BYTES, 0)
         except OSError as error:
             raise from_os_error(error) from error
-        if len(data) < 16 or _HEAD.unpack_from(data)[0] != number:
+        if len(data) < _HEAD_BYTES or _HEAD.unpack_from(data)[0] != number:
             return None
         found: list[Batch] = []
         at = 0
-        while at + 16 <= len(data):
+        while at + _HEAD_BYTES <= len(data):
             noted, length, checksum = _HEAD.unpack_from(data, at)
-            payload = data[at + 16 : at + 16 + length]
+            start = at + _HEAD_BYTES
+            payload = data[start : start + length]
             if noted != number or len(payload) != length:
                 break
             if crc32(payload, self._start) != checksum:
                 break
             found.append(marshal.loads(payload))
-            at += 16 + length
+            at = start + length
         return found
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 ``Queries`` is what ``Database`` and every ``Reader`` can be asked; failures have names of
 ``unifs.errors``. A ``Reader`` belongs to the thread that opened it. It sees what is committed: what
-the loop holds back for a moment (``state.ahead``) is told to no other task or thread as done.
+the loop holds back for a moment (``state.held``) is told to no other task or thread as done.
 """
 
 from __future__ import annotations
