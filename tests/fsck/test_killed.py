@@ -8,8 +8,6 @@ from unittest import mock
 import pytest
 
 from tests.fsck.plants import PLANTS, Plant
-from tests.fsck.test_plants import _place
-from tests.fsck.world import FILES
 from unifs.fsck.offline import CLEAN, REPAIRED
 from unifs.state.database import Database
 
@@ -24,7 +22,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("plant", PLANTS[::7], ids=lambda plant: plant.name)
 def test_killed_after_a_transaction(state: State, plant: Plant, number: int) -> None:
-    places = {name: _place(state, place) for name, place in plant.moved.items()}
+    places = state.places(plant.moved)
     plant.plant(state)
     commit, commits = Database.commit, 0
 
@@ -41,10 +39,4 @@ def test_killed_after_a_transaction(state: State, plant: Plant, number: int) -> 
     assert state.one("select value from meta where key='is_clean'") == 0
     assert state.examine(True, plant.verify).exit_code in (CLEAN, REPAIRED)
     assert state.examine(verify=True).exit_code == CLEAN
-    files = state.files()
-    for name, data in FILES.items():
-        found = files.get(places.get(name, name))
-        if name in plant.lost:
-            assert found == b"" or isinstance(found, Exception), (name, found)
-        else:
-            assert found == data, (name, sorted(files))
+    state.check_files(places, plant.lost)

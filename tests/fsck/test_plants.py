@@ -40,26 +40,13 @@ def test_a_repair_of_what_is_sound_changes_nothing(state: State) -> None:
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
 def test_each_is_found_and_mended(state: State, plant: Plant) -> None:
-    places = {name: _place(state, place) for name, place in plant.moved.items()}
+    places = state.places(plant.moved)
     plant.plant(state)
     outcome = state.mend(plant.code, plant.verify)
     receipt = json.loads((state.path / "lost+found" / outcome.receipt).read_text())
     assert receipt["kind"] == "fsck"
     assert plant.code in {each["code"] for each in receipt["found"]}
-    files = state.files()
-    for name, data in FILES.items():
-        found = files.get(places.get(name, name))
-        if name in plant.lost:
-            # Not the bytes, but never others: what is left of them, or an honest error.
-            assert found == b"" or isinstance(found, Exception), (name, found)
-        else:
-            assert found == data, (name, sorted(files))
-
-
-def _place(state: State, place: str) -> str:
-    """A place with the numbers of before the plant in it."""
-    place = re.sub(r"\{dentry ([^}]+)\}", lambda found: str(state.dentry(found[1])), place)
-    return re.sub(r"\{([^}]+)\}", lambda found: str(state.ino(found[1])), place)
+    state.check_files(places, plant.lost)
 
 
 def test_every_code_has_its_test() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -161,6 +162,25 @@ class State:
     def files(self) -> dict[str, bytes | Exception]:
         """Every file below /mfs by its path; what reading it raises."""
         return trio.run(_read_all, self.path)
+
+    def places(self, moved: dict[str, str]) -> dict[str, str]:
+        """Where a plant moves files, with the numbers of before the plant in it."""
+        return {name: self._place(place) for name, place in moved.items()}
+
+    def _place(self, place: str) -> str:
+        place = re.sub(r"\{dentry ([^}]+)\}", lambda found: str(self.dentry(found[1])), place)
+        return re.sub(r"\{([^}]+)\}", lambda found: str(self.ino(found[1])), place)
+
+    def check_files(self, places: dict[str, str], lost: tuple[str, ...]) -> None:
+        """Every file is there, at its place, with its bytes; but for those that are lost."""
+        files = self.files()
+        for name, data in FILES.items():
+            found = files.get(places.get(name, name))
+            if name in lost:
+                # Not the bytes, but never others: what is left of them, or an honest error.
+                assert found == b"" or isinstance(found, Exception), (name, found)
+            else:
+                assert found == data, (name, sorted(files))
 
 
 async def _read_all(path: Path) -> dict[str, bytes | Exception]:
