@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["moto_of_session", "moto_server", "s3_server", "weed_of_session"]
+
+
+def pytest_configure() -> None:
+    """What tests start takes SIGINT as it comes from a terminal.
+
+    A shell ignores it for what it starts in the background, and that is inherited.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def detach_below(directory: Path) -> list[str]:

@@ -70,9 +70,15 @@ class Place:
         return name
 
 
+@pytest.fixture(scope="session")
+def numbers() -> Iterator[int]:
+    """Names that no test had before, in whatever order they run."""
+    return count(1)
+
+
 @pytest.fixture(scope="package", params=["disk", "mfs", "local"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    """An empty directory of each kind, and the users who work there."""
+def place(request: pytest.FixtureRequest, numbers: Iterator[int]) -> Iterator[Place]:
+    """A directory of each kind, and the users who work there."""
     name = request.param
     if name == "disk":
         path = request.getfixturevalue("tmp_path_factory").mktemp("disk")
@@ -83,7 +89,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         path = mount / "mfs" if name == "mfs" else mount / "local" / "h"
     path.chmod(0o755)
     users = {user: Caller(user, path, uid, groups) for user, (uid, groups) in USERS.items()}
-    yield Place(name, path, users, count(1))
+    yield Place(name, path, users, numbers)
     for caller in users.values():
         caller.close()
 
