@@ -217,7 +217,7 @@ def _forget_past(ino: int, until: int, mending: Mending) -> None:
 
 
 def containers(look: Look, after: int, upto: int) -> Iterator[Finding]:
-    """Files that extents name: there, long enough, and held."""
+    """Files that extents name: there and long enough."""
     query = "select id,extents from content where id>? and id<=?"
     for number, extents in look.all(query, (after, upto)):
         if len(extents) % 24:
@@ -230,9 +230,17 @@ def containers(look: Look, after: int, upto: int) -> Iterator[Finding]:
                 f"bytes {start}–{end} of content {number} are not in container {container:016x}"
             )
             yield Finding("CONTAINER_LOST", sentence, number, partial(lose, number))
+
+
+def held(look: Look, after: int, upto: int) -> Iterator[Finding]:
+    """Files that extents name: held. Recovery removes those that nobody holds: asked before it."""
+    query = "select id,extents from content where id>? and id<=?"
+    for number, extents in look.all(query, (after, upto)):
+        if len(extents) % 24:
+            continue
         query = "select container from holding where content=?"
-        held = {row[0] for row in look.all(query, (number,))}
-        for container in sorted(set(known.containers) - held):
+        there = {row[0] for row in look.all(query, (number,))}
+        for container in sorted(set(ExtentMap.unpack(extents).containers) - there):
             sentence = f"content {number} names container {container:016x} and does not hold it"
             mend = partial(_hold, number, container)
             yield Finding("HOLDING_MISSING", sentence, number, mend)
@@ -282,11 +290,11 @@ def _count(number: int, refs: int, mending: Mending) -> None:
         mending.update("content", "refs=?", "id=?", refs, number)
         return
     mending.delete("content", "id=?", number)
-    _release(number, mending)
+    mending.release(number)
 
 
 def _release(number: int, mending: Mending) -> None:
-    mending.delete("holding", "content=?", number)
+    mending.release(number)
 
 
 def carried(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
@@ -321,6 +329,7 @@ def _put_away(name: str, mending: Mending) -> None:
 CHECKS = (
     Check(rows, "content", "id"),
     Check(pointers, "inode", "ino", needs_recovery=True),
+    Check(held, "content", "id"),
     Check(containers, "content", "id", needs_recovery=True),
     Check(small_hashes, "inode", "ino", needs_recovery=True, is_exact=True),
     Check(large_hashes, "content", "id", needs_recovery=True, is_exact=True),

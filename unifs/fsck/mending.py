@@ -10,11 +10,13 @@ the next root contains it.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import time
 from typing import TYPE_CHECKING, Any
 
 from unifs.fsck.look import content_problem, mode_of, size_of
+from unifs.fsck.stores import indexed_containers
 from unifs.journal.content import (
     LARGE,
     REMOTE,
@@ -57,6 +59,9 @@ class Mending:
         self.rows_left_out = 0
         #: Files that were dealt with.
         self.done: set[str] = set()
+        #: Files that have a name in lost+found already, and where.
+        self._linked: dict[Path, Path] = {}
+        self._indexed: set[int] | None = None
         self._stamp = time.time_ns()
 
     @property
@@ -316,10 +321,44 @@ class Mending:
         finally:
             os.close(descriptor)
 
+    def release(self, number: int) -> None:
+        """A content that is gone holds its files no longer.
+
+        What no other holds has a name in lost+found before that is committed: a start in between
+        removes what no row names.
+        """
+        query = "select container from holding where content=?"
+        held = [row[0] for row in self.database.all(query, (number,))]
+        self.delete("holding", "content=?", number)
+        if self._indexed is None:
+            self._indexed = indexed_containers(self.look)
+        for container in held:
+            path = self.look.container(container)
+            query = "select 1 from holding where container=?"
+            is_needed = self.database.one(query, (container,)) is not None
+            if is_needed or container in self._indexed or path in self._linked:
+                continue
+            if path.exists():
+                self._linked[path] = self.link_file(path)
+
+    def link_file(self, path: Path) -> Path:
+        """One more name in lost+found for a file, or a copy where that cannot be; which it is."""
+        target = self.new_file(path.name)
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copyfile(path, target)
+            self.sync(target)
+        return target
+
     def put_away(self, path: Path) -> None:
         """Move a file to lost+found."""
-        target = self.new_file(path.name)
-        path.rename(target)
+        linked = self._linked.pop(path, None)
+        target = linked or self.new_file(path.name)
+        if linked is None:
+            path.rename(target)
+        else:
+            path.unlink()
         self.kept.append(f"{path.parent.name}/{path.name} is {target.name} in lost+found now")
 
 

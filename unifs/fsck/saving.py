@@ -10,7 +10,6 @@ zeros that was something else.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -96,16 +95,8 @@ def _keep_files(blob: bytes, mending: Mending) -> str:
     """Names in lost+found for the files of a large content of which nothing else is known."""
     query = "select container from holding where content=?"
     rows = mending.database.all(query, (large_id(blob),)) if blob[0] == LARGE else []
-    names: list[str] = []
-    for source in (mending.look.container(container) for (container,) in rows):
-        if source.exists():
-            target = mending.new_file(source.name)
-            try:
-                os.link(source, target)
-            except OSError:
-                shutil.copyfile(source, target)
-            names.append(target.name)
-    return ", ".join(names)
+    files = (mending.look.container(container) for (container,) in rows)
+    return ", ".join(mending.link_file(source).name for source in files if source.exists())
 
 
 def _fall_back(ino: int, blob: bytes, mending: Mending) -> None:
@@ -207,7 +198,7 @@ def lose(number: int, mending: Mending) -> None:
     mending.delete("inode_past", "content=?", blob)
     mending.update("remote", "content=null,attempt=null", "content=?", blob)
     mending.delete("content", "id=?", number)
-    mending.delete("holding", "content=?", number)
+    mending.release(number)
 
 
 def put_together(ino: int, blob: bytes, mending: Mending) -> None:

@@ -130,6 +130,8 @@ def _keep(path: Path, gaps: list[tuple[int, int]], mending: Mending) -> None:
                 at += len(part)
             file.flush()
             os.fsync(file.fileno())
+        # Its name too: what was copied is overwritten next.
+        mending.sync(mending.lost_found)
         where = f"{path.parent.name}/{path.name}, {length} bytes at {offset}"
         mending.kept.append(f"{where}, are in {target.name} in lost+found now")
 

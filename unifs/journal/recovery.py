@@ -355,11 +355,20 @@ def unnamed_files(database: Database, state: StateDirectory) -> Iterator[Path]:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """The file and its name; with the name, those of all files made in that directory before."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """The file and its name; with the name, those of all files made in that directory before.
+
+    A file that is there is whole at every moment, as it was or as it is to be.
+    """
+    part = path.with_name(f".{path.name}")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
