@@ -14,8 +14,7 @@ import pytest
 from unifs.control import locate, render, transfer
 from unifs.control.locate import Mounted, Target, mounted
 from unifs.errors import Corrupt, Exists, IsADirectory, NoDaemon, NotFound
-from unifs.vfs.epochs import SECOND_NS
-from unifs.vfs.history import time_of
+from unifs.vfs.epochs import SECOND_NS, time_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,8 +5,10 @@ Called by who builds a root, by retention where no root is built, and by who set
 
 from __future__ import annotations
 
+import re
 import stat
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from unifs.vfs.tree import pack_attributes
@@ -20,9 +22,29 @@ if TYPE_CHECKING:
 
 INSERT_EPOCH = "insert or ignore into epoch values(?,?,?,null)"
 SECOND_NS = 1_000_000_000
+CHECKPOINT_NAME_BYTES_MAX = 200
 UPDATE_TIMES = "update inode set attributes=?,epoch=? where ino=?"
 #: Inodes whose times are newer than their rows: 80 ms and 16 ms.
 DIRECTORIES_MAX, FILES_MAX = 10_000, 2_000
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether its letters can be those of a checkpoint's name."""
+    is_known = re.fullmatch(r"\w[\w.+ -]*", name) is not None
+    return is_known and len(name.encode()) <= CHECKPOINT_NAME_BYTES_MAX
+
+
+def time_of(text: str) -> int | None:
+    """The nanoseconds of ``2026-11-21T18:02:08Z`` (seconds, minutes or the time may be missing);
+    None where the text is no time.
+    """
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?Z)?", text):
+        return None
+    try:
+        moment = datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return int(moment.timestamp()) * SECOND_NS
 
 
 def time_rows(writer: Writer, touched: list[TreeInode]) -> Batch:

@@ -9,19 +9,17 @@ Nothing here changes a row but ``checkpoint``, ``remove_checkpoint`` and ``set_t
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from unifs.errors import Busy, Exists, InvalidArgument, NotFound, TooLarge
 from unifs.state.queries import Reader
-from unifs.vfs.epochs import SECOND_NS, next_epoch
+from unifs.vfs.epochs import SECOND_NS, is_checkpoint_name, next_epoch, time_of
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ CHECKPOINTS_MAX = 1_000
 PAGE = 1_000
 #: Names of one directory that are in memory at once: 200 MiB.
 NAMES_MAX = 1_000_000
-CHECKPOINT_NAME_BYTES_MAX = 200
 
 LIVE_INODE = (
     "select attributes,content from inode where ino=? and epoch<=? and (gone is null or gone>?)"
@@ -176,19 +173,6 @@ def walk_at(ask: Ask, place: Place, epoch: int) -> Form | None:
             return None
         ino = name_at(ask, ino, name, epoch)
     return form_at(ask, ino, epoch) if ino and ino not in hidden else None
-
-
-def time_of(text: str) -> int | None:
-    """The nanoseconds of ``2026-11-21T18:02:08Z`` (seconds, minutes or the time may be missing);
-    None where the text is no time.
-    """
-    if not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?Z)?", text):
-        return None
-    try:
-        moment = datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC)
-    except ValueError:
-        return None
-    return int(moment.timestamp()) * SECOND_NS
 
 
 class History:
@@ -344,9 +328,17 @@ class History:
         check_checkpoint_name(name)
         if len(self.checkpoints()) >= CHECKPOINTS_MAX:
             raise TooLarge(f"there are {CHECKPOINTS_MAX} checkpoints; remove one first")
+        await self._seal_closed()
         number = await self.end_epoch(name)
+        await self._seal_closed()
         await self.writer.storage.flusher.flush()
         return number
+
+    async def _seal_closed(self) -> None:
+        """Bytes that no fsync has covered are on the disk: a power cut would take them."""
+        for inode in list(self.writer.unsealed.values()):
+            if not inode.is_gone and self.writer.tree.tracking.keeps_inode(inode):
+                await self.seal(inode)
 
     async def remove_checkpoint(self, name: str) -> int:
         """Its epoch is kept no longer than others; which it was. NotFound."""
@@ -392,7 +384,7 @@ async def _no_sealer(inode: TreeInode) -> None:
 
 def check_checkpoint_name(name: str) -> None:
     """InvalidArgument where that cannot be the name of a checkpoint."""
-    if not re.fullmatch(r"\w[\w.+ -]*", name) or len(name.encode()) > CHECKPOINT_NAME_BYTES_MAX:
+    if not is_checkpoint_name(name):
         raise InvalidArgument(
             f"{name!r} cannot be a checkpoint's name: letters, digits and . _ + - make one"
         )
