@@ -115,7 +115,10 @@ class HistoryAnswer:
     async def diff(self, first: str, second: str, path: str) -> AsyncIterator[Difference]:
         """Directory by directory. NotFound where the path was in neither epoch."""
         volume, names = self._place(path)
-        a, b = await self._resolve(first), await self._resolve(second)
+        now = await self._history.end_epoch() if "now" in (first, second) else 0
+        resolve = self._history.resolve
+        # All at once: what is resolved could be thinned before the other is.
+        a, b = (now if text == "now" else resolve(text) for text in (first, second))
         async with self._history.holding(a, b):
             ask_both = partial(_both, self._past(volume, names), a, b)
             before, after, also = await self._history.in_thread(ask_both)
@@ -156,9 +159,7 @@ class HistoryAnswer:
                     raise Exists(f"{target} is there: give another name with --to")
                 run = Rollback(self._history, volume, self._invalidator, number)
                 parent = await run.parent_of(target_names[:-1])
-                await run.bring_back(
-                    parent, target_names[-1], form, os.fsencode(target), joins=False
-                )
+                await run.bring_back_beside(parent, target_names[-1], form, os.fsencode(target))
         return _restored(target, number, before, run)
 
     @staticmethod
@@ -178,7 +179,9 @@ class HistoryAnswer:
             return self._history.resolve(epoch)
         numbers = [shown.number for shown in self._history.shown()]
         place = self._past(volume, names)
-        found = await self._history.in_thread(partial(_last_with, place, numbers))
+        # Whoever holds the one that is found does so before anything else happens.
+        async with self._history.holding(*numbers):
+            found = await self._history.in_thread(partial(_last_with, place, numbers))
         if found is None:
             raise NotFound(f"{path} was in no epoch that is kept")
         return found
@@ -202,7 +205,7 @@ class HistoryAnswer:
                     else:
                         parent = await run.parent_of(names[:-1])
                         raw = os.fsencode(path)
-                        await run.bring_back(parent, names[-1], form, raw, joins=True)
+                        await run.bring_back(parent, names[-1], form, raw)
         return _restored(path, number, before, run)
 
     def _check_writable(self, *volumes: TreeVolume) -> None:

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING
 import trio
 import trio.lowlevel
 
-from unifs.errors import Busy, NotADirectory
+from unifs.errors import Busy, Exists, NotADirectory, UnifsError
 from unifs.journal.content import CLOSED, LargeContent
 from unifs.types import PlainCaller
 from unifs.vfs.history import children_at, form_at, name_at, xattrs_at
 from unifs.vfs.historyrestore import is_same, make_from, put_back
 from unifs.vfs.historyrows import linked_row
 from unifs.vfs.treeinode import TreeInode
+from unifs.vfs.treerename import RENAME_NOREPLACE
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from unifs.vfs.treevolume import TreeVolume
     from unifs.vfs.volume import Invalidator
 
-#: The name of a file for the moment before it takes the place of another.
+#: The name of a file for the moment before it takes the place of another, and of a directory
+#: that is brought back beside what is there, until all of it is.
 TEMPORARY = b".unifs-rollback-"
 PAGE = 1_000
 CALLER = PlainCaller()
@@ -81,17 +83,35 @@ class Rollback:
         #: Files of the past with several names, and which live inode each is.
         self._files: dict[int, TreeInode] = {}
 
-    async def bring_back(
-        self, parent: TreeInode, name: bytes, form: Form, path: bytes, joins: bool
-    ) -> None:
-        """What a name was, under a name in a live directory.
+    async def bring_back(self, parent: TreeInode, name: bytes, form: Form, path: bytes) -> None:
+        """What a name was, under its name in a live directory.
 
-        ``joins``: a file that was one with a live one becomes so again and takes that one along;
-        else only where that one has not changed since.
+        A file that was one with a live one becomes so again and takes that one along.
         """
-        self._joins = joins
         await self._name(parent, name, form, path)
         await self._directories()
+
+    async def bring_back_beside(
+        self, parent: TreeInode, name: bytes, form: Form, path: bytes
+    ) -> None:
+        """What a name was, under one that is free. Exists where it is taken by then.
+
+        It is there once all of it is. A file becomes one with a live one only where that has not
+        changed since.
+        """
+        self._joins = False
+        is_filled = stat.S_ISDIR(form.mode) and linked_row(self.volume.tree, form) is None
+        made = _temporary() if is_filled else name
+        try:
+            await self._name(parent, made, form, path)
+            await self._directories()
+            if is_filled:
+                await complete(self.volume.rename, parent, made, parent, name, RENAME_NOREPLACE)
+                self._told(parent, name)
+        except UnifsError:
+            if is_filled:
+                await self._remove(parent, made, path)
+            raise
 
     async def bring_back_root(self, form: Form) -> None:
         """The whole mount."""
@@ -166,6 +186,8 @@ class Rollback:
     async def _name(self, parent: TreeInode, name: bytes, form: Form, path: bytes) -> None:
         await trio.lowlevel.checkpoint()
         live = await complete(self.volume.find, parent, name)
+        if live is not None and not self._joins:
+            raise Exists(f"{os.fsdecode(path)} is there")
         if form.ino in self._hidden or (live is not None and live.ino in self._hidden):
             self.outcome.skipped.append(os.fsdecode(path))
             return
@@ -283,7 +305,7 @@ class Rollback:
             made = await complete(make, parent, name)
             self.outcome.made += 1
         else:
-            temporary = TEMPORARY + os.urandom(8).hex().encode()
+            temporary = _temporary()
             made = await complete(make, parent, temporary)
             await complete(self.volume.rename, parent, temporary, parent, name, 0)
             self.outcome.changed += 1
@@ -332,6 +354,10 @@ class Rollback:
     def _told(self, parent: TreeInode, name: bytes) -> None:
         self._invalidator.entry(parent.ino, name)
         self._invalidator.inode(parent.ino, attributes_only=True)
+
+
+def _temporary() -> bytes:
+    return TEMPORARY + os.urandom(8).hex().encode()
 
 
 def _children(directory: int, epoch: int, ask: Ask) -> list[tuple[bytes, Form]]:
