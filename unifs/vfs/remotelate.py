@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from unifs.errors import NoSpace
@@ -25,7 +27,62 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOTES: Final = "select key,value from meta where key>=? and key<?"
+#: Bytes that are no text, which a damaged row has, raise where they are read as one.
+NOTES: Final = (
+    "select key,cast(value as blob) from meta where key>=? and key<? and key not glob '*[^ -~]*'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What may arrive at a path until a moment of the monotonic clock of a boot."""
+
+    boot: str
+    until: float
+    calls: list[Change]
+
+    def pack(self) -> str:
+        """The value in ``meta``."""
+        calls = [
+            (each.verb, each.path, each.token, each.new_path, each.base) for each in self.calls
+        ]
+        return json.dumps({"boot": self.boot, "until": self.until, "calls": calls})
+
+
+def path_of(key: str) -> str | None:
+    """The path that a note's key names; None where it names none."""
+    try:
+        return os.fsdecode(bytes.fromhex(key.rpartition("/")[2]))
+    except ValueError:
+        return None
+
+
+def read(value: object, path: str) -> Note | None:
+    """The note of a path from its value; None where that is none."""
+    try:
+        found = json.loads(value)  # type: ignore[arg-type]
+        boot, until = found["boot"], found["until"]
+        calls = [_change(*call) for call in found["calls"]]
+    except (ValueError, TypeError, KeyError):
+        return None
+    is_note = isinstance(boot, str) and isinstance(until, float) and math.isfinite(until)
+    is_of_path = all(path in (each.path, each.new_path) for each in calls)
+    return Note(boot, until, calls) if is_note and is_of_path and calls else None
+
+
+def _change(verb: str, path: str, token: str, new_path: str, base: str | None) -> Change:
+    words = (verb, path, token, new_path, "" if base is None else base)
+    if not all(isinstance(each, str) for each in words):
+        raise ValueError("they are no words")
+    return Change(verb, path, token, new_path, base=None if base is None else Version(base))
+
+
+def anything(path: str) -> Note:
+    """That something may arrive at a path, nobody knows what, as long as anything can.
+
+    Everything waits for a rename: no condition of a backend makes it harmless.
+    """
+    return Note("", 0.0, [Change("rename", path, "")])
 
 
 class LateNotes:
@@ -48,20 +105,27 @@ class LateNotes:
         """
         boot, now = self._volume.contents.boot.decode(), time.monotonic()
         batch: Batch = []
-        for key, text in self._volume.tree.database.all(NOTES, self._keys()):
-            note = json.loads(text)
-            is_ours = note["boot"] == boot
-            left_s = note["until"] - now if is_ours else float("inf")
+        for key, value in self._volume.tree.database.all(NOTES, self._keys()):
+            path = path_of(key)
+            if path is None:
+                log.warning("a note that names no path is dropped: key=%r", key)
+                batch.append((FORGET, (key,)))
+                continue
+            note = read(value, path)
+            if note is None:
+                log.warning("a note cannot be read, anything may arrive: path=%s", path)
+                note = anything(path)
+            is_ours = note.boot == boot
+            left_s = note.until - now if is_ours else math.inf
             if left_s <= 0:
                 batch.append((FORGET, (key,)))
                 continue
-            for verb, path, token, new_path, base in note["calls"]:
-                version = None if base is None else Version(base)
-                self._late.noted(Change(verb, path, token, new_path, base=version), left_s)
+            for change in note.calls:
+                self._late.noted(change, left_s)
             if is_ours:
-                self._until[key] = note["until"]
+                self._until[key] = note.until
             else:
-                batch += self._written(key, bytes.fromhex(key.rpartition("/")[2]))
+                batch += self._written(key, os.fsencode(path))
         if not batch:
             return
         try:
@@ -81,11 +145,11 @@ class LateNotes:
         return batch
 
     def _written(self, key: str, path: bytes) -> Batch:
-        calls, left_s = [], 0.0
+        calls: list[Change] = []
+        left_s = 0.0
         for change, seconds in self._late.at(os.fsdecode(path)):
             if seconds > 0:
-                base = change.base
-                calls.append((change.verb, change.path, change.token, change.new_path, base))
+                calls.append(change)
                 left_s = max(left_s, seconds)
         if not calls:
             return []
@@ -93,7 +157,7 @@ class LateNotes:
         self._until.pop(key, None)
         self._until[key] = until
         boot = self._volume.contents.boot.decode()
-        return [(NOTE, (key, json.dumps({"boot": boot, "until": until, "calls": calls})))]
+        return [(NOTE, (key, Note(boot, until, calls).pack()))]
 
     def _expired(self) -> Batch:
         """Notes that say nothing any more."""

@@ -42,6 +42,8 @@ QUARANTINE = "update journal set state=? where ino=? and state is not null"
 REFUSED: Final = "refused/"
 NOTE = "insert or replace into meta(key,value) values(?,?)"
 FORGET = "delete from meta where key=?"
+#: As bytes: a damaged row may have some that are no text.
+WHY = "select cast(value as blob) from meta where key=?"
 #: Of changes that are not given up any more.
 TIDY = (
     "delete from meta where key>='refused/' and key<'refused0'"
@@ -94,11 +96,15 @@ class WaitingRecords(Places, Journal):
             log.warning("not noted: ino=%d given_up=%s %r", ino, refusal is not None, error)
 
     def refusal(self, ino: int) -> UnifsError:
-        told = self.tree.database.get_meta(f"{REFUSED}{ino}")
+        told = self.tree.database.one(WHY, (f"{REFUSED}{ino}",))
         if told is None:
             return TryAgain(GIVEN_UP)
-        code, reason = json.loads(told)
-        return error_classes().get(code, UnifsError)(reason)
+        try:
+            code, reason = json.loads(told[0])
+            return error_classes().get(code, UnifsError)(str(reason))
+        except (ValueError, TypeError):
+            log.warning("why it was given up cannot be read: ino=%d", ino)
+            return TryAgain(GIVEN_UP)
 
     def renew(self, ino: int) -> None:
         self.tree.commit([self.volume.log.row(Op.SETATTR, ino, 0, b"")])
