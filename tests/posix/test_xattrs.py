@@ -133,6 +133,29 @@ def test_names_up_to_255_bytes(place: Place) -> None:
     assert sorted(os.listxattr(path)) == sorted([longest, odd])
 
 
+def test_more_names_than_one_list_holds(place: Place) -> None:
+    """Linux lists 64 KiB of names: E2BIG beyond it, as on XFS; ext4 takes no more before that."""
+    path = place.path / place.directory() / "x"
+    path.touch()
+    names = [f"user.{number:03}" + "n" * 247 for number in range(258)]
+    if place.name != "mfs":
+        with pytest.raises(OSError, match="No space left"):
+            for name in names:
+                os.setxattr(path, name, b"v")
+        return
+    for name in names[:256]:
+        os.setxattr(path, name, b"v")
+    assert os.listxattr(path) == sorted(names[:256])
+    for name in names[256:]:
+        os.setxattr(path, name, b"v")
+    with pytest.raises(OSError, match="Argument list too long"):
+        os.listxattr(path)
+    assert os.getxattr(path, names[257]) == b"v"
+    os.removexattr(path, names[257])
+    os.removexattr(path, names[0])
+    assert os.listxattr(path) == sorted(names[1:257])
+
+
 def test_a_hundred_attributes(place: Place) -> None:
     path = place.path / place.directory()
     names = {f"user.{number}" for number in range(100)}
