@@ -95,9 +95,7 @@ class MountTable:
         return problems
 
     def _remembered(self) -> dict[str, str]:
-        text = self._storage.database.get_meta(META_KEY, "{}")
-        names: dict[str, str] = json.loads(text)
-        return names
+        return self._storage.database.get_table(META_KEY)
 
     def list(self) -> list[TableEntry]:
         """All mounts, by name."""

@@ -17,7 +17,7 @@ import json
 import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 
@@ -321,15 +321,13 @@ class Remotes:
     # --- what is remembered -----------------------------------------------------------------------
 
     def _added(self) -> dict[str, dict[str, object]]:
-        added: dict[str, dict[str, object]] = json.loads(self._meta(ADDED_KEY))
-        return added
+        return self._table(ADDED_KEY)
 
     def _sources(self) -> dict[str, str]:
-        sources: dict[str, str] = json.loads(self._meta(SOURCES_KEY))
-        return sources
+        return self._table(SOURCES_KEY)
 
-    def _meta(self, key: str) -> str:
-        return str(self._parts.trees.writer.tree.database.get_meta(key, "{}"))
+    def _table(self, key: str) -> dict[str, Any]:
+        return self._parts.trees.writer.tree.database.get_table(key)
 
     def _keep(self, key: str, table: Mapping[str, object]) -> None:
         statement = "insert or replace into meta values(?,?)"

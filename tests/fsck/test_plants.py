@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import unifs.fsck
+from tests.fsck import noteplants as _noteplants  # noqa: F401
 from tests.fsck.plants import PLANTS, Plant
 from tests.fsck.world import FILES
 from unifs.fsck.columns import COLUMNS

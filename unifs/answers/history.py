@@ -116,9 +116,8 @@ class HistoryAnswer:
         """Directory by directory. NotFound where the path was in neither epoch."""
         volume, names = self._place(path)
         now = await self._history.end_epoch() if "now" in (first, second) else 0
-        resolve = self._history.resolve
         # All at once: what is resolved could be thinned before the other is.
-        a, b = (now if text == "now" else resolve(text) for text in (first, second))
+        a, b = (now if text == "now" else self._history.resolve(text) for text in (first, second))
         async with self._history.holding(a, b):
             ask_both = partial(_both, self._past(volume, names), a, b)
             before, after, also = await self._history.in_thread(ask_both)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from unifs.fsck import columns, contents, mounts, names, records, shapes, stores, structure
 
 STAGES = (
+    columns.TEXT_CHECKS,
     columns.CHECKS,
     shapes.META_CHECKS,
     (*shapes.CHECKS, *mounts.CHECKS),

@@ -25,6 +25,8 @@ WHOLE, BLOB, TEXT = ("integer",), ("blob",), ("text",)
 NULL = ("null",)
 #: No state directory comes this far; from the one behind it the next number would overflow.
 NUMBERS_MAX, EPOCHS_MAX = 1 << 62, 1 << 40
+#: Of ``inode``, what has checks of its own (``shapes``).
+_UNLISTED = (("attributes", BLOB, None), ("content", BLOB, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,70 @@ COLUMNS = (
     ),
 )
 
+#: Texts of small tables, which are looked at whole: what cannot be read may be a key.
+TEXTS = (
+    ("meta", "key"),
+    ("meta", "value"),
+    ("mount", "name"),
+    ("mount", "kind"),
+    ("checkpoint", "name"),
+)
+
+
+def texts(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
+    """Texts with bytes that are no text: whoever reads such a row fails."""
+    for table, name in TEXTS:
+        query = f"select cast({name} as blob) from {table} where {_is_odd(name)}"
+        for raw in sorted({row[0] for row in look.all(query)}):
+            # Facts say themselves what takes the place of a blob.
+            yield from _no_text(table, name, raw, (table, name) != ("meta", "value"))
+    by_table: dict[tuple[str, str], list[Column]] = {}
+    for column in (*COLUMNS, *_columns("inode", "ino", *_UNLISTED)):
+        # Keys have to be read to find a row; those of most tables are numbers.
+        if column.name not in column.key.split(","):
+            by_table.setdefault((column.table, column.key), []).append(column)
+    for (table, key), known in by_table.items():
+        odd = " or ".join(_is_odd(column.name) for column in known)
+        values = (
+            f"case when {_is_odd(each.name)} then cast({each.name} as blob) end" for each in known
+        )
+        query = f"select {','.join(values)} from {table} where ({odd}) and {{page}}"
+        for row in chain.from_iterable(look.pages(query, table, key)):
+            for column, raw in zip(known, row, strict=True):
+                if raw is not None:
+                    yield from _no_text(table, column.name, raw, "text" in column.types)
+
+
+def _is_odd(name: str) -> str:
+    """The SQL that is true for a text that may be none."""
+    odd = f"({name} glob '*[^ -~]*' or instr(cast({name} as blob),x'00'))"
+    return f"(typeof({name})='text' and {odd})"
+
+
+def _no_text(table: str, name: str, raw: bytes, is_text: bool) -> Iterator[Finding]:
+    if not is_text_of(raw):
+        sentence = f"{name} of a row of {table} is no text: {raw[:300]!r}"
+        yield Finding("ROW_TEXT", sentence, mend=partial(_set_text, table, name, raw, is_text))
+
+
+def is_text_of(raw: bytes) -> bool:
+    """Whether these bytes are a text."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _set_text(table: str, name: str, raw: bytes, is_text: bool, mending: Mending) -> None:
+    """A text with marks where bytes were none, or these bytes where none should be a text."""
+    value = raw.decode(errors="replace") if is_text else raw
+    new = value.encode() if isinstance(value, str) else value
+    where = f"cast({name} as blob)=x'{new.hex()}'"
+    mending.rows.append(f"update {table} set {name}=cast(x'{raw.hex()}' as text) where {where};")
+    statement = f"update or replace {table} set {name}=? where cast({name} as blob)=?"
+    mending.execute(statement, (value, raw))
+
 
 def columns(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
     """Values that nobody writes there: of another type, or numbers out of all reason."""
@@ -231,4 +297,5 @@ def _set_column(column: Column, key: tuple[Any, ...], mending: Mending) -> None:
         mending.update(column.table, f"{column.name}=?", where, column.instead, *key)
 
 
+TEXT_CHECKS = (Check(texts, is_exact=True),)
 CHECKS = (Check(columns, is_exact=True),)

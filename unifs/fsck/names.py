@@ -332,7 +332,8 @@ def leftovers(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         (
             "link",
             "ino,parent,name",
-            "exists (select 1 from inode i where i.ino=link.ino and i.parent<>0 and gone is null)",
+            "not exists (select 1 from inode i where i.ino=link.ino"
+            " and (i.parent=0 or gone is not null))",
             "LINK_STALE",
         ),
     )

@@ -19,6 +19,7 @@ import apsw
 
 from unifs.errors import Corrupt, NotFound, StateNewer, from_os_error
 from unifs.fsck.checks import STAGES
+from unifs.fsck.columns import is_text_of
 from unifs.fsck.look import Check, Finding, Look
 from unifs.fsck.mending import Mending
 from unifs.journal.recovery import write_durably
@@ -132,10 +133,12 @@ def _look(path: Path, is_thorough: bool) -> Outcome:
 
 def due(look: Look, boot_id: str) -> tuple[list[list[Check]], bool]:
     """The checks that can be asked now, by stage; whether recovery comes before the others."""
-    known = dict(look.all("select key,value from meta"))
-    is_clean = known.get("is_clean", 1) == 1
-    boot = known.get("boot", boot_id)
-    is_same_boot = boot == boot_id or not isinstance(boot, str)
+    query = "select typeof(value),cast(value as blob) from meta where key=?"
+    is_clean = look.one(query, ("is_clean",)) in (None, ("integer", b"1"))
+    boot = look.one(query, ("boot",))
+    # What cannot be one is no other boot: else nothing would be trusted that is not proven.
+    is_text = boot is not None and boot[0] == "text" and is_text_of(boot[1])
+    is_same_boot = not is_text or boot[1] == boot_id.encode()
     is_any_closed = look.one("select 1 from content where state=1 limit 1") is not None
     is_other = not is_same_boot and (is_any_closed or not is_clean)
     stages = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from unifs.fsck.look import KEYS, Check, Finding, is_cid, mode_of
 from unifs.journal.log import Op, pack_pair, unpack_pair, unpack_rename
+from unifs.vfs.epochs import is_checkpoint_name
 from unifs.vfs.remoterows import content_key
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ OPS = frozenset(each.value for each in Op)
 NAMED = frozenset((Op.CREATE.value, Op.UNLINK.value, Op.RMDIR.value, Op.LINK.value))
 #: Transactions that are rolled back use numbers too, but never so many without one that is not.
 UNUSED_MAX = 1_000_000
+#: An epoch that ends for a checkpoint ends in the transaction that names it.
+CHECKPOINT_NS = 10_000_000
 #: Of a row of the past: no epoch, the present one included, can have shown it.
 NEVER = (
     "(epoch>=until or epoch<0"
@@ -197,9 +200,58 @@ def _forget_form(ino: int, until: int, mending: Mending) -> None:
     mending.delete("inode_past", "ino=? and until=?", ino, until)
 
 
+def checkpoints(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
+    """Checkpoints whose epoch is not kept or that nobody can name; epochs that are not there."""
+    query = (
+        "select name,typeof(name),epoch,time_ns,exists (select 1 from epoch e where"
+        " e.epoch=c.epoch and not exists (select 1 from thinned t where t.epoch=e.epoch))"
+        " from checkpoint c"
+    )
+    for name, kind, epoch, time_ns, is_kept in look.all(query):
+        if kind != "text" or not is_checkpoint_name(name):
+            sentence = f"a checkpoint is called {name!r}, which cannot be its name"
+            yield Finding("CHECKPOINT_NAME", sentence, mend=partial(_name_anew, name, epoch))
+        elif not is_kept:
+            sentence = f"the checkpoint {name!r} is of epoch {epoch}, which is not kept"
+            yield Finding("CHECKPOINT_EPOCH", sentence, mend=partial(_find_epoch, name, time_ns))
+    # One of an epoch to come would hide it.
+    query = "select epoch from thinned where epoch not in (select epoch from epoch)"
+    for (epoch,) in look.all(query):
+        sentence = f"epoch {epoch} is called thinned and is none"
+        yield Finding("THINNED_STALE", sentence, epoch, partial(_forget_thinned, epoch))
+
+
+def _name_anew(name: object, epoch: int, mending: Mending) -> None:
+    known = {row[0] for row in mending.database.all("select name from checkpoint")}
+    new = f"checkpoint-{epoch}"
+    while new in known:
+        new += "-"
+    mending.update("checkpoint", "name=?", "name is ?", new, name)
+    mending.kept.append(f"the checkpoint {name!r} is called {new} now")
+
+
+def _find_epoch(name: str, time_ns: int, mending: Mending) -> None:
+    """The epoch that ended for it, by its time; else it shows nothing that was."""
+    query = (
+        "select epoch from epoch where time_ns between ?1 and ?1+?2 and epoch not in"
+        " (select epoch from thinned) order by time_ns limit 1"
+    )
+    row = mending.database.one(query, (time_ns, CHECKPOINT_NS))
+    if row is not None:
+        mending.update("checkpoint", "epoch=?", "name=?", row[0], name)
+        return
+    mending.delete("checkpoint", "name=?", name)
+    mending.kept.append(f"what the checkpoint {name!r} showed is not kept: it is gone")
+
+
+def _forget_thinned(epoch: int, mending: Mending) -> None:
+    mending.delete("thinned", "epoch=?", epoch)
+
+
 CHECKS = (
     Check(records, "journal", "seq"),
     Check(newest, is_exact=True),
     Check(sequence, is_exact=True),
     Check(past, is_exact=True),
+    Check(checkpoints),
 )

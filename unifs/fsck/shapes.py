@@ -5,6 +5,7 @@ They come after ``columns`` and before everything else: whoever reads such a row
 
 from __future__ import annotations
 
+import json
 import stat
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from unifs.ipfs.unixfs.profiles import DEFAULT_PROFILE, PROFILES
 from unifs.journal.content import EXPANDED, LINKED, REMOTE, SYMLINK, linked_blob, symlink_blob
 from unifs.journal.writeback_order import Attempt
 from unifs.state import directory
+from unifs.vfs import remotelate
 from unifs.vfs.remoterows import TOLD
 
 if TYPE_CHECKING:
@@ -25,7 +27,22 @@ if TYPE_CHECKING:
     from unifs.fsck.mending import Mending
 
 #: Whole numbers of meta; what takes the place of anything else is worked out from the rows.
-META = ("epoch", "sealed_seq", "pruned_seq", "last_ino", "times_seq", "is_clean", "content_id")
+META = (
+    "epoch",
+    "sealed_seq",
+    "pruned_seq",
+    "last_ino",
+    "times_seq",
+    "is_clean",
+    "content_id",
+    "held",
+)
+#: Mounts that were added, whose rows a mount has, what may still arrive, why it was given up.
+NOTES = (
+    "select key,typeof(value),cast(value as blob) from meta where"
+    " key in ('local_directories','backends','backend_sources')"
+    " or key>='late/' and key<'late0' or key>='refused/' and key<'refused0'"
+)
 
 
 def meta(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
@@ -44,6 +61,41 @@ def meta(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         # Another boot would mean that nothing is trusted which is not proven.
         mend = partial(_set_meta, "boot", directory.boot_id())
         yield Finding("META_VALUE", "boot is no text", mend=mend)
+
+
+def notes(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
+    """Facts that are written as JSON."""
+    for key, kind, value in look.all(NOTES):
+        raw = value if kind == "text" else None
+        problem, mend = "", partial(_forget_note, key)
+        if key.startswith("late/"):
+            path = remotelate.path_of(key)
+            if path is None:
+                problem = "names no path"
+            elif remotelate.read(raw, path) is None:
+                problem = "cannot be read"
+                # Of what may have been on its way only the path is known.
+                mend = partial(_set_meta, key, remotelate.anything(path).pack())
+        elif not _is_note(key, raw):
+            problem = "cannot be read"
+        if problem:
+            sentence = f"the note {key!r} of the state directory {problem}"
+            yield Finding("META_NOTE", sentence, mend=mend)
+
+
+def _is_note(key: str, raw: bytes | None) -> bool:
+    try:
+        known = json.loads(raw or b"")
+    except ValueError:
+        return False
+    if key.startswith("refused/"):
+        return isinstance(known, list) and [type(each) for each in known] == [str, str]
+    inside: type = dict if key == "backends" else str
+    return isinstance(known, dict) and all(isinstance(each, inside) for each in known.values())
+
+
+def _forget_note(key: str, mending: Mending) -> None:
+    mending.delete("meta", "key=?", key)
 
 
 def behind(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
@@ -189,10 +241,11 @@ def remotes(look: Look, after: int, upto: int) -> Iterator[Finding]:
 
 def _is_attempt(text: str) -> bool:
     try:
-        Attempt.unpack(text)
+        known = Attempt.unpack(text)
     except (ValueError, TypeError):
         return False
-    return True
+    words = (known.verb, known.path, known.token, known.key, known.base or "")
+    return all(isinstance(each, str) for each in words)
 
 
 def _forget_remote(ino: int, column: str, mending: Mending) -> None:
@@ -201,4 +254,4 @@ def _forget_remote(ino: int, column: str, mending: Mending) -> None:
 
 
 CHECKS = (Check(inodes, "inode", "ino"), Check(remotes, "remote", "ino"))
-META_CHECKS = (Check(meta), Check(behind, is_exact=True))
+META_CHECKS = (Check(meta), Check(notes, is_exact=True), Check(behind, is_exact=True))

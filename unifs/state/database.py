@@ -19,6 +19,7 @@ of other processes are refused as long as this one is open.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
@@ -129,7 +130,7 @@ class Database(Queries):
         """As ``all``, with the one cursor that is always there: for what is asked all the time."""
         try:
             return self.execute(sql, bindings).fetchall()
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise reading_failed(error) from error
 
     def among(self, sql: str, first: tuple[Any, ...], values: list[bytes]) -> Iterator[Any]:
@@ -142,12 +143,22 @@ class Database(Queries):
         """Rows one by one; finish before the next mutation, or the WAL cannot be checkpointed."""
         try:
             yield from self._connection.execute(sql, bindings)
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise reading_failed(error) from error
 
     def get_meta(self, key: str, default: Any = None) -> Any:
         row = self.one("select value from meta where key=?", (key,))
         return default if row is None else row[0]
+
+    def get_table(self, key: str) -> dict[str, Any]:
+        """A fact that is a JSON object; empty where there is none. Corrupt where it is damaged."""
+        try:
+            found = json.loads(self.get_meta(key, "{}"))
+        except (ValueError, TypeError):
+            found = None
+        if not isinstance(found, dict):
+            raise Corrupt(f"{key} cannot be read in {self.path}: `unifs fsck --repair` mends it")
+        return found
 
     def set_meta(self, key: str, value: Any) -> None:
         """Inside the caller's transaction."""

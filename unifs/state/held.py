@@ -38,7 +38,11 @@ HELD_WAL_BYTES: Final = 512 << 10
 #: By so much the WAL grows where it has less room: 150 µs for what 250 created files take.
 WAL_MORE: Final = bytes(1 << 20)
 #: The fact in ``meta``: the number of the last transaction that was held.
-NUMBER: Final = "held"
+#: Where it is damaged, the notes that it speaks of are nobody's.
+NUMBER: Final = (
+    "select value from meta where key='held' and typeof(value)='integer'"
+    " and value between 0 and 1<<62"
+)
 SET_NUMBER: Final = "insert or replace into meta values('held',?)"
 
 
@@ -157,7 +161,8 @@ class Held:
 
     def execute_left(self) -> None:
         """At the start: commit what an earlier daemon noted and, being killed, did not commit."""
-        self._begin(self._database.get_meta(NUMBER, 0) + 1)
+        known = self._database.one(NUMBER)
+        self._begin(1 if known is None else known[0] + 1)
         batches = self._ahead.left(self._number)
         if batches is None:
             return

@@ -32,14 +32,14 @@ class Queries:
         """The first row, or None."""
         try:
             return self._connection.execute(sql, bindings).fetchone()
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise reading_failed(error) from error
 
     def all(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
         """All rows."""
         try:
             return self._connection.execute(sql, bindings).fetchall()
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise reading_failed(error) from error
 
 
@@ -65,8 +65,10 @@ class Reader(Queries):
             self.all("rollback")
 
 
-def reading_failed(error: apsw.Error) -> Exception:
+def reading_failed(error: apsw.Error | UnicodeDecodeError) -> Exception:
     """What a query's failure is called; one that is no fault of the disk stays what it is."""
+    if isinstance(error, UnicodeDecodeError):
+        return Corrupt("a text in the database is damaged: `unifs fsck --repair` mends it")
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
         return Corrupt(f"the database is damaged: {error}")
     if isinstance(error, apsw.IOError | apsw.CantOpenError | apsw.FullError):
