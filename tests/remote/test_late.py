@@ -39,11 +39,17 @@ class LateMount(RemoteMount):
     The same bytes have the same version, as at S3.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, keeps_attributes: bool) -> None:
         super().__init__()
         self._nursery = nursery
+        self._keeps_attributes = keeps_attributes
         self.late_s: float | None = None
         self.arrived = 0
+
+    def supports(self, capability: str) -> bool:
+        if capability == "set_attributes":
+            return self._keeps_attributes
+        return super().supports(capability)
 
     async def put(
         self, path: str, content: ContentReader, base: Version | None, token: str
@@ -88,9 +94,11 @@ class LateMount(RemoteMount):
 
 
 @asynccontextmanager
-async def late_system(path: Path) -> AsyncIterator[tuple[RemoteSystem, LateMount]]:
+async def late_system(
+    path: Path, *, keeps_attributes: bool = True
+) -> AsyncIterator[tuple[RemoteSystem, LateMount]]:
     async with trio.open_nursery() as nursery:
-        mount = LateMount(nursery)
+        mount = LateMount(nursery, keeps_attributes)
         async with RemoteSystem(path / "state", mount) as system:
             yield system, mount
 
@@ -258,6 +266,22 @@ async def test_bytes_that_are_stored_again_outlive_the_change_between_them(
         await restarted(system, restart)
         await system.write("a", b"one")
         assert await ended(system, mount) == {"a": b"one"}
+
+
+@pytest.mark.parametrize("restart", RESTARTS)
+async def test_the_same_bytes_outlive_a_removal_that_was_cut_off_before_their_upload_was(
+    clock: MockClock, tmp_path: Path, restart: str
+) -> None:
+    async with late_system(tmp_path, keeps_attributes=False) as (system, mount):
+        await system.write("a", b"same")
+        await system.sync()
+        async with late(mount, 50.0):
+            await system.unlink("a")
+        mount.fail("put", Unreachable())
+        await system.write("a", b"same")
+        await trio.sleep(2.01)
+        await restarted(system, restart)
+        assert await ended(system, mount) == {"a": b"same"}
 
 
 def notes(system: RemoteSystem) -> list[bytes]:

@@ -151,7 +151,7 @@ class Calls:
         elif attempt is not None:
             self._late.lost(Change(attempt.verb, attempt.path, attempt.token, base=attempt.base))
         elif known.path is not None and self.local.wanted(ino) is None:
-            self._late.lost(Change("remove", known.path, ""))
+            self._late.lost(Change("remove", known.path, "", base=known.version))
 
     async def _is_free(self, ino: int, step: Step, token: str) -> bool:
         """Whether a rename hits nothing but what it is meant to replace, or what it brought there.
