@@ -284,6 +284,22 @@ async def test_the_same_bytes_outlive_a_removal_that_was_cut_off_before_their_up
         assert await ended(system, mount) == {"a": b"same"}
 
 
+async def test_the_same_bytes_outlive_the_first_of_two_removals(
+    clock: MockClock, tmp_path: Path
+) -> None:
+    async with late_system(tmp_path, keeps_attributes=False) as (system, mount):
+        await system.write("a", b"same")
+        await system.sync()
+        async with late(mount, 50.0):
+            await system.unlink("a")
+        await system.write("a", b"other")
+        await system.volume.writeback.sync([(await system.stat("a")).ino])
+        async with late(mount, 0.1):
+            await system.unlink("a")
+        await system.write("a", b"same")
+        assert await ended(system, mount) == {"a": b"same"}
+
+
 def notes(system: RemoteSystem) -> list[bytes]:
     """The paths of which the rows tell that something may still arrive there."""
     query = "select key from meta where key like 'late/%'"
