@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tests.mounts.remote import _Object
     from unifs.mounts.base import ContentReader
+    from unifs.types import SetAttributes
 
 #: When what was cut off arrives: before or after the tree looks for it the first time.
 LATE_S = (0.1, 5.0, 50.0)
@@ -44,6 +45,8 @@ class LateMount(RemoteMount):
         self._nursery = nursery
         self._keeps_attributes = keeps_attributes
         self.late_s: float | None = None
+        #: Whoever changes attributes hears nothing at all.
+        self.is_silent = False
         self.arrived = 0
 
     def supports(self, capability: str) -> bool:
@@ -77,6 +80,14 @@ class LateMount(RemoteMount):
         if self.late_s is None:
             return await super().rename(path, new_path, token, base)
         self._nursery.start_soon(self._arrive, super().rename, path, new_path, token, base)
+        raise Unreachable("cut off")
+
+    async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
+        if self.late_s is None:
+            return await super().set_attributes(path, changes, token)
+        self._nursery.start_soon(self._arrive, super().set_attributes, path, changes, token)
+        if self.is_silent:
+            await trio.sleep_forever()
         raise Unreachable("cut off")
 
     def _file(self, data: bytes, token: str) -> _Object:
@@ -298,6 +309,27 @@ async def test_the_same_bytes_outlive_the_first_of_two_removals(
             await system.unlink("a")
         await system.write("a", b"same")
         assert await ended(system, mount) == {"a": b"same"}
+
+
+@pytest.mark.parametrize("next_", ["told", "changed", "unheard", "written"])
+@pytest.mark.parametrize("restart", ["none", "kill"])
+async def test_a_mode_outlives_the_one_before(
+    clock: MockClock, tmp_path: Path, next_: str, restart: str
+) -> None:
+    async with late_system(tmp_path) as (system, mount):
+        await system.write("a", b"x")
+        await system.sync()
+        mount.is_silent = next_ == "unheard"
+        async with late(mount, 50.0):
+            await system.setattr("a", mode=0o600)
+        if next_ == "told":
+            await system.sync()
+        elif next_ == "written":
+            await system.write("a", b"xx")
+        await restarted(system, restart)
+        await system.setattr("a", mode=0o640)
+        await ended(system, mount)
+        assert stat.S_IMODE((await mount.stat("a")).mode) == 0o640
 
 
 def notes(system: RemoteSystem) -> list[bytes]:

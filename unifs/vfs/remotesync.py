@@ -7,12 +7,13 @@ the commit. It makes no remote call but reads of bytes that exist nowhere else.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from unifs.errors import Stale
+from unifs.errors import Stale, UnifsError
 from unifs.journal.content import REMOTE, large_id, remote_blob, remote_size
 from unifs.journal.log import Op
 from unifs.journal.writeback_order import NOWHERE, Attempt
@@ -31,7 +32,7 @@ from unifs.vfs.remotelate import LateNotes
 from unifs.vfs.remotereaders import MountReader, reader_of
 from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key, told_of
 from unifs.vfs.remotewaiting import WaitingRecords
-from unifs.waiting import complete
+from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from unifs.types import Node
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.tree import Batch
+
+log = logging.getLogger(__name__)
 
 BEGIN = (
     "insert into remote(ino,mount,version,checked_ns,listing,listed_ns,local,attempt,content)"
@@ -284,10 +287,18 @@ class RemoteSync(WaitingRecords):
             self.tree.commit([self.remotes.store(inode)])
             self.volume.tell_inode(ino)
 
+    def note_late(self, path: str) -> None:
+        try:
+            self.tree.commit(self._late_notes.of({path}))
+        except (WouldBlock, UnifsError) as error:
+            log.warning("not noted: path=%r may be changed late: %r", path, error)
+
     def told(self, ino: int) -> None:
-        wanted = self.wanted(ino)
+        wanted, known = self.wanted(ino), self.known(ino) or NOWHERE
         if wanted is not None:
-            self.tree.commit([("update remote set told=? where ino=?", (wanted.told, ino))])
+            batch: Batch = [("update remote set told=? where ino=?", (wanted.told, ino))]
+            batch += self._late_notes.of({known.path} if known.path is not None else set())
+            self.tree.commit(batch)
             inode = self._hot(ino)
             if inode is not None:
                 inode.told = wanted.told
