@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def give_up(volume: RemoteVolume, ino: int) -> None:
     """Forget the change of one inode.
 
-    Unsynced for a directory with changes below it that are not given up themselves: they would go
-    with it.
+    Unsynced for a directory with changes below it that are not given up themselves, or are being
+    made: they would go with it.
     """
     sync, tree = volume.sync, volume.tree
     known, wanted = sync.known(ino), sync.wanted(ino)
@@ -58,6 +58,9 @@ def _check_alone(volume: RemoteVolume, ino: int) -> None:
         for due in dues
         if due.ino != ino and not due.is_quarantined and volume.tree.is_below(due.ino, ino)
     ]
+    is_written = any(volume.tree.is_below(above, ino) for above in volume.sync.uncommitted_in())
+    if is_written:
+        raise Unsynced("a file below it is being written to")
     if others:
         raise Unsynced(f"{len(others)} changes below it wait for the backend and would be lost")
 

@@ -313,17 +313,28 @@ class RemoteSync(WaitingRecords):
     # --- somebody else ----------------------------------------------------------------------------
 
     def ancestors_of_due(self) -> set[int]:
-        """Every directory that has something due below it."""
+        """Every directory that has something due below it, or something uncommitted."""
         self.writeback.collect()
         above: set[int] = set()
+        parents = self.uncommitted_in()
         for ino in self.writeback.dues:
-            row = self.tree.inode_row(ino)
-            for parent in {parent for parent, _ in self._places(ino, row)}:
-                while parent and parent not in above:
-                    above.add(parent)
-                    row = self.tree.inode_row(parent)
-                    parent = row[1] if row is not None else 0
+            parents.update(parent for parent, _ in self._places(ino, self.tree.inode_row(ino)))
+        for parent in parents:
+            while parent and parent not in above:
+                above.add(parent)
+                row = self.tree.inode_row(parent)
+                parent = row[1] if row is not None else 0
         return above
+
+    def uncommitted_in(self) -> set[int]:
+        """The directories of what is being written and not committed yet: nothing of it is due."""
+        writer = self.volume.writer
+        parents = {inode.parent for inode in writer.pending.values() if inode.volume is self.volume}
+        for inode in writer.open.values():
+            if inode.volume is self.volume and inode.pending is None and inode.is_dirty():
+                row = self.tree.inode_row(inode.ino)
+                parents.update(parent for parent, _ in self._places(inode.ino, row))
+        return parents
 
     def _places(self, ino: int, row: tuple[object, ...] | None) -> Iterable[tuple[int, bytes]]:
         if row is None or row[3] is not None:
@@ -344,7 +355,9 @@ class RemoteSync(WaitingRecords):
                 self._commit_ended(one, [("delete from remote where ino=?", (one,))])
                 continue
             is_remote = bool(row[5]) and row[5][0] == REMOTE
-            if (self.is_due(one) and not is_remote) or one in keep:
+            hot = self._hot(one)
+            is_dirty = hot is not None and hot.is_dirty()
+            if (self.is_due(one) and not is_remote) or is_dirty or one in keep:
                 self._commit_ended(one, [(NOWHERE_NOW, (one,))])
                 self._forget_place(one)
                 self.writeback.add(one)
