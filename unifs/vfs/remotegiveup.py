@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from unifs.errors import Unsynced
 from unifs.vfs.remotedrop import drop
-from unifs.vfs.remoterows import UNLISTED
 
 if TYPE_CHECKING:
     from unifs.vfs.remotevolume import RemoteVolume
@@ -68,6 +67,6 @@ def _check_alone(volume: RemoteVolume, ino: int) -> None:
 def _unlist(volume: RemoteVolume, ino: int) -> None:
     inode = volume.hot_or_row(ino) if ino else None
     if inode is not None:
-        inode.listing, inode.cursor = UNLISTED, None
+        inode.unlist()
         volume.tree.commit([volume.remotes.store(inode)])
         volume.tell_inode(ino)

@@ -164,15 +164,16 @@ class Merge:
         if inode.listing == COMPLETE or inode.cursor is None:
             inode.listing, inode.cursor = UNLISTED, None
             inode.listed_ns = self.volume.now_ns()
-        cursor = inode.cursor
+        cursor, listed_ns = inode.cursor, inode.listed_ns
         ahead = await self._ahead.take(inode.ino, (path, cursor))
         moment = self._questions.begin() if ahead is None else ahead[1]
         try:
             page = await self.volume.mount.scan(path, cursor) if ahead is None else ahead[0]
             names = shown(page.entries)
             for start in range(0, max(len(names), 1), TAKEN_TOGETHER):
-                if self._is_late(path, moment) or inode.path != path:
-                    # The directory moved while it was listed.
+                is_same = (inode.path, inode.listed_ns) == (path, listed_ns)
+                if self._is_late(path, moment) or not is_same:
+                    # The directory moved while it was listed, or lost names that were listed.
                     inode.listing, inode.cursor = UNLISTED, None
                     return
                 if start == 0 and cursor is not None and page.after is not None:

@@ -96,6 +96,13 @@ class RemoteInode(TreeInode):
             self.stored = remote_blob(node.size_bytes, self.version)
             self.content = None
 
+    def unlist(self) -> None:
+        """The rows are not the whole directory, nor will a listing that is under way make them so.
+
+        The row is the caller's.
+        """
+        self.listing, self.cursor, self.listed_ns = UNLISTED, None, 0
+
     def form(self) -> Form:
         """What an answer of the backend changes, for ``restore``; attributes last."""
         known = (self.version, self.stored, self.content, self.held, self.based_on, self.checked_ns)

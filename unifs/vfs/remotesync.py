@@ -283,7 +283,7 @@ class RemoteSync(WaitingRecords):
         ino = self.at(path) if path else self.root
         inode = self.volume.hot_or_row(ino) if ino else None
         if inode is not None:
-            inode.listing, inode.cursor = UNLISTED, None
+            inode.unlist()
             self.tree.commit([self.remotes.store(inode)])
             self.volume.tell_inode(ino)
 
