@@ -34,7 +34,7 @@ def give_up(volume: RemoteVolume, ino: int) -> None:
             volume.writeback.retry(ino)
             return
     if wanted is not None:
-        _check_alone(volume, ino)
+        _end_below(volume, ino)
         inode = volume.hot_or_row(ino)
         if inode is not None:
             volume.unsynced.reached(inode, inode.unsynced_bytes)
@@ -50,18 +50,20 @@ def give_up(volume: RemoteVolume, ino: int) -> None:
     volume.writeback.retry(ino)
 
 
-def _check_alone(volume: RemoteVolume, ino: int) -> None:
-    dues = volume.writeback.dues.values()
-    others = [
-        due
-        for due in dues
-        if due.ino != ino and not due.is_quarantined and volume.tree.is_below(due.ino, ino)
-    ]
-    is_written = any(volume.tree.is_below(above, ino) for above in volume.sync.uncommitted_in())
-    if is_written:
+def _end_below(volume: RemoteVolume, ino: int) -> None:
+    """The attempts of what is given up with a directory have ended; Unsynced as ``give_up``."""
+    sync, tree = volume.sync, volume.tree
+    if any(tree.is_below(above, ino) for above in sync.uncommitted_in()):
         raise Unsynced("a file below it is being written to")
+    dues = volume.writeback.dues.values()
+    below = [due for due in dues if due.ino != ino and tree.is_below(due.ino, ino)]
+    others = sum(not due.is_quarantined for due in below)
     if others:
-        raise Unsynced(f"{len(others)} changes below it wait for the backend and would be lost")
+        raise Unsynced(f"{others} changes below it wait for the backend and would be lost")
+    for due in below:
+        known = sync.known(due.ino)
+        if known is not None and known.attempt is not None:
+            sync.end(due.ino)
 
 
 def _unlist(volume: RemoteVolume, ino: int) -> None:
