@@ -74,13 +74,16 @@ def take_ours(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     """The local change will replace what somebody else put there."""
     known = sync.known(ino) or NOWHERE
     batch: Batch = []
-    if known.path == path:
+    # What ours replaces may be gone from the tree and not from there: a save that renames.
+    there = ino if known.path == path else sync.at(path)
+    if there == ino or (there and sync.wanted(there) is None):
         statement = "update remote set version=?,synced=null where ino=?"
-        batch.append((statement, (node.version or "", ino)))
-    elif not sync.at(path):
+        batch.append((statement, (node.version or "", there)))
+    elif not there:
         sync.orphan(path, node.version, batch)
     if batch:
         sync.tree.commit(batch)
+        sync.note_late(path)
     hot = sync.volume.inodes.hot.get(ino)
     if known.path == path and hot is not None:
         hot.version = node.version or Version("")  # type: ignore[attr-defined]
