@@ -10,7 +10,7 @@ import trio
 
 from tests.remote.test_random import everything, shown
 from tests.vfs import invariants
-from unifs.errors import PermissionDenied, Unsynced
+from unifs.errors import PermissionDenied, Unreachable, Unsynced
 from unifs.vfs.remotegiveup import give_up
 from unifs.waiting import complete
 
@@ -62,3 +62,29 @@ async def test_a_directory_is_not_given_up_with_what_is_being_written_in_it(
     system.volume.writeback.retry(ino)
     await system.sync()
     assert everything(remote) == await shown(system) == {"d": None, "d/new": b"ours"}
+
+
+@pytest.mark.parametrize("is_there_again", [False, True])
+async def test_a_rename_without_an_answer_ends_with_its_directory(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount, is_there_again: bool
+) -> None:
+    remote.plant_directory("d")
+    remote.change("d/a", b"theirs")
+    assert await system.read("d/a") == b"theirs"
+    remote.fail("rename", *[Unreachable("cut off")] * 20)
+    await system.rename("d/a", "d/b")
+    await trio.sleep(30)
+    remote.change("d", None)
+    await trio.sleep(10)
+    await system.listdir("")
+    if is_there_again:
+        remote.plant_directory("d")
+        remote.change("d/a", b"again")
+    await trio.sleep(31)
+    with trio.fail_after(60):
+        await system.listdir("")
+        if is_there_again:
+            assert await system.read("d/a") == b"again"
+        await system.volume.writeback.sync()
+    assert await shown(system) == everything(remote)
+    assert system.volume.attempts.is_quiet

@@ -31,7 +31,7 @@ from unifs.vfs.remotedrop import commit_releasing, drop
 from unifs.vfs.remotelate import LateNotes
 from unifs.vfs.remotereaders import MountReader, reader_of
 from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key, told_of
-from unifs.vfs.remotewaiting import WaitingRecords
+from unifs.vfs.remotewaiting import FORGET_LOST, WaitingRecords
 from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class RemoteSync(WaitingRecords):
         self.attempts.add(ino, attempt, None if known is None else known.path)
 
     def end(self, ino: int) -> None:
-        self._commit_ended(ino, [])
+        self._commit_ended(ino, [(FORGET_LOST, (ino,))])
 
     def refused(self, ino: int) -> None:
         known = self.known(ino) or NOWHERE
@@ -289,7 +289,8 @@ class RemoteSync(WaitingRecords):
 
     def note_late(self, path: str) -> None:
         try:
-            self.tree.commit(self._late_notes.of({path}))
+            if batch := self._late_notes.of({path}):
+                self.tree.commit(batch)
         except (WouldBlock, UnifsError) as error:
             log.warning("not noted: path=%r may be changed late: %r", path, error)
 
@@ -362,6 +363,8 @@ class RemoteSync(WaitingRecords):
                 self._forget_place(one)
                 self.writeback.add(one)
                 continue
+            if not self.attempts.is_quiet:
+                self.end(one)
             drop(self.volume, one)
 
     def conflict(self, ino: int, path: str, node: Node) -> None:

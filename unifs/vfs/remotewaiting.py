@@ -37,6 +37,11 @@ SETTLE_LOST = (
     "update journal set state=null where state is not null"
     " and ino not in (select ino from inode) and ino not in (select ino from remote)"
 )
+#: Of what has a place neither here nor there.
+FORGET_LOST = (
+    "delete from remote where ino=? and path is null"
+    " and ino not in (select ino from inode where gone is null)"
+)
 QUARANTINE = "update journal set state=? where ino=? and state is not null"
 #: The key in ``meta``, before the inode's number; ``TIDY`` counts its letters.
 REFUSED: Final = "refused/"
