@@ -19,6 +19,7 @@ import re
 import stat
 import sys
 import tempfile
+import time
 from collections import Counter
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
@@ -125,12 +126,21 @@ async def _run_inline(call: Callable[..., Any], *arguments: Any, **_: Any) -> An
     return call(*arguments)
 
 
+#: Modules of ``unifs.vfs`` that act on how long ago something was.
+TIMED = ("remotelate", "roots", "sealing", "treenames", "upkeep", "writer")
+
+
 def _one_thread(stack: ExitStack, seed: int) -> None:
     def nothing(_: object) -> None:
         """No thread."""
 
-    clock = SimpleNamespace(perf_counter_ns=lambda: int(trio.current_time() * 1e9))
+    clock = SimpleNamespace(
+        perf_counter_ns=lambda: int(trio.current_time() * 1e9),
+        monotonic=trio.current_time,
+        time_ns=time.time_ns,
+    )
     for patch in (
+        *(mock.patch(f"unifs.vfs.{name}.time", clock) for name in TIMED),
         mock.patch("unifs.journal.flush.Flusher.start", _start_inline),
         mock.patch("unifs.journal.flush.time", clock),
         mock.patch("unifs.journal.overlay.Overlays.start", nothing),

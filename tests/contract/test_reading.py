@@ -123,6 +123,7 @@ async def test_a_scan_tells_what_stat_tells(subject: Subject) -> None:
     assert await scanned(subject.mount, joined(top, "d/c")) == []
 
 
+@pytest.mark.slow
 async def test_a_large_directory_comes_in_pages_and_a_cursor_resumes(subject: Subject) -> None:
     names = [f"file-{number:04}" for number in range(2500)]
     top = await subject.seed({"d": None} | {f"d/{name}": b"" for name in names})

@@ -16,6 +16,7 @@ KILLS = 20
 
 
 @pytest.mark.fuse
+@pytest.mark.slow
 def test_nothing_acknowledged_is_lost_in_kills(tmp_path: Path) -> None:
     manifests = tmp_path / "manifests"
     manifests.mkdir()

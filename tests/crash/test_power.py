@@ -27,6 +27,7 @@ def power(*arguments: str) -> tuple[int, int]:
     return int(counts[1]), int(counts[2])
 
 
+@pytest.mark.slow
 def test_nothing_synced_is_lost_in_power_cuts() -> None:
     calls, syncs = power("--cuts", "15")
     assert calls > 1000

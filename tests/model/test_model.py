@@ -63,6 +63,7 @@ def test_the_vfs_does_what_the_model_does_and_keeps_what_it_promised(tmp_path: P
 
 
 @pytest.mark.fuse
+@pytest.mark.slow
 def test_a_mount_does_what_the_model_does(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path / "unifs")
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.remote.system import RemoteSystem
+from tests.vfs import invariants
 from unifs.errors import NoSpace, NotFound, Unreachable
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ async def test_a_name_in_a_directory_that_somebody_removed(
     with pytest.raises(NotFound):
         await system.stat("d")
     assert (await system.stat("a")).nlink == 1
+    # What the next start finds, too.
+    invariants.check(system)
     assert await system.read("a") == b"bytes"
     if file is not None:
         assert await file.read() == b"bytes"

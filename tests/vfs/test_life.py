@@ -12,6 +12,7 @@ from tests.ipfs.embedded.stores import put_raw
 from tests.vfs.harness import FileSystem
 from tests.vfs.nodeworld import NodeSystem
 from unifs.errors import DiskFailed, NoSpace, UnifsError
+from unifs.state.database import Database
 from unifs.vfs.storage import Storage
 
 if TYPE_CHECKING:
@@ -120,6 +121,22 @@ async def test_a_block_index_without_room_ends_no_stop(tmp_path: Path) -> None:
         assert system.receipt is None
         system.storage.blocks.catch_up()
         assert all(map(system.storage.blocks.has, cids))
+
+
+async def test_a_tree_without_room_at_a_start_takes_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [NoSpace("full")]
+
+    def opened(path: Path) -> Database:
+        if failures:
+            raise failures.pop()
+        return Database(path)
+
+    monkeypatch.setattr("unifs.vfs.storage.Database", opened)
+    async with FileSystem(tmp_path, upkeep=False) as fs:
+        assert not fs.storage.state.has_reserve
+        await fs.write("a", b"x")
 
 
 @pytest.mark.parametrize("kind", [NoSpace, DiskFailed])

@@ -354,14 +354,18 @@ class Stream:
         self.fs = fs
         self.fh = fs.vfs.opendir(fs.volume.root, fs.caller)
         self.offset = DOT_DOT
+        #: Of what came last.
+        self.sizes: list[int] = []
 
     def next(self, count: int) -> list[bytes]:
         names: list[bytes] = []
+        self.sizes.clear()
 
         def emit(name: bytes, attributes: object, offset: int) -> bool:
             if len(names) == count:
                 return False
             names.append(name)
+            self.sizes.append(attributes.st_size)  # type: ignore[attr-defined]
             self.fs.vfs.forget([(attributes.st_ino, 0)])  # type: ignore[attr-defined]
             if name not in (b".", b".."):
                 seen.append((attributes.st_ino, 1))  # type: ignore[attr-defined]
@@ -375,6 +379,29 @@ class Stream:
 
     def close(self) -> None:
         self.fs.vfs.releasedir(self.fh)
+
+
+@pytest.mark.parametrize("leaving", ["nobody", "all at the start", "all on the way", "some"])
+async def test_a_stream_whatever_is_hot(fs: FileSystem, leaving: str) -> None:
+    for index in range(600):
+        await fs.write(b"%03d" % index, bytes(index))
+    fs.tick()
+    hot = fs.vfs.inodes.hot
+    stream = Stream(fs)
+
+    def leave(step: int) -> None:
+        for ino in [ino for ino, inode in hot.items() if not inode.is_busy()][::step]:
+            del hot[ino]
+
+    if leaving == "all at the start":
+        leave(1)
+    seen = {}
+    while page := stream.next(7):
+        seen |= zip(page, stream.sizes, strict=True)
+        if len(seen) == 70 and leaving in ("all on the way", "some"):
+            leave(1 if leaving == "all on the way" else 3)
+    assert seen == {b"%03d" % index: index for index in range(600)}
+    stream.close()
 
 
 async def test_a_stream_under_changes(fs: FileSystem) -> None:
