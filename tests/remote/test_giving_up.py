@@ -42,3 +42,14 @@ async def test_an_upload_without_an_answer_is_given_up_with_its_directory(
     await system.storage.flusher.flush()
     system.tick()
     assert system.storage.database.one("select count(*) from content")[0] == 0
+
+
+async def test_nothing_is_kept_of_a_file_that_was_refused_and_removed(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    remote.fail("put", PermissionDenied("no"))
+    await system.write("a", b"x")
+    await trio.sleep(3)
+    await system.unlink("a")
+    await system.sync()
+    assert system.storage.database.one("select count(*) from remote where path is null")[0] == 0

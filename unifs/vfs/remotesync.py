@@ -31,7 +31,7 @@ from unifs.vfs.remotedrop import commit_releasing, drop
 from unifs.vfs.remotelate import LateNotes
 from unifs.vfs.remotereaders import MountReader, reader_of
 from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key, told_of
-from unifs.vfs.remotewaiting import FORGET_LOST, WaitingRecords
+from unifs.vfs.remotewaiting import WaitingRecords
 from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class RemoteSync(WaitingRecords):
         self.attempts.add(ino, attempt, None if known is None else known.path)
 
     def end(self, ino: int) -> None:
-        self._commit_ended(ino, [(FORGET_LOST, (ino,))])
+        self._commit_ended(ino, [])
 
     def refused(self, ino: int) -> None:
         known = self.known(ino) or NOWHERE

@@ -79,7 +79,8 @@ class WaitingRecords(Places, Journal):
         return rows
 
     def settle(self, ino: int, seq: int) -> None:
-        self.tree.commit([(SETTLE, (ino, seq)), ("update remote set local=1 where ino=?", (ino,))])
+        local = "update remote set local=1 where ino=?", (ino,)
+        self.tree.commit([(SETTLE, (ino, seq)), local, (FORGET_LOST, (ino,))])
         inode = self._hot(ino)
         if inode is not None:
             inode.is_local = True
