@@ -57,6 +57,24 @@ async def test_ours_replaces(clock: MockClock, tmp_path: Path, remote: RemoteMou
         assert await system.listdir("") == [b"a.txt"]
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_ours_replaces_when_it_is_saved_by_a_rename(
+    clock: MockClock, tmp_path: Path, remote: RemoteMount, is_there: bool
+) -> None:
+    async with RemoteSystem(tmp_path / "s", remote, conflicts="ours") as system:
+        remote.change("a", b"base")
+        assert await system.read("a") == b"base"
+        await system.write("a.new", b"mine")
+        if is_there:
+            await system.sync()
+        await system.rename("a.new", "a")
+        remote.change("a", b"theirs")
+        with trio.fail_after(60):
+            await system.volume.writeback.sync()
+        assert remote.content("a") == b"mine"
+        assert await system.listdir("") == [b"a"]
+
+
 async def test_theirs_stays(clock: MockClock, tmp_path: Path, remote: RemoteMount) -> None:
     async with RemoteSystem(tmp_path / "s", remote, conflicts="theirs") as system:
         await both_sides_change(system, remote)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tests.mounts.remote import _Object
     from unifs.mounts.base import ContentReader
+    from unifs.types import SetAttributes
 
 #: When what was cut off arrives: before or after the tree looks for it the first time.
 LATE_S = (0.1, 5.0, 50.0)
@@ -39,11 +40,19 @@ class LateMount(RemoteMount):
     The same bytes have the same version, as at S3.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, keeps_attributes: bool) -> None:
         super().__init__()
         self._nursery = nursery
+        self._keeps_attributes = keeps_attributes
         self.late_s: float | None = None
+        #: Whoever changes attributes hears nothing at all.
+        self.is_silent = False
         self.arrived = 0
+
+    def supports(self, capability: str) -> bool:
+        if capability == "set_attributes":
+            return self._keeps_attributes
+        return super().supports(capability)
 
     async def put(
         self, path: str, content: ContentReader, base: Version | None, token: str
@@ -73,6 +82,14 @@ class LateMount(RemoteMount):
         self._nursery.start_soon(self._arrive, super().rename, path, new_path, token, base)
         raise Unreachable("cut off")
 
+    async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
+        if self.late_s is None:
+            return await super().set_attributes(path, changes, token)
+        self._nursery.start_soon(self._arrive, super().set_attributes, path, changes, token)
+        if self.is_silent:
+            await trio.sleep_forever()
+        raise Unreachable("cut off")
+
     def _file(self, data: bytes, token: str) -> _Object:
         made = super()._file(data, token)
         version = Version(hashlib.md5(data, usedforsecurity=False).hexdigest())
@@ -88,9 +105,11 @@ class LateMount(RemoteMount):
 
 
 @asynccontextmanager
-async def late_system(path: Path) -> AsyncIterator[tuple[RemoteSystem, LateMount]]:
+async def late_system(
+    path: Path, *, keeps_attributes: bool = True
+) -> AsyncIterator[tuple[RemoteSystem, LateMount]]:
     async with trio.open_nursery() as nursery:
-        mount = LateMount(nursery)
+        mount = LateMount(nursery, keeps_attributes)
         async with RemoteSystem(path / "state", mount) as system:
             yield system, mount
 
@@ -258,6 +277,59 @@ async def test_bytes_that_are_stored_again_outlive_the_change_between_them(
         await restarted(system, restart)
         await system.write("a", b"one")
         assert await ended(system, mount) == {"a": b"one"}
+
+
+@pytest.mark.parametrize("restart", RESTARTS)
+async def test_the_same_bytes_outlive_a_removal_that_was_cut_off_before_their_upload_was(
+    clock: MockClock, tmp_path: Path, restart: str
+) -> None:
+    async with late_system(tmp_path, keeps_attributes=False) as (system, mount):
+        await system.write("a", b"same")
+        await system.sync()
+        async with late(mount, 50.0):
+            await system.unlink("a")
+        mount.fail("put", Unreachable())
+        await system.write("a", b"same")
+        await trio.sleep(2.01)
+        await restarted(system, restart)
+        assert await ended(system, mount) == {"a": b"same"}
+
+
+async def test_the_same_bytes_outlive_the_first_of_two_removals(
+    clock: MockClock, tmp_path: Path
+) -> None:
+    async with late_system(tmp_path, keeps_attributes=False) as (system, mount):
+        await system.write("a", b"same")
+        await system.sync()
+        async with late(mount, 50.0):
+            await system.unlink("a")
+        await system.write("a", b"other")
+        await system.volume.writeback.sync([(await system.stat("a")).ino])
+        async with late(mount, 0.1):
+            await system.unlink("a")
+        await system.write("a", b"same")
+        assert await ended(system, mount) == {"a": b"same"}
+
+
+@pytest.mark.parametrize("next_", ["told", "changed", "unheard", "written"])
+@pytest.mark.parametrize("restart", ["none", "kill"])
+async def test_a_mode_outlives_the_one_before(
+    clock: MockClock, tmp_path: Path, next_: str, restart: str
+) -> None:
+    async with late_system(tmp_path) as (system, mount):
+        await system.write("a", b"x")
+        await system.sync()
+        mount.is_silent = next_ == "unheard"
+        async with late(mount, 50.0):
+            await system.setattr("a", mode=0o600)
+        if next_ == "told":
+            await system.sync()
+        elif next_ == "written":
+            await system.write("a", b"xx")
+        await restarted(system, restart)
+        await system.setattr("a", mode=0o640)
+        await ended(system, mount)
+        assert stat.S_IMODE((await mount.stat("a")).mode) == 0o640
 
 
 def notes(system: RemoteSystem) -> list[bytes]:

@@ -15,6 +15,7 @@ from unifs.types import Node
 from unifs.vfs.remoteahead import KEEP_S
 from unifs.vfs.remotepage import PAGE_MIN
 from unifs.vfs.remoterows import COMPLETE
+from unifs.vfs.remotestatus import trim
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -174,3 +175,17 @@ async def test_a_directory_is_counted_by_its_parent(
         await remote.make(f"d{number}", Node(stat.S_IFDIR | 0o755), "t")
     await system.listdir("")
     assert (await system.stat("")).nlink == before + 4
+
+
+async def test_a_listing_under_way_misses_no_name_that_was_trimmed(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    fill(remote)
+    remote.page_entries = PAGE_MIN
+    remote.delay_s = 1.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(system.volume.merge.scan, root_of(system))
+        await trio.sleep(1.5)
+        assert trim(system.volume, 5) == 5
+    assert root_of(system).listing == COMPLETE
+    assert sorted(await system.listdir("")) == ENCODED

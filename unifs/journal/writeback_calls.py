@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unifs.journal.writeback_late import Late
+    from unifs.journal.writeback_order import Known, Wanted
     from unifs.journal.writeback_tree import LocalTree, Upload
     from unifs.mounts.base import ContentReader, Mount
 
@@ -150,8 +151,18 @@ class Calls:
             self._late.lost(Change("rename", paths[0], attempt.token, paths[1]))
         elif attempt is not None:
             self._late.lost(Change(attempt.verb, attempt.path, attempt.token, base=attempt.base))
-        elif known.path is not None and self.local.wanted(ino) is None:
-            self._late.lost(Change("remove", known.path, ""))
+        elif known.path is not None:
+            wanted = self.local.wanted(ino)
+            if wanted is None:
+                self._late.lost(Change("remove", known.path, "", base=known.version))
+            elif self._may_have_told(known, wanted):
+                self._late.lost(Change("set_attributes", known.path, ""))
+
+    def _may_have_told(self, known: Known, wanted: Wanted) -> bool:
+        """Whether an earlier daemon may have sent attributes; with its bytes a put sent them."""
+        is_changed = known.told is not None and known.told != wanted.told
+        has_bytes = not wanted.is_file or wanted.key in (None, known.synced)
+        return is_changed and has_bytes and self.mount.supports("set_attributes")
 
     async def _is_free(self, ino: int, step: Step, token: str) -> bool:
         """Whether a rename hits nothing but what it is meant to replace, or what it brought there.
@@ -230,6 +241,8 @@ class Calls:
             is_heard = call.is_stopped or isinstance(outcome, RateLimited)
             if isinstance(outcome, UnifsError) and outcome.is_transient and not is_heard:
                 self._late.lost(call.change)
+                if call.step.verb == "set_attributes":
+                    self.local.note_late(call.change.path)
         return outcomes
 
     async def _send_put(self, ino: int, attempt: Attempt, upload: Upload) -> Outcome:

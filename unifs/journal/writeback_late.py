@@ -50,6 +50,10 @@ class _Lost:
             return change.verb == "remove"
         return mine.token == change.token
 
+    def is_told_by(self, change: Change) -> bool:
+        """Whether nothing is forgotten where that one is remembered instead."""
+        return self.is_same(change) and self.change.base == change.base
+
 
 class Late:
     """What may still arrive: the calls without an answer, by path.
@@ -80,7 +84,7 @@ class Late:
         for path in (change.path, change.new_path):
             if path:
                 found = self._lost.pop(path, [])
-                others = [one for one in found if one.until > now and not one.is_same(change)]
+                others = [one for one in found if one.until > now and not one.is_told_by(change)]
                 self._lost[path] = [*others, lost]
 
     def at(self, path: str) -> list[tuple[Change, float]]:

@@ -67,6 +67,10 @@ class LocalTree(Objects, Protocol):
         """What the attempt may still bring to the backend is to be removed; ``ino`` goes on."""
         ...
 
+    def note_late(self, path: str) -> None:
+        """What may still arrive at ``path`` is known after a restart, too. Raises nothing."""
+        ...
+
     def attempting(self, path: str) -> Collection[int]:
         """The inodes that have an attempt at ``path``."""
         ...

@@ -17,7 +17,7 @@ from unifs.journal.log import Op, Renamed, pack_rename
 from unifs.journal.writeback_order import NOWHERE
 from unifs.types import NAME_MAX_BYTES, Version
 from unifs.vfs.conflicts import record
-from unifs.vfs.remotedrop import take_names
+from unifs.vfs.remotedrop import count_directories, take_names
 from unifs.vfs.tree import SET_GONE
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def keep_both(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
         batch.append(("insert or ignore into link values(?,?,?)", row))
     made = volume.merge.new(parent, node, path)
     volume.merge.insert(made, wanted.name, batch)
+    more = int(stat.S_ISDIR(node.mode))
+    batch.append(count_directories(parent, more))
     known = sync.known(ino) or NOWHERE
     is_theirs_now = known.path == path
     if is_theirs_now:
@@ -59,6 +61,7 @@ def keep_both(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     batch.append(volume.log.row(Op.RENAME, ino, wanted.parent, pack_rename(renamed)))
     batch.append(record(tree, ino, wanted.parent, wanted.name, volume.now_ns()))
     tree.commit(batch)
+    parent.attributes.st_nlink += more
     if is_theirs_now:
         inode.path, inode.version, inode.held, inode.told = None, Version(""), None, None
     volume.inodes.add(made)
@@ -71,13 +74,16 @@ def take_ours(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     """The local change will replace what somebody else put there."""
     known = sync.known(ino) or NOWHERE
     batch: Batch = []
-    if known.path == path:
+    # What ours replaces may be gone from the tree and not from there: a save that renames.
+    there = ino if known.path == path else sync.at(path)
+    if there == ino or (there and sync.wanted(there) is None):
         statement = "update remote set version=?,synced=null where ino=?"
-        batch.append((statement, (node.version or "", ino)))
-    elif not sync.at(path):
+        batch.append((statement, (node.version or "", there)))
+    elif not there:
         sync.orphan(path, node.version, batch)
     if batch:
         sync.tree.commit(batch)
+        sync.note_late(path)
     hot = sync.volume.inodes.hot.get(ino)
     if known.path == path and hot is not None:
         hot.version = node.version or Version("")  # type: ignore[attr-defined]
@@ -129,7 +135,10 @@ def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     made = volume.merge.new(parent, node, path)
     volume.merge.insert(made, wanted.name, batch)
     batch.append(volume.log.row(Op.UNLINK, ino, wanted.parent, wanted.name))
+    more = int(stat.S_ISDIR(node.mode)) - int(wanted.is_directory)
+    batch.append(count_directories(parent, more))
     tree.commit(batch)
+    parent.attributes.st_nlink += more
     inode.take(NOWHERE)
     inode.attributes.st_nlink = len(others)
     if not others:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from unifs.journal.content import large_id
 from unifs.journal.log import Op
 from unifs.vfs.remoterows import RemoteInode
-from unifs.vfs.tree import SET_GONE
+from unifs.vfs.tree import ATTRIBUTES, SET_GONE, pack_attributes
 from unifs.vfs.treenames import DELETE_LINK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unifs.vfs.remotevolume import RemoteVolume
-    from unifs.vfs.tree import Batch, Tree
+    from unifs.vfs.tree import Batch, Statement, Tree
 
 SUBTREE = (
     "with recursive below(ino) as (values(?) union all"
@@ -35,13 +35,18 @@ def drop(volume: RemoteVolume, ino: int) -> None:
     """Remove an object and everything below it from the tree; nothing of it is due."""
     tree = volume.tree
     rows = dict.fromkeys(row[0] for row in tree.database.all(SUBTREE, (ino,)))
-    is_directory = _is_directory(volume, ino)
+    row = tree.inode_row(ino)
+    is_directory = row is not None and stat.S_ISDIR(ATTRIBUTES.unpack(row[4])[0])
     places = tree.names_of(ino)
     batch: Batch = []
-    for place in places:
-        tree.drop_name(batch, *place)
     contents: list[int] = []
     followers: list[Callable[[], None]] = []
+    for place in places:
+        tree.drop_name(batch, *place)
+        above = volume.hot_or_row(place[0]) if is_directory else None
+        if above is not None:
+            batch.append(count_directories(above, -1))
+            followers.append(partial(_count_one_less, above))
     for below in reversed(rows):
         names = _names(volume, below) if below != ino else []
         inside = [name for name in names if name[0] in rows]
@@ -57,11 +62,8 @@ def drop(volume: RemoteVolume, ino: int) -> None:
             batch, followers = [], []
     commit_releasing(volume, batch, contents)
     _follow(followers)
-    for parent, name in places:
-        above = volume.inodes.hot.get(parent)
-        if above is not None and is_directory:
-            above.attributes.st_nlink -= 1
-        volume.tell_entry(parent, name)
+    for place in places:
+        volume.tell_entry(*place)
 
 
 def _follow(followers: list[Callable[[], None]]) -> None:
@@ -69,9 +71,15 @@ def _follow(followers: list[Callable[[], None]]) -> None:
         follow()
 
 
-def _is_directory(volume: RemoteVolume, ino: int) -> bool:
-    hot = volume.inodes.hot.get(ino)
-    return hot is not None and stat.S_ISDIR(hot.attributes.st_mode)
+def count_directories(parent: RemoteInode, more: int) -> Statement:
+    """The statement for so many directories more in one; what memory counts is the caller's."""
+    packed = bytearray(pack_attributes(parent.attributes))
+    packed[12:16] = (parent.attributes.st_nlink + more).to_bytes(4, "little")
+    return "update inode set attributes=? where ino=?", (bytes(packed), parent.ino)
+
+
+def _count_one_less(parent: RemoteInode) -> None:
+    parent.attributes.st_nlink -= 1
 
 
 def _names(volume: RemoteVolume, ino: int) -> list[tuple[int, bytes]]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from unifs.errors import Unsynced
 from unifs.vfs.remotedrop import drop
-from unifs.vfs.remoterows import UNLISTED
 
 if TYPE_CHECKING:
     from unifs.vfs.remotevolume import RemoteVolume
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 def give_up(volume: RemoteVolume, ino: int) -> None:
     """Forget the change of one inode.
 
-    Unsynced for a directory with changes below it that are not given up themselves: they would go
-    with it.
+    Unsynced for a directory with changes below it that are not given up themselves, or are being
+    made: they would go with it.
     """
     sync, tree = volume.sync, volume.tree
     known, wanted = sync.known(ino), sync.wanted(ino)
@@ -35,7 +34,7 @@ def give_up(volume: RemoteVolume, ino: int) -> None:
             volume.writeback.retry(ino)
             return
     if wanted is not None:
-        _check_alone(volume, ino)
+        _end_below(volume, ino)
         inode = volume.hot_or_row(ino)
         if inode is not None:
             volume.unsynced.reached(inode, inode.unsynced_bytes)
@@ -51,20 +50,25 @@ def give_up(volume: RemoteVolume, ino: int) -> None:
     volume.writeback.retry(ino)
 
 
-def _check_alone(volume: RemoteVolume, ino: int) -> None:
+def _end_below(volume: RemoteVolume, ino: int) -> None:
+    """The attempts of what is given up with a directory have ended; Unsynced as ``give_up``."""
+    sync, tree = volume.sync, volume.tree
+    if any(tree.is_below(above, ino) for above in sync.uncommitted_in()):
+        raise Unsynced("a file below it is being written to")
     dues = volume.writeback.dues.values()
-    others = [
-        due
-        for due in dues
-        if due.ino != ino and not due.is_quarantined and volume.tree.is_below(due.ino, ino)
-    ]
+    below = [due for due in dues if due.ino != ino and tree.is_below(due.ino, ino)]
+    others = sum(not due.is_quarantined for due in below)
     if others:
-        raise Unsynced(f"{len(others)} changes below it wait for the backend and would be lost")
+        raise Unsynced(f"{others} changes below it wait for the backend and would be lost")
+    for due in below:
+        known = sync.known(due.ino)
+        if known is not None and known.attempt is not None:
+            sync.end(due.ino)
 
 
 def _unlist(volume: RemoteVolume, ino: int) -> None:
     inode = volume.hot_or_row(ino) if ino else None
     if inode is not None:
-        inode.listing, inode.cursor = UNLISTED, None
+        inode.unlist()
         volume.tree.commit([volume.remotes.store(inode)])
         volume.tell_inode(ino)

@@ -3,7 +3,8 @@
 A call that was cut off is repeated and answered; with that its attempt ends, and no row tells that
 the first one may still arrive. So the transaction that ends an attempt notes what else may arrive
 at its paths, and the next start reads it: a file that is removed then waits as it would have waited
-before (``journal.writeback_late``). A note is a row of ``meta`` for each path.
+before (``journal.writeback_late``). A change of attributes has no attempt: it is noted when it is
+cut off. A note is a row of ``meta`` for each path.
 """
 
 from __future__ import annotations

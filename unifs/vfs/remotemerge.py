@@ -21,14 +21,24 @@ from typing import TYPE_CHECKING
 import trio
 
 from unifs.errors import NotFound, Stale
-from unifs.journal.content import REMOTE, large_id, remote_blob, symlink_blob
+from unifs.journal.content import large_id, symlink_blob
 from unifs.journal.log import Op
 from unifs.types import Version
 from unifs.vfs.remoteahead import Ahead
-from unifs.vfs.remotedrop import drop
+from unifs.vfs.remotedrop import count_directories, drop
 from unifs.vfs.remoteending import end_listing
 from unifs.vfs.remotepage import PageRows, mode_of, new_names, shown, sift
-from unifs.vfs.remoterows import COMPLETE, PARTIAL, UNLISTED, RemoteInode, join, pack_told
+from unifs.vfs.remoterows import (
+    COMPLETE,
+    PARTIAL,
+    UNLISTED,
+    RemoteInode,
+    is_directory,
+    is_pinned,
+    is_same_kind,
+    join,
+    pack_told,
+)
 from unifs.vfs.remoteunderway import Questions
 from unifs.vfs.tree import INSERT_INODE, UPDATE_INODE, pack_attributes
 from unifs.waiting import RETRY, complete
@@ -118,11 +128,12 @@ class Merge:
         return RETRY
 
     def _renew(self, inode: RemoteInode, node: Node) -> None:
-        if _is_same_kind(inode, node):
+        if is_same_kind(inode, node):
             batch = self._begin()
-            self._update(inode, node, self.volume.now_ns(), batch)
+            is_written = self._update(inode, node, self.volume.now_ns(), batch)
             self._commit(batch)
-            self._updated(inode)
+            if is_written:
+                self._updated(inode)
 
     async def scan(self, inode: RemoteInode) -> object:
         """Bring the whole directory into the tree."""
@@ -153,15 +164,16 @@ class Merge:
         if inode.listing == COMPLETE or inode.cursor is None:
             inode.listing, inode.cursor = UNLISTED, None
             inode.listed_ns = self.volume.now_ns()
-        cursor = inode.cursor
+        cursor, listed_ns = inode.cursor, inode.listed_ns
         ahead = await self._ahead.take(inode.ino, (path, cursor))
         moment = self._questions.begin() if ahead is None else ahead[1]
         try:
             page = await self.volume.mount.scan(path, cursor) if ahead is None else ahead[0]
             names = shown(page.entries)
             for start in range(0, max(len(names), 1), TAKEN_TOGETHER):
-                if self._is_late(path, moment) or inode.path != path:
-                    # The directory moved while it was listed.
+                is_same = (inode.path, inode.listed_ns) == (path, listed_ns)
+                if self._is_late(path, moment) or not is_same:
+                    # The directory moved while it was listed, or lost names that were listed.
                     inode.listing, inode.cursor = UNLISTED, None
                     return
                 if start == 0 and cursor is not None and page.after is not None:
@@ -213,7 +225,7 @@ class Merge:
         batch = self._begin()
         now_ns = max(volume.now_ns(), parent.listed_ns)
         made: dict[bytes, RemoteInode] = {}
-        seen: list[RemoteInode] = []
+        written: list[RemoteInode] = []
         replaced: list[int] = []
         new = new_names(volume, parent, entries)
         rows = PageRows(volume, parent, now_ns)
@@ -230,9 +242,9 @@ class Merge:
                 # Removed here, not yet there.
                 continue
             if known is not None:
-                if _is_same_kind(known, node) and not self._is_pinned(known, node):
-                    self._update(known, node, now_ns, batch)
-                    seen.append(known)
+                if is_same_kind(known, node) and not is_pinned(known, node):
+                    if self._update(known, node, now_ns, batch):
+                        written.append(known)
                     continue
                 if volume.is_changed(known):
                     self._see(path, now_ns, batch)
@@ -248,14 +260,16 @@ class Merge:
         for name, inode in made.items():
             self.insert(inode, name, batch)
         batch += rows.batch
+        directories = rows.directories + sum(map(is_directory, made.values()))
+        if directories:
+            batch.append(count_directories(parent, directories))
         if batch:
             self._commit(batch)
+        parent.attributes.st_nlink += directories
         rows.committed()
         for inode in made.values():
             volume.inodes.add(inode)
-            if stat.S_ISDIR(inode.attributes.st_mode):
-                parent.attributes.st_nlink += 1
-        for inode in seen:
+        for inode in written:
             self._updated(inode)
 
     def _begin(self) -> Batch:
@@ -278,12 +292,6 @@ class Merge:
             raise
         self.volume.writer.release(self._left)
 
-    def _is_pinned(self, inode: RemoteInode, node: Node) -> bool:
-        """Whether open handles follow local bytes that this version would replace under them."""
-        is_new = (node.version or Version("")) != inode.version
-        is_ours = not inode.stored or inode.stored[0] != REMOTE
-        return is_new and is_ours and inode.opens > 0 and stat.S_ISREG(inode.attributes.st_mode)
-
     def new(self, parent: RemoteInode, node: Node, path: str) -> RemoteInode:
         """A new inode in memory for an object of the backend."""
         volume = self.volume
@@ -301,7 +309,7 @@ class Merge:
         inode.parent, inode.epoch, inode.path = parent.ino, self.tree.epoch, path
         if node.target is not None:
             inode.stored = symlink_blob(node.target)
-        self._take_version(inode, node)
+        inode.take_version(node)
         inode.told = pack_told(attributes)
         inode.checked_ns = max(volume.now_ns(), parent.listed_ns)
         return inode
@@ -316,20 +324,12 @@ class Merge:
         batch.append(self.remotes.store(inode))
         volume.rows += 1
 
-    def _take_version(self, inode: RemoteInode, node: Node) -> None:
-        attributes = inode.attributes
-        inode.version = node.version or Version("")
-        attributes.st_size = node.size_bytes
-        attributes.st_blocks = (node.size_bytes + 511) >> 9
-        if stat.S_ISREG(attributes.st_mode):
-            inode.stored = remote_blob(node.size_bytes, inode.version)
-            inode.content = None
-
-    def _update(self, inode: RemoteInode, node: Node, now_ns: int, batch: Batch) -> None:
+    def _update(self, inode: RemoteInode, node: Node, now_ns: int, batch: Batch) -> bool:
+        """Statements for what the backend says of a known object; whether they write its row."""
         if self.volume.is_changed(inode):
             inode.checked_ns = now_ns
             batch.append(self.remotes.store(inode))
-            return
+            return False
         attributes = inode.attributes
         before = self._change(inode)
         if (node.version or Version("")) != inode.version:
@@ -338,11 +338,13 @@ class Merge:
             attributes.st_mode = stat.S_IFMT(attributes.st_mode) | stat.S_IMODE(node.mode)
             if node.mtime_ns is not None:
                 attributes.st_mtime_ns = attributes.st_ctime_ns = node.mtime_ns
-        if inode.form() != before:
+        is_written = inode.form() != before
+        if is_written:
             batch.append(self._row(inode))
             self.volume.tell_inode(inode.ino)
         inode.checked_ns = now_ns
         batch.append(self.remotes.store(inode))
+        return is_written
 
     def _row(self, inode: RemoteInode) -> Statement:
         packed = pack_attributes(inode.attributes)
@@ -366,7 +368,7 @@ class Merge:
         inode.held, inode.based_on = None, None
         if node.target is not None:
             inode.stored = symlink_blob(node.target)
-        self._take_version(inode, node)
+        inode.take_version(node)
         if content:
             # Recovery does not go behind this.
             log = self.volume.writer.log
@@ -393,7 +395,3 @@ class Merge:
                     self.volume.sync.vanished(ino)
                 continue
             drop(self.volume, ino)
-
-
-def _is_same_kind(inode: RemoteInode, node: Node) -> bool:
-    return stat.S_IFMT(inode.attributes.st_mode) == stat.S_IFMT(node.mode)

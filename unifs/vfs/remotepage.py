@@ -141,4 +141,3 @@ class PageRows:
     def committed(self) -> None:
         """The rows are there."""
         self._volume.rows += self.count
-        self._parent.attributes.st_nlink += self.directories

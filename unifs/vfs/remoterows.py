@@ -7,18 +7,19 @@ holds no state. Callers: ``RemoteVolume`` and what works behind it, in the event
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unifs.journal.content import SMALL, small_content
+from unifs.journal.content import REMOTE, SMALL, remote_blob, small_content
 from unifs.journal.writeback_order import Attempt, Known
 from unifs.types import SetAttributes, Version
 from unifs.vfs.tree import fill_attributes, pack_attributes
 from unifs.vfs.treeinode import TreeInode
 
 if TYPE_CHECKING:
-    from unifs.types import Attributes
+    from unifs.types import Attributes, Node
     from unifs.vfs.tree import Statement, Tree
     from unifs.vfs.volume import Volume
 
@@ -85,6 +86,23 @@ class RemoteInode(TreeInode):
         self.path = None if path is None else os.fsdecode(path)
         self.version = Version(version or "")
 
+    def take_version(self, node: Node) -> None:
+        """The backend's bytes, as it tells of them, are the inode's."""
+        attributes = self.attributes
+        self.version = node.version or Version("")
+        attributes.st_size = node.size_bytes
+        attributes.st_blocks = (node.size_bytes + 511) >> 9
+        if stat.S_ISREG(attributes.st_mode):
+            self.stored = remote_blob(node.size_bytes, self.version)
+            self.content = None
+
+    def unlist(self) -> None:
+        """The rows are not the whole directory, nor will a listing that is under way make them so.
+
+        The row is the caller's.
+        """
+        self.listing, self.cursor, self.listed_ns = UNLISTED, None, 0
+
     def form(self) -> Form:
         """What an answer of the backend changes, for ``restore``; attributes last."""
         known = (self.version, self.stored, self.content, self.held, self.based_on, self.checked_ns)
@@ -101,6 +119,23 @@ class RemoteInode(TreeInode):
         self.path = known.path
         self.version = known.version or Version("")
         self.held, self.told = known.synced, known.told
+
+
+def is_directory(inode: RemoteInode) -> bool:
+    """Whether it is a directory."""
+    return stat.S_ISDIR(inode.attributes.st_mode)
+
+
+def is_same_kind(inode: RemoteInode, node: Node) -> bool:
+    """Whether the backend has there what the inode is: a file, a directory, a symlink."""
+    return stat.S_IFMT(inode.attributes.st_mode) == stat.S_IFMT(node.mode)
+
+
+def is_pinned(inode: RemoteInode, node: Node) -> bool:
+    """Whether open handles follow local bytes that this version would replace under them."""
+    is_new = (node.version or Version("")) != inode.version
+    is_ours = not inode.stored or inode.stored[0] != REMOTE
+    return is_new and is_ours and inode.opens > 0 and stat.S_ISREG(inode.attributes.st_mode)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from unifs.journal.content import SEALED
 from unifs.vfs.remotedrop import drop
-from unifs.vfs.remoterows import UNLISTED
 from unifs.vfs.tree import ATTRIBUTES
 from unifs.vfs.treeinode import TreeInode
 
@@ -213,7 +212,7 @@ def trim(volume: RemoteVolume, limit: int) -> int:
         above = volume.hot_or_row(parent)
         if above is None:
             continue
-        above.listing, above.cursor = UNLISTED, None
+        above.unlist()
         volume.tree.commit([volume.remotes.store(above)])
         drop(volume, ino)
         count += 1

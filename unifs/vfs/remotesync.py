@@ -7,12 +7,13 @@ the commit. It makes no remote call but reads of bytes that exist nowhere else.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from unifs.errors import Stale
+from unifs.errors import Stale, UnifsError
 from unifs.journal.content import REMOTE, large_id, remote_blob, remote_size
 from unifs.journal.log import Op
 from unifs.journal.writeback_order import NOWHERE, Attempt
@@ -31,7 +32,7 @@ from unifs.vfs.remotelate import LateNotes
 from unifs.vfs.remotereaders import MountReader, reader_of
 from unifs.vfs.remoterows import COMPLETE, UNLISTED, RemoteInode, content_key, told_of
 from unifs.vfs.remotewaiting import WaitingRecords
-from unifs.waiting import complete
+from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from unifs.types import Node
     from unifs.vfs.remotevolume import RemoteVolume
     from unifs.vfs.tree import Batch
+
+log = logging.getLogger(__name__)
 
 BEGIN = (
     "insert into remote(ino,mount,version,checked_ns,listing,listed_ns,local,attempt,content)"
@@ -280,14 +283,23 @@ class RemoteSync(WaitingRecords):
         ino = self.at(path) if path else self.root
         inode = self.volume.hot_or_row(ino) if ino else None
         if inode is not None:
-            inode.listing, inode.cursor = UNLISTED, None
+            inode.unlist()
             self.tree.commit([self.remotes.store(inode)])
             self.volume.tell_inode(ino)
 
+    def note_late(self, path: str) -> None:
+        try:
+            if batch := self._late_notes.of({path}):
+                self.tree.commit(batch)
+        except (WouldBlock, UnifsError) as error:
+            log.warning("not noted: path=%r may be changed late: %r", path, error)
+
     def told(self, ino: int) -> None:
-        wanted = self.wanted(ino)
+        wanted, known = self.wanted(ino), self.known(ino) or NOWHERE
         if wanted is not None:
-            self.tree.commit([("update remote set told=? where ino=?", (wanted.told, ino))])
+            batch: Batch = [("update remote set told=? where ino=?", (wanted.told, ino))]
+            batch += self._late_notes.of({known.path} if known.path is not None else set())
+            self.tree.commit(batch)
             inode = self._hot(ino)
             if inode is not None:
                 inode.told = wanted.told
@@ -302,17 +314,28 @@ class RemoteSync(WaitingRecords):
     # --- somebody else ----------------------------------------------------------------------------
 
     def ancestors_of_due(self) -> set[int]:
-        """Every directory that has something due below it."""
+        """Every directory that has something due below it, or something uncommitted."""
         self.writeback.collect()
         above: set[int] = set()
+        parents = self.uncommitted_in()
         for ino in self.writeback.dues:
-            row = self.tree.inode_row(ino)
-            for parent in {parent for parent, _ in self._places(ino, row)}:
-                while parent and parent not in above:
-                    above.add(parent)
-                    row = self.tree.inode_row(parent)
-                    parent = row[1] if row is not None else 0
+            parents.update(parent for parent, _ in self._places(ino, self.tree.inode_row(ino)))
+        for parent in parents:
+            while parent and parent not in above:
+                above.add(parent)
+                row = self.tree.inode_row(parent)
+                parent = row[1] if row is not None else 0
         return above
+
+    def uncommitted_in(self) -> set[int]:
+        """The directories of what is being written and not committed yet: nothing of it is due."""
+        writer = self.volume.writer
+        parents = {inode.parent for inode in writer.pending.values() if inode.volume is self.volume}
+        for inode in writer.open.values():
+            if inode.volume is self.volume and inode.pending is None and inode.is_dirty():
+                row = self.tree.inode_row(inode.ino)
+                parents.update(parent for parent, _ in self._places(inode.ino, row))
+        return parents
 
     def _places(self, ino: int, row: tuple[object, ...] | None) -> Iterable[tuple[int, bytes]]:
         if row is None or row[3] is not None:
@@ -333,11 +356,15 @@ class RemoteSync(WaitingRecords):
                 self._commit_ended(one, [("delete from remote where ino=?", (one,))])
                 continue
             is_remote = bool(row[5]) and row[5][0] == REMOTE
-            if (self.is_due(one) and not is_remote) or one in keep:
+            hot = self._hot(one)
+            is_dirty = hot is not None and hot.is_dirty()
+            if (self.is_due(one) and not is_remote) or is_dirty or one in keep:
                 self._commit_ended(one, [(NOWHERE_NOW, (one,))])
                 self._forget_place(one)
                 self.writeback.add(one)
                 continue
+            if not self.attempts.is_quiet:
+                self.end(one)
             drop(self.volume, one)
 
     def conflict(self, ino: int, path: str, node: Node) -> None:

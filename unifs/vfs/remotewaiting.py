@@ -37,6 +37,11 @@ SETTLE_LOST = (
     "update journal set state=null where state is not null"
     " and ino not in (select ino from inode) and ino not in (select ino from remote)"
 )
+#: Of what has a place neither here nor there.
+FORGET_LOST = (
+    "delete from remote where ino=? and path is null"
+    " and ino not in (select ino from inode where gone is null)"
+)
 QUARANTINE = "update journal set state=? where ino=? and state is not null"
 #: The key in ``meta``, before the inode's number; ``TIDY`` counts its letters.
 REFUSED: Final = "refused/"
@@ -76,7 +81,8 @@ class WaitingRecords(Places, Journal):
         return rows
 
     def settle(self, ino: int, seq: int) -> None:
-        self.tree.commit([(SETTLE, (ino, seq)), ("update remote set local=1 where ino=?", (ino,))])
+        local = "update remote set local=1 where ino=?", (ino,)
+        self.tree.commit([(SETTLE, (ino, seq)), local, (FORGET_LOST, (ino,))])
         inode = self._hot(ino)
         if inode is not None:
             inode.is_local = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unifs.errors import BadHandle, JournalFailed, TooLarge, UnifsError
 from unifs.journal.content import SMALL_BYTES, SmallContent
@@ -150,17 +150,14 @@ class TreeDirectory(DirectoryHandle):
     was committed since: the kernel would keep a name that is gone.
     """
 
-    __slots__ = ("_at", "_commits", "_has_all", "_last", "_rows", "_takes_names", "volume")
+    __slots__ = ("_at", "_commits", "_has_all", "_last", "_rows", "volume")
 
     is_prompt = True
 
     def __init__(self, inode: TreeInode, volume: TreeVolume) -> None:
         super().__init__(inode)
         self.volume = volume
-        #: id, name, inode and, unless ``_takes_names``, attributes.
-        self._rows: list[Any] = []
-        #: All inodes so far are hot: their rows are not read, which is two thirds of a listing.
-        self._takes_names = True
+        self._rows: list[tuple[int, bytes, int, bytes]] = []
         self._at = -1
         self._last = 1 << 62
         self._commits = -1
@@ -197,12 +194,11 @@ class TreeDirectory(DirectoryHandle):
             if not rows:
                 if self._has_all:
                     return
-                rows = self._rows = self._page()
+                rows = self._rows = volume.tree.listing(self.inode.ino, self._at, PAGE)
                 self._has_all = len(rows) < PAGE
                 rows.reverse()
             while rows:
-                row = rows[-1]
-                row_id, name, ino = row[:3]
+                row_id, name, ino, packed = rows[-1]
                 if row_id > self._last:
                     return
                 inode = hot.get(ino)
@@ -210,29 +206,14 @@ class TreeDirectory(DirectoryHandle):
                     if inode.overlay is not None:  # type: ignore[attr-defined]
                         volume.counted(inode)  # type: ignore[arg-type]
                     attributes = inode.attributes
-                elif len(row) == 3:
-                    # It was hot when the page was fetched.
-                    rows.clear()
-                    self._has_all = False
-                    break
                 else:
                     attributes = volume.scratch
-                    fill_attributes(attributes, ino, row[3], volume.timeout_s)
+                    fill_attributes(attributes, ino, packed, volume.timeout_s)
                 if not emit(name, attributes, row_id):
                     return
                 remember(ino)
                 rows.pop()
                 self._at = row_id
-
-    def _page(self) -> list[Any]:
-        """The next rows, with attributes where they may be needed."""
-        tree, hot = self.volume.tree, self.volume.inodes.hot
-        if self._takes_names:
-            rows = tree.names(self.inode.ino, self._at, PAGE)
-            if all(row[2] in hot for row in rows):
-                return rows
-            self._takes_names = False
-        return tree.listing(self.inode.ino, self._at, PAGE)
 
     def fsync(self, datasync: bool) -> None:
         volume = self.volume
