@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from tests.vfs.historyworld import HistorySystem
 from tests.vfs.invariants import check
 from tests.vfs.test_history_back import LARGE, fill
 from tests.vfs.test_history_model import NOTHING
-from unifs.errors import Exists, NoSpace, NotFound
+from unifs.errors import Exists, NoSpace, NotFound, UnifsError
 from unifs.vfs.rollback import TEMPORARY
 from unifs.vfs.tree import Tree
 
@@ -94,6 +95,24 @@ async def test_an_undelete_that_fails_takes_away_what_it_made(
         with pytest.raises(NoSpace):
             await fs.answer.undelete("/mfs/d", "then", None)
     assert await fs.listdir("") == []
+
+
+async def test_a_checkpoint_names_the_file_that_the_disk_does_not_take(
+    fs: HistorySystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fs.mkdir("d")
+    await fs.write("d/large", LARGE)
+
+    async def fail(inode: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fs.history, "seal", fail)
+        with pytest.raises(UnifsError, match="/d/large cannot be brought to the disk: Input/outp"):
+            await fs.history.checkpoint("then")
+    assert not fs.history.checkpoints()
+    await fs.history.checkpoint("then")
+    assert await fs.seen(await fs.at("/.unifs/history/mfs/then"))
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])

@@ -5,16 +5,18 @@ Called by who builds a root, by retention where no root is built, and by who set
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from unifs.errors import UnifsError, from_os_error
 from unifs.vfs.tree import pack_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from unifs.vfs.tree import Batch, Statement
     from unifs.vfs.treeinode import TreeInode
@@ -45,6 +47,24 @@ def time_of(text: str) -> int | None:
     except ValueError:
         return None
     return int(moment.timestamp()) * SECOND_NS
+
+
+async def seal_closed(writer: Writer, seal: Callable[[TreeInode], Awaitable[None]]) -> None:
+    """Bring to the disk what no fsync has covered: a power cut would take it from the past too.
+
+    Raises the first failure, with the name of the file.
+    """
+    for inode in list(writer.unsealed.values()):
+        if inode.is_gone or not writer.tree.tracking.keeps_inode(inode):
+            continue
+        try:
+            await seal(inode)
+        except (UnifsError, OSError) as error:
+            named = from_os_error(error) if isinstance(error, OSError) else error
+            if not isinstance(named, UnifsError):
+                raise
+            path = os.fsdecode(writer.tree.path(inode.ino) or b"a file")
+            raise type(named)(f"{path} cannot be brought to the disk: {named}") from error
 
 
 def time_rows(writer: Writer, touched: list[TreeInode]) -> Batch:

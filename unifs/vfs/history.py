@@ -19,7 +19,7 @@ import trio
 
 from unifs.errors import Busy, Exists, InvalidArgument, NotFound, TooLarge
 from unifs.state.queries import Reader
-from unifs.vfs.epochs import SECOND_NS, is_checkpoint_name, next_epoch, time_of
+from unifs.vfs.epochs import SECOND_NS, is_checkpoint_name, next_epoch, seal_closed, time_of
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -328,17 +328,11 @@ class History:
         check_checkpoint_name(name)
         if len(self.checkpoints()) >= CHECKPOINTS_MAX:
             raise TooLarge(f"there are {CHECKPOINTS_MAX} checkpoints; remove one first")
-        await self._seal_closed()
+        await seal_closed(self.writer, self.seal)
         number = await self.end_epoch(name)
-        await self._seal_closed()
+        await seal_closed(self.writer, self.seal)
         await self.writer.storage.flusher.flush()
         return number
-
-    async def _seal_closed(self) -> None:
-        """Bytes that no fsync has covered are on the disk: a power cut would take them."""
-        for inode in list(self.writer.unsealed.values()):
-            if not inode.is_gone and self.writer.tree.tracking.keeps_inode(inode):
-                await self.seal(inode)
 
     async def remove_checkpoint(self, name: str) -> int:
         """Its epoch is kept no longer than others; which it was. NotFound."""
