@@ -37,7 +37,7 @@ def drop(volume: RemoteVolume, ino: int) -> None:
     rows = dict.fromkeys(row[0] for row in tree.database.all(SUBTREE, (ino,)))
     row = tree.inode_row(ino)
     is_directory = row is not None and stat.S_ISDIR(ATTRIBUTES.unpack(row[4])[0])
-    places = tree.names_of(ino)
+    places = [] if row is None else list(tree.parents(ino, row[1]))
     batch: Batch = []
     contents: list[int] = []
     followers: list[Callable[[], None]] = []
@@ -72,10 +72,19 @@ def _follow(followers: list[Callable[[], None]]) -> None:
 
 
 def count_directories(parent: RemoteInode, more: int) -> Statement:
-    """The statement for so many directories more in one; what memory counts is the caller's."""
-    packed = bytearray(pack_attributes(parent.attributes))
-    packed[12:16] = (parent.attributes.st_nlink + more).to_bytes(4, "little")
-    return "update inode set attributes=? where ino=?", (bytes(packed), parent.ino)
+    """The statement for so many directories more in one; what memory counts is the caller's.
+
+    None more is worth it, too: the row may lag behind what memory counted before.
+    """
+    attributes = parent.attributes
+    return _links(parent.ino, pack_attributes(attributes), attributes.st_nlink + more)
+
+
+def _links(ino: int, packed: bytes, links: int) -> Statement:
+    """The statement for another link count beside the attributes of a row."""
+    attributes = bytearray(packed)
+    attributes[12:16] = links.to_bytes(4, "little")
+    return "update inode set attributes=? where ino=?", (bytes(attributes), ino)
 
 
 def _count_one_less(parent: RemoteInode) -> None:
@@ -95,9 +104,7 @@ def take_names(
 
     Their entries in the directories, and what memory counts, are the caller's.
     """
-    packed = bytearray(tree.inode_row(ino)[4])
-    packed[12:16] = left.to_bytes(4, "little")
-    batch.append(("update inode set attributes=? where ino=?", (bytes(packed), ino)))
+    batch.append(_links(ino, tree.inode_row(ino)[4], left))
     batch.extend((DELETE_LINK, (ino, *name)) for name in names)
 
 
