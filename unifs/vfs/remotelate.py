@@ -126,7 +126,7 @@ class LateNotes:
             if is_ours:
                 self._until[key] = note.until
             else:
-                batch += self._written(key, os.fsencode(path))
+                batch += self._written(key, path)
         if not batch:
             return
         try:
@@ -135,20 +135,22 @@ class LateNotes:
             # They stay as they are; the next start reads them again.
             log.warning("old notes stay for now: error=%s", error)
 
-    def of(self, paths: set[str]) -> Batch:
-        """Statements of the transaction after which no row tells what may arrive at ``paths``."""
+    def of(self, *paths: str | None) -> Batch:
+        """Statements of the transaction after which no row tells what may arrive at ``paths``.
+
+        None is no path, and one may be given twice.
+        """
         batch: Batch = []
-        for path in paths:
-            name = os.fsencode(path)
-            batch += self._written(f"{self._keys()[0]}{name.hex()}", name)
+        for path in {path for path in paths if path is not None}:
+            batch += self._written(f"{self._keys()[0]}{os.fsencode(path).hex()}", path)
         if batch:
             batch += self._expired()
         return batch
 
-    def _written(self, key: str, path: bytes) -> Batch:
+    def _written(self, key: str, path: str) -> Batch:
         calls: list[Change] = []
         left_s = 0.0
-        for change, seconds in self._late.at(os.fsdecode(path)):
+        for change, seconds in self._late.at(path):
             if seconds > 0:
                 calls.append(change)
                 left_s = max(left_s, seconds)

@@ -179,10 +179,10 @@ class RemoteSync(WaitingRecords):
         query = "select path,attempt,content from remote where ino=?"
         path, attempt, blob = self.tree.database.one(query, (ino,)) or (None, None, None)
         batch.append((END, (ino,)))
-        paths = set() if path is None else {os.fsdecode(path)}
-        if attempt is not None:
-            paths.add(Attempt.unpack(attempt).path)
-        batch += self._late_notes.of(paths)
+        batch += self._late_notes.of(
+            None if path is None else os.fsdecode(path),
+            None if attempt is None else Attempt.unpack(attempt).path,
+        )
         content = large_id(bytes(blob)) if blob else 0
         commit_releasing(self.volume, batch, [content] if content else [])
         self.attempts.end(ino)
@@ -289,7 +289,7 @@ class RemoteSync(WaitingRecords):
 
     def note_late(self, path: str) -> None:
         try:
-            if batch := self._late_notes.of({path}):
+            if batch := self._late_notes.of(path):
                 self.tree.commit(batch)
         except (WouldBlock, UnifsError) as error:
             log.warning("not noted: path=%r may be changed late: %r", path, error)
@@ -298,7 +298,7 @@ class RemoteSync(WaitingRecords):
         wanted, known = self.wanted(ino), self.known(ino) or NOWHERE
         if wanted is not None:
             batch: Batch = [("update remote set told=? where ino=?", (wanted.told, ino))]
-            batch += self._late_notes.of({known.path} if known.path is not None else set())
+            batch += self._late_notes.of(known.path)
             self.tree.commit(batch)
             inode = self._hot(ino)
             if inode is not None:
