@@ -69,8 +69,10 @@ class HistoryAnswer:
     def _past(self, volume: TreeVolume, names: Sequence[bytes]) -> Place:
         return Place(volume.root, tuple(names), volume.tree.tracking)
 
-    async def _resolve(self, text: str) -> int:
-        return await self._history.end_epoch() if text == "now" else self._history.resolve(text)
+    async def _resolve(self, *texts: str) -> list[int]:
+        """All at once: what is resolved could be thinned before another one is."""
+        now = await self._history.end_epoch() if "now" in texts else 0
+        return [now if text == "now" else self._history.resolve(text) for text in texts]
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -115,9 +117,7 @@ class HistoryAnswer:
     async def diff(self, first: str, second: str, path: str) -> AsyncIterator[Difference]:
         """Directory by directory. NotFound where the path was in neither epoch."""
         volume, names = self._place(path)
-        now = await self._history.end_epoch() if "now" in (first, second) else 0
-        # All at once: what is resolved could be thinned before the other is.
-        a, b = (now if text == "now" else self._history.resolve(text) for text in (first, second))
+        a, b = await self._resolve(first, second)
         async with self._history.holding(a, b):
             ask_both = partial(_both, self._past(volume, names), a, b)
             before, after, also = await self._history.in_thread(ask_both)
@@ -190,7 +190,7 @@ class HistoryAnswer:
         volume, names = self._place(path)
         self._check_writable(volume)
         async with self._changing:
-            number = await self._resolve(epoch)
+            (number,) = await self._resolve(epoch)
             async with self._history.holding(number):
                 form = await self._form(volume, names, number, path)
                 run = Rollback(self._history, volume, self._invalidator, number)

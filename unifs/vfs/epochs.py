@@ -1,6 +1,7 @@
-"""Ending an epoch: from here on, what changes is the past of the next one.
+"""Ending an epoch: from here on, what changes is the past of the next one. And what it is called.
 
-Called by who builds a root, by retention where no root is built, and by who sets a checkpoint.
+Called by who builds a root, by retention where no root is built, and by who sets a checkpoint;
+fsck asks what can be a checkpoint's name.
 """
 
 from __future__ import annotations
