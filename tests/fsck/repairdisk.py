@@ -1,15 +1,19 @@
-"""What ends a repair: a kill at the n-th call, and a disk that loses what is not synced."""
+"""What ends a repair: a kill at a call or behind a commit, a disk that loses what is not synced."""
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from tests.journal.powercut import Disk
 from tests.journal.seam import Observer
+from unifs.state.database import Database
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.journal.seam import Fault
@@ -32,6 +36,22 @@ CHANGES = (
 
 class Killed(BaseException):
     """The process ends here."""
+
+
+@contextmanager
+def killed_after_commit(number: int) -> Iterator[None]:
+    """The process ends behind the n-th commit in here."""
+    commit, commits = Database.commit, 0
+
+    def killed(self: Database) -> None:
+        nonlocal commits
+        commits += 1
+        commit(self)
+        if commits == number:
+            raise Killed
+
+    with mock.patch.object(Database, "commit", killed):
+        yield
 
 
 class Killer(Observer):

@@ -10,29 +10,19 @@ from unittest import mock
 import pytest
 
 from tests.fsck.plants import PLANTS, Plant
-from tests.fsck.repairdisk import Killed, Killer, RepairDisk
+from tests.fsck.repairdisk import Killed, Killer, RepairDisk, killed_after_commit
 from tests.fsck.world import FILES, State, copy
 from tests.journal.seam import Seam
 from unifs.fsck.offline import CLEAN, REPAIRED, examine
-from unifs.state.database import Database
 
 
 def _killed_after_commit(state: State, number: int) -> bool:
     """Whether there were so many."""
-    commit, commits = Database.commit, 0
-
-    def killed(self: Database) -> None:
-        nonlocal commits
-        commits += 1
-        commit(self)
-        if commits == number:
-            raise Killed
-
-    with mock.patch.object(Database, "commit", killed):
-        try:
+    try:
+        with killed_after_commit(number):
             state.examine(True)
-        except Killed:
-            return True
+    except Killed:
+        return True
     return False
 
 

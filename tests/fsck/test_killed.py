@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from unittest import mock
 
 import pytest
 
 from tests.fsck.plants import PLANTS, Plant
+from tests.fsck.repairdisk import Killed, killed_after_commit
 from unifs.fsck.offline import CLEAN, REPAIRED
-from unifs.state.database import Database
 
 if TYPE_CHECKING:
     from tests.fsck.world import State
-
-
-class Killed(BaseException):
-    """The process ends here."""
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -24,16 +19,7 @@ class Killed(BaseException):
 def test_killed_after_a_transaction(state: State, plant: Plant, number: int) -> None:
     places = state.places(plant.moved)
     plant.plant(state)
-    commit, commits = Database.commit, 0
-
-    def killed(self: Database) -> None:
-        nonlocal commits
-        commits += 1
-        commit(self)
-        if commits == number:
-            raise Killed
-
-    with mock.patch.object(Database, "commit", killed), pytest.raises(Killed):
+    with killed_after_commit(number), pytest.raises(Killed):
         state.examine(True, plant.verify)
     # The next start counts anew what a repair has not come to count.
     assert state.one("select value from meta where key='is_clean'") == 0
