@@ -38,8 +38,12 @@ async def send_events(exchange: Exchange, call: Callable[..., Awaitable[Any]]) -
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lines.flush_old)
-            await call(emit=lines.emit)
-            nursery.cancel_scope.cancel()
+            try:
+                await call(emit=lines.emit)
+            finally:
+                # Not while it sends: what is cancelled then is lost, or half of a chunk.
+                async with lines.sending:
+                    nursery.cancel_scope.cancel()
     except Exception:
         await lines.flush()
         raise
@@ -50,7 +54,7 @@ class _Lines:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._buffer = bytearray()
-        self._sending = trio.Lock()
+        self.sending = trio.Lock()
         self._filled = trio.Event()
 
     async def emit(self, event: Struct, /) -> None:
@@ -72,7 +76,7 @@ class _Lines:
                 return
 
     async def flush(self) -> None:
-        async with self._sending:
+        async with self.sending:
             if not self._buffer:
                 return
             data, self._buffer = bytes(self._buffer), bytearray()
