@@ -67,8 +67,9 @@ def _rows(fs: FileSystem) -> list[str]:
         if links[ino] > 1 and stat.S_ISDIR(mode):
             wrong.append(f"directory {ino} has {links[ino]} names")
     wrong += [
-        f"xattr of inode {row[0]}, which is not there"
-        for row in database.all("select ino from xattr where ino not in (select ino from inode)")
+        f"{table} of inode {row[0]}, which is not there"
+        for table in ("xattr", "link")
+        for row in database.all(f"select ino from {table} where ino not in (select ino from inode)")
     ]
     return wrong
 

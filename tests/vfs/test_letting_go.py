@@ -122,3 +122,45 @@ async def test_bytes_without_a_name_are_not_cut_from_under_their_row(fs: FileSys
         back = await fs.read(f"file{size}")
         assert len(back) == len(LARGE)
         assert back[:100] + back[113:] == LARGE[:100] + LARGE[113:]
+
+
+async def test_the_last_of_several_names_goes_with_its_file(fs: FileSystem) -> None:
+    """No row of a file that is gone is left, and no check calls that wrong."""
+    await fs.write("file", b"bytes")
+    await fs.link("file", "again")
+    await fs.unlink("file")
+    await fs.unlink("again")
+    fs.tick()
+    invariants.check(fs, at_rest=True)
+    await fs.stop()
+    assert examine(fs.path).exit_code == CLEAN
+
+
+async def test_the_last_of_several_names_goes_with_its_history(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fs.write("file", b"bytes")
+    await fs.link("file", "again")
+    next_epoch(fs.writer, fs.storage.log.seq)
+    await fs.unlink("file")
+    await fs.unlink("again")
+    next_epoch(fs.writer, fs.storage.log.seq)
+    await fs.storage.flusher.flush()
+    fs.tick()
+    retention = Retention(fs.writer, Limits(0, 0, 0))
+    monkeypatch.setattr(retention, "is_low", lambda: False)
+    while retention.prune():
+        pass
+    assert fs.storage.database.one("select count(*) from inode where gone is not null")[0] == 0
+    invariants.check(fs)
+
+
+async def test_the_last_of_several_names_goes_at_the_start_after_a_kill(fs: FileSystem) -> None:
+    file = await fs.open_file("file", os.O_RDWR | os.O_CREAT)
+    await file.write(0, b"bytes")
+    await fs.link("file", "again")
+    await fs.unlink("file")
+    await fs.unlink("again")
+    await fs.kill()
+    assert fs.storage.database.one("select count(*) from inode where gone is not null")[0] == 0
+    invariants.check(fs)
