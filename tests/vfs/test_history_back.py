@@ -414,6 +414,22 @@ async def test_an_untracked_directory_has_no_past(fs: HistorySystem) -> None:
         await fs.answer.rollback("/mfs/cache/a2", str(number))
 
 
+async def test_a_mount_that_was_untracked_as_a_whole_is_tracked_again(fs: HistorySystem) -> None:
+    await fs.write("file", b"one")
+    await fs.answer.track("/mfs", False)
+    await fs.write("file", b"two")
+    await fs.mkdir("d")
+    with pytest.raises(InvalidArgument, match="/mfs/d lies in /mfs, which is not tracked"):
+        await fs.answer.track("/mfs/d", True)
+    assert (await fs.answer.track("/mfs", True)).is_tracked
+    assert [(each.path, each.is_tracked) for each in await fs.answer.tracked()] == [("/mfs", True)]
+    await fs.write("file", b"three")
+    number = await fs.history.end_epoch()
+    await fs.write("file", b"four")
+    await fs.answer.rollback("/mfs/file", str(number))
+    assert await fs.read("file") == b"three"
+
+
 async def test_a_checkpoint_loses_a_directory_only_where_that_is_asked_for(
     fs: HistorySystem,
 ) -> None:

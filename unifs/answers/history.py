@@ -272,7 +272,8 @@ class HistoryAnswer:
             raise NotFound(f"{path} does not exist")
         if not stat.S_ISDIR(inode.attributes.st_mode):
             raise NotADirectory(f"{path} is not a directory: what is tracked are directories")
-        await self._check_tracked(volume, names[:-1], path)
+        if names:
+            await self._check_tracked(volume, names[:-1], path)
         if not is_tracked and not is_sure:
             await self._history.check_checkpoints(inode.ino, path)
         await self._history.set_tracked(inode.ino, is_tracked)
