@@ -293,13 +293,17 @@ def test_users_whose_kernel_allows_too_few_requests(
     assert "mount -t fusectl" in finding.remedy
 
 
-def test_the_state_directory_full_or_closed(
+def test_the_state_directory_full_closed_or_somebody_elses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert doctor.state_disk(tmp_path / "not" / "yet").is_ok
     (tmp_path / "file").touch()
     closed = doctor.state_disk(tmp_path / "file" / "state")
     assert (closed.is_needed, "cannot be written" in closed.message) == (True, True)
+    foreign = doctor.state_disk(tmp_path)
+    assert (foreign.is_needed, "'file' is in it" in foreign.message) == (True, True)
+    (tmp_path / "file").unlink()
+    assert doctor.state_disk(tmp_path).is_ok
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     full = doctor.state_disk(tmp_path)
     assert (full.is_ok, "0.0 GiB free" in full.message) == (False, True)

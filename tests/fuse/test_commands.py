@@ -116,6 +116,24 @@ def test_a_state_directory_that_cannot_be_made(commands: Commands) -> None:
     assert "cannot be made" in said
 
 
+def test_a_directory_with_files_of_others_is_no_state_directory(commands: Commands) -> None:
+    commands.state.mkdir(mode=0o755)
+    (commands.state / "data").mkdir()
+    (commands.state / "notes").write_text("mine")
+    before = commands.state.stat()
+    code, said = commands.mount()
+    assert code == 2
+    assert f"{commands.state} is no state directory of unifs and not empty ('data' is in it)" in said
+    assert sorted(os.listdir(commands.state)) == ["data", "notes"]
+    assert commands.state.stat() == before
+    # The state is opened there also where no log is begun.
+    code, said = commands.run(
+        "mount", "--foreground", commands.mount_point, "--state", commands.state
+    )
+    assert (code, "is no state directory" in said) == (2, True)
+    assert commands.state.stat() == before
+
+
 def test_a_symlink_to_a_directory_is_followed(commands: Commands, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(commands.mount_point)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 from contextlib import closing
 from functools import partial
@@ -16,11 +17,19 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.vfs.harness import FileSystem
 from tests.vfs.invariants import check
-from unifs.errors import Corrupt, NoSpace, StateInUse, StateNewer, StateUnusable, UnifsError
+from unifs.errors import (
+    Corrupt,
+    InvalidArgument,
+    NoSpace,
+    StateInUse,
+    StateNewer,
+    StateUnusable,
+    UnifsError,
+)
 from unifs.state import database as database_module
 from unifs.state import queries, schema
 from unifs.state.database import Database
-from unifs.state.directory import RESERVE_BYTES, StateDirectory
+from unifs.state.directory import RESERVE_BYTES, StateDirectory, refuse_foreign
 from unifs.state.queries import Reader
 from unifs.vfs.storage import Storage
 
@@ -154,6 +163,37 @@ def test_what_cannot_be_a_state_directory(tmp_path: Path) -> None:
         StateDirectory(tmp_path / "state")
     (tmp_path / "state" / "segments").unlink()
     StateDirectory(tmp_path / "state").close()
+
+
+@pytest.mark.parametrize(
+    ("names", "foreign"),
+    [
+        ([], ""),
+        (["lost+found", "unifs.toml", "credentials.json", "unifs.log"], ""),
+        (["lock", "data", "cache", "reserve"], ""),
+        (["tree.db", "anything"], ""),
+        (["data"], "data"),
+        (["cache", "lost+found"], "cache"),
+        (["lock", "notes"], "notes"),
+        ([".bashrc"], ".bashrc"),
+    ],
+)
+def test_files_of_others_are_no_state_directory(
+    tmp_path: Path, names: list[str], foreign: str
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    if not foreign:
+        refuse_foreign(tmp_path)
+        return
+    with pytest.raises(InvalidArgument, match=rf"not empty \('{re.escape(foreign)}' is in it\)"):
+        refuse_foreign(tmp_path)
+
+
+def test_a_claim_makes_it_one(tmp_path: Path) -> None:
+    StateDirectory(tmp_path).close()
+    (tmp_path / "notes").touch()
+    refuse_foreign(tmp_path)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from unifs.driver import fusectl, loop
 from unifs.driver.mountinfo import mount_above
+from unifs.errors import InvalidArgument
+from unifs.state.directory import refuse_foreign
 
 if TYPE_CHECKING:
     from unifs.config import Settings
@@ -240,6 +242,11 @@ def state_disk(state: Path) -> Finding:
     if not place.is_dir() or not os.access(place, os.R_OK | os.W_OK | os.X_OK):
         message = f"{place} cannot be written"
         return Finding(name, False, message, "give another --state", is_needed=True)
+    if place == state:
+        try:
+            refuse_foreign(state)
+        except InvalidArgument as error:
+            return Finding(name, False, str(error), "give another --state", is_needed=True)
     free = shutil.disk_usage(place).free
     message = f"{free / (1 << 30):.1f} GiB free for {state}"
     if free < FREE_BYTES_LOW:

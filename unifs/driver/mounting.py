@@ -34,7 +34,7 @@ from unifs.errors import (
     UnifsError,
     from_os_error,
 )
-from unifs.state.directory import holder
+from unifs.state.directory import holder, refuse_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,6 +143,7 @@ def _make_state_directory(state: Path) -> None:
     except OSError as error:
         reason = error.strerror
         raise StateUnusable(f"the state directory {state} cannot be made: {reason}") from error
+    refuse_foreign(state)
 
 
 def _wait_while_closing(state: Path) -> None:

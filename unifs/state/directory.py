@@ -12,7 +12,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from unifs.errors import NoSpace, StateInUse, StateUnusable
+from unifs.errors import InvalidArgument, NoSpace, StateInUse, StateUnusable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +23,10 @@ RESERVE_BYTES = 8 << 20
 FULL_BYTES = 256 << 10
 
 FOLDERS = ("segments", "data", "cache", "lost+found", "nodes")
+
+#: What may be in a state directory before unifs is: a disk's own folder, and what its user puts
+#: there (as may files of settings, *.toml). A log is begun before the state is opened.
+FIRST = {"lost+found", "credentials.json", "unifs.log"}
 
 
 def boot_id() -> str:
@@ -141,6 +145,35 @@ class StateDirectory:
     def close(self) -> None:
         """Unlock. The database must be closed."""
         os.close(self._lock)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Return if the directory is a state directory or may become one. Changes nothing.
+
+    InvalidArgument where it holds something else: unifs makes its directory private, and deletes
+    what it does not know in folders whose names anybody may use (``data``, ``cache``).
+    """
+    try:
+        names = set(os.listdir(path))
+    except OSError as error:
+        raise _unusable(path, error) from error
+    if "tree.db" in names or _has_claim(path / "lock"):
+        return
+    # A start that found no room for its claim has got so far.
+    known = FIRST | {"lock", "reserve", *FOLDERS} if "lock" in names else FIRST
+    foreign = sorted(name for name in names - known if not name.endswith(".toml"))
+    if foreign:
+        raise InvalidArgument(
+            f"{path} is no state directory of unifs and not empty ({foreign[0]!r} is in it):"
+            " give one of its own"
+        )
+
+
+def _has_claim(lock: Path) -> bool:
+    try:
+        return _holder(lock.read_bytes()) is not None
+    except OSError:
+        return False
 
 
 def holder(path: Path) -> int | None:
