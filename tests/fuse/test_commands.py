@@ -123,7 +123,7 @@ def test_a_directory_with_files_of_others_is_no_state_directory(commands: Comman
     before = commands.state.stat()
     code, said = commands.mount()
     assert code == 2
-    assert f"{commands.state} is no state directory of unifs and not empty ('data' is in it)" in said
+    assert "is no state directory of unifs and not empty ('data' is in it)" in said
     assert sorted(os.listdir(commands.state)) == ["data", "notes"]
     assert commands.state.stat() == before
     # The state is opened there also where no log is begun.
