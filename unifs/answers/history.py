@@ -107,8 +107,7 @@ class HistoryAnswer:
             return version
         mode, uid, gid, _, size, _, mtime_ns, _, _ = ATTRIBUTES.unpack(form.attributes)
         cid = cid_at(self._history.writer.storage, form)
-        version.kind = _kind(form)
-        version.size_bytes = size
+        version.kind, version.size_bytes = _kind(form), size
         version.mode = f"{stat.S_IMODE(mode):04o}"
         version.uid, version.gid, version.mtime_s = uid, gid, mtime_ns / 1e9
         version.cid = None if cid is None else str(cid)
