@@ -10,7 +10,7 @@ import pytest
 from tests.turns import turns_during
 from unifs import config
 from unifs.daemon import Daemon
-from unifs.errors import Busy, CrossMount, Exists, InvalidArgument, NotFound
+from unifs.errors import Busy, CrossMount, Exists, InvalidArgument, NotADirectory, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -84,6 +84,24 @@ async def test_what_is_in_the_way_is_named(daemon: Daemon) -> None:
         await daemon.files.copy("/local/h/note", "/mfs/note")
     with pytest.raises(InvalidArgument, match=r"^/mfs/a/b lies in /mfs/a"):
         await daemon.files.move("/mfs/a", "/mfs/a/b")
+
+
+async def test_the_part_of_a_path_that_is_missing_is_named(daemon: Daemon) -> None:
+    await daemon.files.copy("/local/h/note", "/mfs/note")
+    with pytest.raises(NotFound, match=r"^/mfs/a does not exist"):
+        await daemon.files.mkdir("/mfs/a/b/c", parents=False)
+    with pytest.raises(NotFound, match=r"^/nowhere does not exist"):
+        await daemon.files.copy("/mfs/note", "/nowhere/note")
+    with pytest.raises(NotADirectory, match=r"^/mfs/note/a/b: /mfs/note is not a directory"):
+        await daemon.files.stat("/mfs/note/a/b")
+
+
+async def test_where_a_copy_and_what_moved_is_told(daemon: Daemon) -> None:
+    await daemon.files.mkdir("/mfs/d", parents=False)
+    assert await daemon.files.copy("/local/h/note", "/mfs/d") == "/mfs/d/note"
+    assert await daemon.files.copy("/local/h/note", "/mfs/other") == "/mfs/other"
+    assert await daemon.files.move("/mfs/other", "/mfs/d/") == "/mfs/d/other"
+    assert await daemon.files.move("/mfs/d/other", "/mfs/new") == "/mfs/new"
 
 
 async def test_a_file_of_the_host_is_told_of(daemon: Daemon) -> None:

@@ -78,15 +78,17 @@ class MemoryFiles:
             raise Exists(f"{path} exists")
         self.tree[path] = None
 
-    async def copy(self, source: str, destination: str) -> None:
+    async def copy(self, source: str, destination: str) -> str:
         self._kind(source)
         if destination in self.tree:
             raise Exists(f"{destination} exists")
         self.tree[destination] = self.tree[source]
+        return destination
 
-    async def move(self, source: str, destination: str) -> None:
-        await self.copy(source, destination)
+    async def move(self, source: str, destination: str) -> str:
+        made = await self.copy(source, destination)
         del self.tree[source]
+        return made
 
     async def remove(self, path: str, recursive: bool) -> None:
         self._kind(path)

@@ -105,9 +105,9 @@ class FilesAnswer:
         except Exists:
             raise Exists(f"{path} exists") from None
 
-    async def move(self, source: str, destination: str) -> None:
-        """Rename; into ``destination`` where that is a directory."""
-        await self._paths.move(source, destination)
+    async def move(self, source: str, destination: str) -> str:
+        """Rename; into ``destination`` where that is a directory. The new path."""
+        return await self._paths.move(source, destination)
 
     async def remove(self, path: str, recursive: bool) -> None:
         """NotEmpty for a directory with names in it and not ``recursive``.
@@ -153,11 +153,11 @@ class FilesAnswer:
                 if stack:
                     await self._paths.remove(directory)
 
-    async def copy(self, source: str, destination: str) -> None:
+    async def copy(self, source: str, destination: str) -> str:
         """Copy a file or directory; what has a CID and is here is linked into /mfs instead.
 
         Of large files, bytes of this machine that nobody writes are named twice, not copied. Exists
-        if the destination is taken by something that is no directory.
+        if the destination is taken by something that is no directory. The path of the copy.
         """
         paths = self._paths
         destination = await paths.into(source, destination)
@@ -166,6 +166,7 @@ class FilesAnswer:
                 await held._copy(source, destination)
         except Exists:
             raise Exists(f"{destination} exists") from None
+        return destination
 
     async def _copy(self, source: str, destination: str) -> None:
         paths = self._paths

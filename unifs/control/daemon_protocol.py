@@ -231,11 +231,16 @@ class Files(Protocol):
         """Exists if it is there and not ``parents``."""
         ...
 
-    async def copy(self, source: str, destination: str) -> None:
-        """Copy a file or directory; from /ipfs by linking, whatever its size. Exists if taken."""
+    async def copy(self, source: str, destination: str) -> str:
+        """Copy a file or directory; from /ipfs by linking, whatever its size. Exists if taken.
+
+        The path of the copy: in ``destination`` where that is a directory.
+        """
         ...
 
-    async def move(self, source: str, destination: str) -> None: ...
+    async def move(self, source: str, destination: str) -> str:
+        """Rename; the new path: in ``destination`` where that is a directory."""
+        ...
 
     async def remove(self, path: str, recursive: bool) -> None:
         """NotEmpty for a directory with names in it and not ``recursive``."""

@@ -63,6 +63,11 @@ def copied_mode(mode: int) -> int:
     return mode & 0o755 | (0o700 if stat.S_ISDIR(mode) else 0o600)
 
 
+def _text(names: Sequence[bytes]) -> str:
+    """The absolute path that these names make."""
+    return "/" + "/".join(map(os.fsdecode, names))
+
+
 @contextmanager
 def naming(path: str, volume: Volume) -> Iterator[None]:
     """What a volume refuses because it is read-only is refused by the path, with the reason."""
@@ -139,11 +144,11 @@ class Paths:
         current, start = self._nearest(names)
         for depth, name in enumerate(names[start:], start + 1):
             if not stat.S_ISDIR(current.attributes.st_mode):
-                raise NotADirectory(f"{path}: a part of it is not a directory")
+                raise NotADirectory(f"{path}: {_text(names[: depth - 1])} is not a directory")
             try:
                 current = await complete(self._step, current, name)
             except (NotFound, FileNotFoundError):  # A host's directory answers with the latter.
-                raise NotFound(f"{path} does not exist") from None
+                raise NotFound(f"{_text(names[:depth])} does not exist") from None
             self._hold(names[:depth], current)
         return current
 
@@ -225,7 +230,7 @@ class Paths:
         """Make a directory; with ``parents`` also those above, and one that exists is fine."""
         names = self.split(path)
         for depth in range(1 if parents else len(names), len(names) + 1):
-            part = "/" + "/".join(os.fsdecode(name) for name in names[:depth])
+            part = _text(names[:depth])
             if parents and await self._is_directory(part, depth == len(names)):
                 continue
             above, name = await self.parent_of(part)
@@ -260,8 +265,8 @@ class Paths:
         self._invalidator.entry(above.ino, name)
         self._invalidate(above)
 
-    async def move(self, source: str, target: str) -> None:
-        """Rename; into ``target`` if that is a directory. CrossMount between mounts."""
+    async def move(self, source: str, target: str) -> str:
+        """Rename; into ``target`` if that is a directory. CrossMount between mounts. The new path."""
         self.check_apart(source, target)
         target = await self.into(source, target)
         self.check_apart(source, target)
@@ -276,6 +281,7 @@ class Paths:
         self._invalidator.entry(below.ino, new_name)
         self._invalidate(above)
         self._invalidate(below)
+        return target
 
     def check_apart(self, source: str, target: str) -> None:
         """InvalidArgument where ``target`` lies in ``source``, however the two are spelt."""

@@ -63,7 +63,7 @@ class Vfs:
         if len(name) > NAME_MAX_BYTES:
             raise NameTooLong
         if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
-            raise InvalidArgument("that cannot be a name")
+            raise InvalidArgument(f"{os.fsdecode(name)!r} cannot be a name")
 
     def to_change(self, ino: int) -> Inode:
         """The inode, where something is to be changed in or of it; ReadOnly where nothing may."""

@@ -52,8 +52,7 @@ async def copy(daemon: Daemon, source: TreePath, destination: Destination) -> Do
     Into the destination where that is a directory; nothing that is there is replaced. From /ipfs
     to /mfs it links: it takes the same time whatever the size, where `cp` would move every byte.
     """
-    await daemon.files.copy(source, destination)
-    return Done(path=destination)
+    return Done(path=await daemon.files.copy(source, destination))
 
 
 @operation("files.mv", mutates=True)
@@ -62,8 +61,7 @@ async def move(daemon: Daemon, source: TreePath, destination: Destination) -> Do
 
     Into the destination where that is a directory; a file there is replaced.
     """
-    await daemon.files.move(source, destination)
-    return Done(path=destination)
+    return Done(path=await daemon.files.move(source, destination))
 
 
 @operation("files.rm", mutates=True)
