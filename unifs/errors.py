@@ -292,6 +292,13 @@ class ArchiveCorrupt(Corrupt):
     hint = "make or fetch the archive again; what is stored here is not what is damaged"
 
 
+class Inconsistent(Corrupt):
+    """Rows, records and contents do not agree."""
+
+    code = "INCONSISTENT"
+    hint = "unmount the tree, then `unifs fsck --repair` mends it"
+
+
 class DiskFailed(UnifsError):
     """The disk refused a read or a write."""
 

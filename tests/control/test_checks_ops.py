@@ -21,7 +21,8 @@ async def test_fsck_says_what_is_wrong_and_ends_with_damage(shell: Shell) -> Non
     assert code == 6
     assert b"LINK_COUNT" in out
     assert b"/mfs/a has 1 names and says 9" in out
-    assert "unifs fsck --repair" in err
+    assert "1 thing is wrong" in err
+    assert "unmount the tree, then `unifs fsck --repair`" in err
 
 
 async def test_the_journal_is_proven(shell: Shell) -> None:
@@ -29,7 +30,8 @@ async def test_the_journal_is_proven(shell: Shell) -> None:
     assert (checked["directories"], checked["records"]) == (1, 3)
     shell.world.checks.wrong = [WRONG]
     code, _, err = await shell.run("ctl", "journal", "verify")
-    assert (code, "1 things do not agree" in err) == (6, True)
+    assert (code, "1 thing does not agree" in err) == (6, True)
+    assert "unmount the tree, then `unifs fsck --repair`" in err
 
 
 async def test_verify_names_damage_and_can_go_on(shell: Shell) -> None:

@@ -9,7 +9,7 @@ from unifs.control.checks_protocol import Checked, FileDamage, Verified, Verifyi
 from unifs.control.daemon_protocol import Daemon
 from unifs.control.ops.progress import INTERVAL_S
 from unifs.control.registry import Emit, Param, operation
-from unifs.errors import Corrupt
+from unifs.errors import Corrupt, Inconsistent
 
 MaybePath = Annotated[
     str | None, Param("only at and below this path of the tree", place="tree", argument=True)
@@ -24,15 +24,16 @@ async def fsck(
 ) -> None:
     """Check rows, records and contents while the tree is mounted; nothing is changed.
 
-    Ends with CORRUPT (6) where anything is wrong: unmount, then `unifs fsck --repair`, which also
-    checks what can only be known of a tree at rest.
+    Ends with INCONSISTENT (6) where anything is wrong: unmount, then `unifs fsck --repair`, which
+    also checks what can only be known of a tree at rest.
     """
     found, checked = await daemon.checks.fsck(verify)
     for wrong in found:
         await emit(wrong)
     await emit(checked)
     if found:
-        raise Corrupt(f"{len(found)} things are wrong; `unifs fsck --repair` mends them offline")
+        are = "thing is" if len(found) == 1 else "things are"
+        raise Inconsistent(f"{len(found)} {are} wrong")
 
 
 @operation("verify")

@@ -15,7 +15,7 @@ from unifs.control.daemon_protocol import (
 )
 from unifs.control.history_protocol import EpochInfo, Tracked
 from unifs.control.registry import Emit, Param, operation
-from unifs.errors import Corrupt
+from unifs.errors import Inconsistent
 
 MaybePath = Annotated[
     str | None, Param("only at and below this path of the tree", place="tree", argument=True)
@@ -148,14 +148,15 @@ async def verify(daemon: Daemon, emit: Emit[Wrong | Checked]) -> None:
     """Prove that journal, tree, contents and CIDs agree.
 
     Rows and records are compared with each other, contents with their hashes, and the blocks of
-    every directory of /mfs with its rows. Ends with CORRUPT (6) where they do not agree.
+    every directory of /mfs with its rows. Ends with INCONSISTENT (6) where they do not agree.
     """
     found, checked = await daemon.checks.agree()
     for wrong in found:
         await emit(wrong)
     await emit(checked)
     if found:
-        raise Corrupt(f"{len(found)} things do not agree")
+        do = "thing does" if len(found) == 1 else "things do"
+        raise Inconsistent(f"{len(found)} {do} not agree")
 
 
 @operation("journal.receipts")
