@@ -246,9 +246,7 @@ class NotAvailableOffline(Unreachable):
     """The content is not on this machine."""
 
     code, is_transient = "NOT_AVAILABLE_OFFLINE", False
-    hint = (
-        "import it (`unifs ctl dag import FILE.car`); fetching from the network is not configured"
-    )
+    hint = "import it (`unifs ctl dag import FILE.car`): no network to fetch from is configured"
 
 
 class DeadlineExceeded(UnifsError):

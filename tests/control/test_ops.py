@@ -55,6 +55,20 @@ async def test_a_file_goes_in_and_comes_out_the_same(shell: Shell, tmp_path: Pat
     assert await shell.text("ctl", "stat", cid, "--field", "size_bytes") == "12\n"
 
 
+async def test_stat_tells_the_cid_of_other_profiles(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(os.urandom(2_000_000))
+    (tmp_path / "d").mkdir()
+    cid = await add(shell, "a")
+    assert (await shell.json("ctl", "stat", cid))[0]["as_cid"] is None
+    for profile in ("unixfs-v1-2025", "unixfs-v0-2015", "kubo-v1"):
+        (found,) = await shell.json("ctl", "stat", cid, "--as", profile)
+        assert found["as_cid"] == await add(shell, "a", "--only-hash", "--profile", profile)
+        assert (found["cid"], found["as_cid"] == cid) == (cid, profile == "unixfs-v1-2025")
+        code, _, err = await shell.run("ctl", "stat", await add(shell, "d"), "--as", profile)
+        assert (code, f"`unifs ctl add --only-hash --profile {profile} DIR" in err) == (7, True)
+    assert (await shell.run("ctl", "stat", cid, "--as", "v7"))[0] == 2
+
+
 async def test_only_hash_stores_nothing(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(HELLO)
     cid = await add(shell, "a", "--only-hash")

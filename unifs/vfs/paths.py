@@ -266,7 +266,7 @@ class Paths:
         self._invalidate(above)
 
     async def move(self, source: str, target: str) -> str:
-        """Rename; into ``target`` if that is a directory. CrossMount between mounts. The new path."""
+        """Rename; into ``target`` if that is a directory. The new path. CrossMount."""
         self.check_apart(source, target)
         target = await self.into(source, target)
         self.check_apart(source, target)

@@ -10,7 +10,7 @@ from unifs.control.ops.node_path import NodePath, node_path
 from unifs.control.ops.progress import telling
 from unifs.control.ops.source import host_path
 from unifs.control.registry import Download, Emit, Param, Upload, operation
-from unifs.errors import InvalidArgument, IsADirectory
+from unifs.errors import InvalidArgument, IsADirectory, Unsupported
 
 if TYPE_CHECKING:
     from unifs.ipfs.unixfs.reader import UnixfsStat
@@ -57,7 +57,9 @@ class Link(Answer):
 
 
 class ObjectStat(Answer):
-    """One object. ``layout`` is its root block: file, raw, directory, hamt or symlink."""
+    """One object. ``layout`` is its root block: file, raw, directory, hamt or symlink. ``as_cid``
+    is the CID that its bytes have in the profile that was asked for.
+    """
 
     cid: str
     kind: str
@@ -68,6 +70,7 @@ class ObjectStat(Answer):
     target: str | None
     mode: str | None
     mtime_s: float | None
+    as_cid: str | None
 
 
 @operation("id")
@@ -206,9 +209,20 @@ async def ls(daemon: Daemon, emit: Emit[Link], path: NodePath) -> None:
 
 
 @operation("stat")
-async def stat(daemon: Daemon, path: NodePath) -> ObjectStat:
-    """Tell the CID, kind and size of what is at a path."""
-    found = await daemon.node.stat(await node_path(daemon, path))
+async def stat(
+    daemon: Daemon,
+    path: NodePath,
+    as_profile: Annotated[
+        ProfileName | None, Param("what CID a file's bytes have in this profile", short="--as")
+    ] = None,
+) -> ObjectStat:
+    """Tell the CID, kind and size of what is at a path.
+
+    `--as unixfs-v0-2015` reads the file and computes the CID that `ipfs add` would give it;
+    `--as kubo-v1` that of `ipfs add --cid-version=1`.
+    """
+    content = await node_path(daemon, path)
+    found = await daemon.node.stat(content)
     node = found.node
     return ObjectStat(
         cid=str(found.cid),
@@ -220,7 +234,22 @@ async def stat(daemon: Daemon, path: NodePath) -> ObjectStat:
         target=None if node.target is None else _text(node.target),
         mode=None if node.mode is None else f"{node.mode:04o}",
         mtime_s=None if node.mtime_ns is None else node.mtime_ns / 1e9,
+        as_cid=None if as_profile is None else await _as(daemon, content, node, as_profile),
     )
+
+
+async def _as(daemon: Daemon, path: str, node: "UnixfsStat", profile: ProfileName) -> str:
+    """The CID that a file's bytes have in another profile; nothing is stored."""
+    from unifs.ipfs.node import AddOptions, StreamSource
+    from unifs.ipfs.unixfs.profiles import PROFILES
+
+    if _kind(node) != "file":
+        raise Unsupported(
+            f"{path} is a {_kind(node)}, and only files have CIDs of other profiles here;"
+            f" `unifs ctl add --only-hash --profile {profile} DIRECTORY` reads a directory"
+        )
+    options = AddOptions(profile=PROFILES[profile], only_hash=True)
+    return str((await daemon.node.add(StreamSource(daemon.node.cat(path)), options)).cid)
 
 
 def _kind(node: "UnixfsStat") -> str:
