@@ -132,7 +132,8 @@ def test_uninstalling_stops_and_removes(home: Path, systemctl: Path) -> None:
 
 def test_without_systemd_the_unit_is_written_and_the_command_named(home: Path) -> None:
     told = units.install(unit(), is_now=False)
-    assert "`systemctl --user enable unifs-srv-ipfs.service`" in told[1]
+    enabling = "`systemctl --user enable unifs-srv-ipfs.service` lets it start where it does"
+    assert told[1] == f"systemd does not run here: {enabling}"
     assert units.uninstall("/srv/ipfs", is_system=False)
     with pytest.raises(Unsupported, match="systemd does not run here"):
         units.install(unit(), is_now=True)

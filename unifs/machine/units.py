@@ -125,7 +125,8 @@ def install(unit: Unit, is_now: bool) -> list[str]:
     told = [f"wrote {unit.path}"]
     scope = "" if unit.is_system else " --user"
     if not is_booted:
-        return [*told, f"systemd does not run here: `systemctl{scope} enable {unit.name}` where it"]
+        enabling = f"`systemctl{scope} enable {unit.name}` lets it start where it does"
+        return [*told, f"systemd does not run here: {enabling}"]
     _systemctl(unit.is_system, "daemon-reload")
     _systemctl(unit.is_system, "enable", unit.name)
     if is_now:
