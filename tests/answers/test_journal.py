@@ -72,3 +72,10 @@ async def test_a_change_of_what_is_gone_has_the_path_that_it_had(tmp_path: Path)
         assert ("create", "/mfs/d") in told
         unknown = [each.operation for each in listed if each.path.startswith("inode ")]
         assert unknown == ["create"], "of d/a: its directory is gone too"
+
+
+async def test_a_change_of_the_root_is_one_of_the_mount(tmp_path: Path) -> None:
+    async with NodeSystem(tmp_path) as fs:
+        await fs.setattr("", mode=0o700)
+        listed = [each.path async for each in journal(fs).list(None, None, 10)]
+        assert listed == ["/mfs"]

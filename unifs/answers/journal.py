@@ -240,7 +240,8 @@ class JournalAnswer:
 
     def _path(self, record: Record) -> str:
         path = path_of(self._writer.tree, record)
-        return f"inode {record.ino}" if path is None else f"/mfs{os.fsdecode(path)}"
+        # The root's own path is a slash.
+        return f"inode {record.ino}" if path is None else f"/mfs{os.fsdecode(path)}".rstrip("/")
 
     async def sync(self, path: str | None, until: str, timeout_s: float | None) -> JournalStatus:
         """Commit, seal and build what is on its way; DeadlineExceeded after ``timeout_s``."""
