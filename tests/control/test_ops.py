@@ -272,6 +272,7 @@ async def test_what_is_wrong_is_named(shell: Shell, tmp_path: Path) -> None:
         (["add", "a", "-w", "--name", "b/c"], 2, "'b/c' cannot be a name"),
         (["add", "a", "-w", "--name", "é" * 200], 2, "longer than 255 bytes"),
         (["add", "a", "--no-pin", "--pin-name", "x"], 2, "nothing is to be pinned"),
+        (["dag", "import", "a", "--no-pin-roots", "--pin-name", "x"], 2, "nothing is to be pinned"),
         (["dag", "import", "a"], 6, "make or fetch the archive again"),
         (["dag", "import", "d"], 5, f"{tmp_path}/d: Is a directory"),
         (["get", cid, "-o", "none/a"], 4, "there is no directory none"),

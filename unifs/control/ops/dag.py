@@ -9,6 +9,7 @@ from unifs.control.ops.node_path import NodePath, node_path
 from unifs.control.ops.progress import telling
 from unifs.control.ops.source import host_path, pieces_of
 from unifs.control.registry import Download, Emit, Param, Upload, operation
+from unifs.errors import InvalidArgument
 
 
 class Imported(Answer, tag="imported", tag_field="event"):
@@ -37,6 +38,8 @@ async def import_(
 
     An archive that ends early or holds a wrong block is refused, and nothing of it is pinned.
     """
+    if pin_name is not None and not pin_roots:
+        raise InvalidArgument("a name for the pins is given, but nothing is to be pinned")
     total = upload.size_bytes
     pieces: AsyncIterable[bytes] = upload.chunks
     if path is not None:
