@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
@@ -53,6 +54,23 @@ async def test_a_file_goes_in_and_comes_out_the_same(shell: Shell, tmp_path: Pat
     assert await shell.text("ctl", "add", "hello.txt", "--field", "cid") == f"{cid}\n"
     assert await shell.text("ctl", "pins", "ls", "--field", "cid") == f"{cid}\n"
     assert await shell.text("ctl", "stat", cid, "--field", "size_bytes") == "12\n"
+
+
+def _opened() -> list[str]:
+    return [os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd")]
+
+
+async def test_an_archive_that_is_refused_is_closed_at_once(shell: Shell, tmp_path: Path) -> None:
+    """Closed by the event loop, later, a file of the mounted tree would freeze it for ever."""
+    (tmp_path / "a").write_bytes(b"a" * 3_000_000)
+    gc.disable()
+    try:
+        code, _, _ = await shell.run("ctl", "dag", "import", "a")
+        opened = _opened()
+    finally:
+        gc.enable()
+    assert code == 6
+    assert str(tmp_path / "a") not in opened
 
 
 async def test_stat_tells_the_cid_of_other_profiles(shell: Shell, tmp_path: Path) -> None:

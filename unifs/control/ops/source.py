@@ -7,7 +7,7 @@ the daemon: in a container, in another mount namespace.
 
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -61,8 +61,8 @@ def _checked(path: str, identity: str | None) -> HostPath:
     return HostPath(Path(path), found.st_size)
 
 
-async def pieces_of(path: Path) -> AsyncIterator[bytes]:
-    """A file's bytes, read in a thread."""
+async def pieces_of(path: Path) -> AsyncGenerator[bytes, None]:
+    """A file's bytes, read in a thread. Whoever does not read to the end closes it."""
     import trio  # only here: see ``progress``
 
     try:
