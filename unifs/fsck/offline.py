@@ -22,17 +22,21 @@ from unifs.fsck.checks import STAGES
 from unifs.fsck.columns import is_text_of
 from unifs.fsck.look import Check, Finding, Look
 from unifs.fsck.mending import Mending
-from unifs.journal.recovery import write_durably
-from unifs.state import schema
+from unifs.state import ahead, schema
 from unifs.state.database import Database
 from unifs.state.directory import StateDirectory
+from unifs.state.durable import write_durably
+from unifs.state.held import next_number
 from unifs.state.queries import VFS, Queries
+from unifs.state.replay import replay
 from unifs.vfs.storage import DEFAULT_PROFILE, Storage
 from unifs.vfs.unindexed import index_container
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from unifs.state.replay import Refused
 
 #: Exit codes, after the habit of e2fsck.
 CLEAN, REPAIRED, LEFT, FAILED = 0, 1, 4, 8
@@ -69,6 +73,7 @@ class Reader(Queries):
     """A connection to tree.db that leaves the write-ahead log as it is."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         has_log = path.with_name("tree.db-wal").exists()
         try:
             flags = apsw.SQLITE_OPEN_READWRITE
@@ -86,6 +91,20 @@ class Reader(Queries):
             raise StateNewer(
                 f"{path.parent} has format {version}, this unifs checks {schema.VERSION}"
             )
+
+    def refused(self, boot_id: str) -> list[Refused]:
+        """What of a killed daemon's notes the next start could not execute; nothing is executed."""
+        path = self.path.with_name("ahead")
+        batches = ahead.look(path, boot_id, next_number(self))
+        if not batches:
+            return []
+        execute = self._connection.execute
+        execute("begin immediate")
+        try:
+            return replay(execute, batches)
+        finally:
+            if not self._connection.get_autocommit():
+                execute("rollback")
 
     def close(self) -> None:
         """Without a checkpoint of what was there."""
@@ -122,6 +141,7 @@ def _look(path: Path, is_thorough: bool) -> Outcome:
                     outcome.is_partial = True
                     break
                 outcome.found += [each for check in stage for each in _run(check, look)]
+            outcome.found += _told(rows.refused(state.boot_id))
             outcome.left = outcome.found
             return outcome
         finally:
@@ -151,6 +171,10 @@ def due(look: Look, boot_id: str) -> tuple[list[list[Check]], bool]:
         for stage in STAGES
     ]
     return stages, not is_clean or is_other
+
+
+def _told(refused: Sequence[Refused]) -> list[Finding]:
+    return [Finding("NOTE_REFUSED", each.sentence) for each in refused]
 
 
 def _run(check: Check, look: Look) -> Iterator[Finding]:
@@ -200,12 +224,22 @@ class _Repair:
                 with closing(Look(database, self._path)) as look:
                     stages, _ = due(look, state.boot_id)
                     mending = Mending(look, database, state.lost_found)
+                    self._tell_refused(database, mending)
                     self._mend(stages, look, mending)
+                    if self._outcome.found:
+                        self._write_receipt()
                 return str(database.get_meta("profile", DEFAULT_PROFILE))
             finally:
                 database.close()
         finally:
             state.close()
+
+    def _tell_refused(self, database: Database, mending: Mending) -> None:
+        """What of a killed daemon's notes could not be executed when the database was opened."""
+        held = database.held
+        if held.refused:
+            self._outcome.found += _told(held.refused)
+            mending.kept.append(f"the changes that could not be made are in {held.receipt}")
 
     def _mend(self, stages: Sequence[Sequence[Check]], look: Look, mending: Mending) -> None:
         """Ask and mend, stage by stage, until nothing is found."""
