@@ -49,6 +49,11 @@ def a_number_of_held_changes_that_is_text(state: State) -> None:
     state.run("insert or replace into meta values('held','x')")
 
 
+@plant("META_MISSING")
+def no_profile(state: State) -> None:
+    state.run("delete from meta where key='profile'")
+
+
 @plant("META_NOTE")
 def directories_that_cannot_be_read(state: State) -> None:
     state.run("insert into meta values('local_directories','{')")
