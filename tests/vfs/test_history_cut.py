@@ -115,6 +115,33 @@ async def test_a_checkpoint_names_the_file_that_the_disk_does_not_take(
     assert await fs.seen(await fs.at("/.unifs/history/mfs/then"))
 
 
+@pytest.mark.parametrize("call", ["seal", "flush"])
+async def test_a_checkpoint_has_its_name_once_it_is_on_the_disk(
+    fs: HistorySystem, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """What fails after its epoch has ended leaves no checkpoint, and the name is free."""
+    await fs.write("large", LARGE)
+    number = fs.storage.tree.epoch
+    owner = fs.history if call == "seal" else fs.storage.flusher
+    real = getattr(owner, call)
+
+    async def failing_later(*args: Any) -> None:
+        if fs.storage.tree.epoch > number:
+            raise NoSpace
+        await real(*args)
+        if call == "seal":
+            # Somebody closes a file while the checkpoint is made.
+            await fs.write("later", LARGE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, call, failing_later)
+        with pytest.raises(NoSpace):
+            await fs.history.checkpoint("then")
+    assert fs.history.checkpoints() == []
+    await fs.history.checkpoint("then")
+    assert set(await fs.then("then")) == set(await fs.live())
+
+
 @pytest.mark.parametrize("kind", ["file", "directory"])
 async def test_undelete_never_touches_what_came_meanwhile(
     fs: HistorySystem, monkeypatch: pytest.MonkeyPatch, kind: str
