@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from unifs.errors import Corrupt, NotFound, StateNewer, from_os_error
+from unifs.errors import Corrupt, DiskFailed, NoSpace, NotFound, StateNewer, from_os_error
 from unifs.fsck.checks import STAGES
 from unifs.fsck.columns import is_text_of
 from unifs.fsck.look import Check, Finding, Look
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from unifs.errors import UnifsError
     from unifs.state.replay import Refused
 
 #: Exit codes, after the habit of e2fsck.
@@ -79,13 +80,13 @@ class Reader(Queries):
             flags = apsw.SQLITE_OPEN_READWRITE
             self._connection = apsw.Connection(str(path), flags=flags, vfs=VFS)
         except apsw.Error as error:
-            raise Corrupt(f"{path} is no sound database: {error}") from error
+            raise _named(path, error) from error
         try:
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(has_log))
             version = self._connection.pragma("user_version")
         except apsw.Error as error:
             self._connection.close(True)
-            raise Corrupt(f"{path} is no sound database: {error}") from error
+            raise _named(path, error) from error
         if version != schema.VERSION:
             self._connection.close()
             raise StateNewer(
@@ -111,6 +112,15 @@ class Reader(Queries):
         self._connection.close()
 
 
+def _named(path: Path, error: apsw.Error) -> UnifsError:
+    """What is told of a database that cannot be looked at."""
+    if isinstance(error, apsw.FullError):
+        return NoSpace(f"no space left for what a look at {path} has to write")
+    if isinstance(error, apsw.IOError | apsw.CantOpenError):
+        return DiskFailed(f"{path} cannot be read: {error}")
+    return Corrupt(f"{path} is no sound database: {error}")
+
+
 def examine(path: Path, repair: bool = False, is_thorough: bool = False) -> Outcome:
     """Check the state directory ``path``, and mend it where ``repair`` is asked for.
 
@@ -122,7 +132,7 @@ def examine(path: Path, repair: bool = False, is_thorough: bool = False) -> Outc
     try:
         return _Repair(path, is_thorough).run() if repair else _look(path, is_thorough)
     except apsw.Error as error:
-        raise Corrupt(f"{path}/tree.db cannot be read: {error}") from error
+        raise _named(path / "tree.db", error) from error
     except OSError as error:
         raise from_os_error(error) from error
 
@@ -197,6 +207,7 @@ class _Repair:
         profile = self._first()
         # Recovery, as at every start.
         storage = Storage(self._path, profile=profile)
+        is_done = False
         try:
             self._outcome.has_recovered = storage.receipt is not None
             # What a put indexes must not stand for sections before it that are not.
@@ -208,8 +219,10 @@ class _Repair:
                 mending = Mending(look, storage.database, storage.state.lost_found)
                 mending.storage = storage
                 self._mend(STAGES, look, mending)
+            is_done = True
         finally:
-            storage.close()
+            # Else the next start has to count references anew.
+            storage.close(is_done)
         self._outcome.left = _look(self._path, self._is_thorough).left
         if self._outcome.receipt:
             self._write_receipt()

@@ -376,7 +376,7 @@ class Database(Queries):
         os.close(self.wal)
         try:
             self._connection.close()
-        except apsw.IOError as error:
+        except (apsw.IOError, apsw.FullError) as error:
             # It is closed; the next start finds in the WAL what is not in the database yet.
             log.warning("the last checkpoint failed: error=%s", error)
 

@@ -194,20 +194,31 @@ class Storage:
                 self._note_end(is_clean)
             except NoSpace as error:
                 log.warning("recovery will run at the next start: the end is not noted: %s", error)
-        # Each of the two databases waits for the disk twice.
-        with ThreadPoolExecutor(1) as beside:
-            index = beside.submit(self.blocks.close)
-            self.contents.close()
-            self.nodes.close()
-            self.segments.close()
-            self.database.close()
         try:
-            index.result()
-        except NoSpace as error:
-            log.warning("the next start reads again where blocks lie: %s", error)
-        # What the log took is free now.
-        self.state.restore_reserve()
-        self.state.close()
+            # Each of the two databases waits for the disk twice.
+            with ThreadPoolExecutor(1) as beside:
+                index = beside.submit(self.blocks.close)
+                try:
+                    self._close_contents()
+                finally:
+                    self.database.close()
+            try:
+                index.result()
+            except NoSpace as error:
+                log.warning("the next start reads again where blocks lie: %s", error)
+            # What the log took is free now.
+            self.state.restore_reserve()
+        finally:
+            self.state.close()
+
+    def _close_contents(self) -> None:
+        self.contents.close()
+        for store in (self.nodes, self.segments):
+            try:
+                store.close()
+            except NoSpace as error:
+                folder = store.directory.name
+                log.warning("the next start reads what the last of %s has: %s", folder, error)
 
     def _note_end(self, is_clean: bool) -> None:
         batch = [
