@@ -55,7 +55,7 @@ from unifs.journal.containers import is_container_name
 from unifs.journal.content import CLOSED, COLUMN_BYTES, first_id, large_blob
 from unifs.journal.extents import ExtentMap
 from unifs.journal.log import Log, Op, unpack_rename
-from unifs.journal.redo import apply
+from unifs.journal.redo import apply, set_aside
 from unifs.journal.returning import Returning
 from unifs.journal.trust import Trust
 from unifs.state.durable import write_durably
@@ -185,7 +185,9 @@ class Recovery:
 
     def _recover(self) -> None:
         if self._receipt.is_other_boot:
-            self._receipt.carried_bytes = apply(self._database, self._state.data)
+            receipt, lost_found = self._receipt, self._state.lost_found
+            receipt.damaged += set_aside(self._database, lost_found, str(receipt.time_ns))
+            receipt.carried_bytes = apply(self._database, self._state.data)
             self._check_bytes()
         self._save_refused()
         self._directory_times()
