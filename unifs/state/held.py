@@ -126,7 +126,10 @@ class Held:
 
     def _take_back(self) -> None:
         """Undo the last batch. Those before it are acknowledged: they are done again."""
-        self._database.undo()
+        try:
+            self._database.undo()
+        except apsw.Error as error:
+            self._database.fail(f"a change could not be taken back: {error}")
         if self.batches:
             self._again()
 
