@@ -40,6 +40,7 @@ from unifs.config import MfsMount as MfsSettings
 from unifs.control.locate import source_of
 from unifs.control.ops import operations
 from unifs.control.server import serve
+from unifs.driver.earlysignals import EarlySignals
 from unifs.driver.notify import Notifications
 from unifs.driver.session import Session, SessionOptions
 from unifs.driver.waits import Deadlines
@@ -309,8 +310,8 @@ class Daemon:
                 self.metrics.counter(TASK_BUGS, name).value += 1
             await trio.sleep(TASK_PAUSE_S)
 
-    async def serve(self, ready: Callable[[], None]) -> None:
-        """Serve until unmounted."""
+    async def serve(self, ready: Callable[[], None], signals: EarlySignals) -> None:
+        """Serve until unmounted; not at all where ``signals`` has one by now."""
 
         def answered() -> None:
             self.has_answered = True
@@ -337,7 +338,8 @@ class Daemon:
                     await stack.enter_async_context(
                         serve(operations(), self, socket, link if link != socket else None)
                     )
-                    await self.session.serve(self.mount_point, answered)
+                    if not signals.number:
+                        await self.session.serve(self.mount_point, answered, signals.has_come)
                     self.sealer.is_stopping = True
                 nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
@@ -359,10 +361,21 @@ def run(settings: Settings, mount_point: str, ready: Callable[[], None]) -> int:
     ``ready`` is called once the tree answers. Failures before that are raised as UnifsError.
     """
     _leave_no_dump()
+    with EarlySignals() as signals:
+        has_answered = _run(settings, mount_point, ready, signals)
+    if not has_answered:
+        signals.pass_on()
+    return 0
+
+
+def _run(
+    settings: Settings, mount_point: str, ready: Callable[[], None], signals: EarlySignals
+) -> bool:
+    """Whether the tree was there to be used."""
     daemon = Daemon(settings, mount_point)
     is_clean = False
     try:
-        trio.run(daemon.serve, ready)
+        trio.run(daemon.serve, ready, signals)
         is_clean = True
     except BaseExceptionGroup as group:
         # Each part that was open has a nursery around the failure.
@@ -374,7 +387,7 @@ def run(settings: Settings, mount_point: str, ready: Callable[[], None]) -> int:
         raise failure from group
     finally:
         daemon.close(is_clean)
-    return 0
+    return daemon.has_answered
 
 
 def _leave_no_dump() -> None:

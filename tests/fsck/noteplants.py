@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.fsck.plants import plant
+from tests.vfs.harness import BOOT
+from unifs.state.ahead import Ahead
 
 if TYPE_CHECKING:
     from tests.fsck.world import State
@@ -45,6 +47,11 @@ def a_number_whose_type_is_a_text(state: State) -> None:
 @plant("META_VALUE")
 def a_number_of_held_changes_that_is_text(state: State) -> None:
     state.run("insert or replace into meta values('held','x')")
+
+
+@plant("META_MISSING")
+def no_profile(state: State) -> None:
+    state.run("delete from meta where key='profile'")
 
 
 @plant("META_NOTE")
@@ -115,3 +122,13 @@ def a_checkpoint_whose_name_is_no_text(state: State) -> None:
 @plant("THINNED_STALE")
 def a_thinned_epoch_that_is_to_come(state: State) -> None:
     state.run("insert into thinned values(77,0)")
+
+
+@plant("NOTE_REFUSED")
+def a_held_change_whose_number_is_taken(state: State) -> None:
+    number = (state.one("select value from meta where key='held'") or 0) + 1
+    notes = Ahead(state.path / "ahead", BOOT)
+    notes.begin(number)
+    place = (state.ino(""), state.dentry("solo"), b"new", state.ino("solo"), 1)
+    assert notes.note([("insert into dentry values(?,?,?,?,?)", place)])
+    notes.close()

@@ -76,15 +76,26 @@ class FullDisk:
         return self.write("again", 1 << 20) == 0
 
 
-@pytest.fixture
-def full(tmp_path: Path) -> Iterator[FullDisk]:
+def small_disk(base: Path, kind: str) -> list[str]:
+    """What mount(8) is told for it."""
+    if kind == "tmpfs":
+        return ["-t", "tmpfs", "-o", f"size={DISK_MIB}m,mode=0700", "tmpfs"]
+    image = base / "image"
+    with image.open("wb") as file:
+        file.truncate(DISK_MIB << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    return ["-o", "loop", str(image)]
+
+
+@pytest.fixture(params=["tmpfs"])
+def full(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FullDisk]:
     """Nothing is wrong with what is left of it after the test."""
     if os.geteuid() != 0:
         pytest.skip("only root mounts a small disk")
     made = FullDisk(tmp_path)
-    options = ["-t", "tmpfs", "-o", f"size={DISK_MIB}m,mode=0700", "tmpfs"]
+    options = small_disk(tmp_path, request.param)
     if subprocess.run(["mount", *options, made.disk], check=False, capture_output=True).returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
+        pytest.skip(f"a small {request.param} cannot be mounted here")
     try:
         made.server.start()
         yield made
@@ -161,3 +172,36 @@ def test_it_is_killed_on_a_full_disk_and_comes_up_on_it(full: FullDisk) -> None:
     full.server.start()
     full.check()
     until(full.is_writable, "there is room again")
+
+
+@pytest.mark.parametrize("full", ["tmpfs", "ext4"], indirect=True)
+def test_the_past_on_it(full: FullDisk) -> None:
+    """Each command succeeds or says so, nothing is half made, and later it succeeds."""
+    server = full.server
+    (full.root / "d").mkdir()
+    assert not full.write("d/old", 100_000)
+    assert server.ctl("checkpoint", "then")["name"] == "then"
+    (full.root / "d" / "old").unlink()
+    old = {"d/back": full.kept.pop("d/old")}
+    full.fill()
+    commands = {
+        "full": ("checkpoint", "full"),
+        "back": ("undelete", "/mfs/d/old", "--epoch", "then", "--to", "back"),
+        "roll": ("rollback", "/mfs/d", "--to", "then"),
+    }
+    outcomes = {what: server.ctl(*words).get("error_code", "") for what, words in commands.items()}
+    assert set(outcomes.values()) <= {"", "NO_SPACE"}, outcomes
+    full.check()
+    names = {each.name for each in (full.root / "d").iterdir()}
+    assert names <= {"old", "back"}
+    server.stop()
+    assert examine(full.disk, repair=True).left == []
+    server.start()
+    full.check()
+    full.remove(len(full.kept) // 2)
+    until(full.is_writable, "there is room again")
+    for what, words in commands.items():
+        told = server.ctl(*words).get("error_code", "")
+        assert told in (["EXISTS"] if not outcomes[what] else [""]) or what == "roll", told
+    assert (full.root / "d" / "old").read_bytes() == old["d/back"]
+    full.check()

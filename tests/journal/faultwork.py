@@ -378,10 +378,10 @@ async def prepare(path: Path) -> Work:
 
 
 async def recover_once(
-    path: Path, work: Work, kind: str, number: int, boot: str
+    path: Path, work: Work, kind: str, number: int, boot: str, *, is_lasting: bool = False
 ) -> tuple[str, str] | None:
     """Open what ``prepare`` left with one fault, then start without; the call that was refused."""
-    nth = Nth(kind, number, Disk(path))
+    nth = Nth(kind, number, Disk(path), is_lasting=is_lasting)
     with Seam(path, nth):
         nth.is_armed = True
         try:

@@ -305,6 +305,32 @@ async def test_nothing_follows_a_full_transaction_that_cannot_be_committed(fs: F
     check(fs)
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_change_that_cannot_be_taken_back_fails_the_journal(
+    fs: FileSystem, is_first: bool
+) -> None:
+    """It is told as what it is, and what was acknowledged before is there at the next start."""
+    if not is_first:
+        await fs.write("a", b"x")
+    database = fs.storage.database
+    execute = database.execute
+
+    def refusing(sql: str, bindings: Any = ()) -> Any:
+        if sql == "rollback" or " xattr " in sql:
+            raise apsw.IOError("disk I/O error")
+        return execute(sql, bindings)
+
+    database.execute = refusing  # type: ignore[assignment]
+    with pytest.raises(JournalFailed):
+        await fs.setxattr("first", b"user.a", b"1")
+    database.execute = execute
+    assert database.failed is not None
+    await fs.kill()
+    assert set(await fs.listdir()) == ({b"first"} if is_first else {b"first", b"a"})
+    assert await fs.listxattr("first") == []
+    check(fs)
+
+
 async def test_a_reserve_that_cannot_be_given_up_is_no_way_out(fs: FileSystem) -> None:
     await fs.write("a", b"x")
     held_of(fs).make_room = refuse  # type: ignore[assignment]

@@ -259,3 +259,58 @@ async def test_a_container_that_the_disk_refused_is_never_sealed(power: Cut) -> 
     assert rows(fs) == 1
     await power.cut()
     assert await fs.read("a") == b"carried" + LARGE[7:]
+
+
+async def damaged(fs: FileSystem, change: str) -> None:
+    """Rows change; the file that they are for has reached the disk."""
+    database = fs.storage.database
+    database.begin()
+    database.execute(change)
+    database.commit()
+    data = fs.path / "data"
+    for path in (*data.iterdir(), data):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    await fs.storage.flusher.flush()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update redo set offset=-7",
+        "update redo set offset='x'",
+        "update redo set bytes=cast(bytes as text)",
+        "update redo set bytes=cast(x'ff' as text)",
+        "update redo set bytes=null",
+        "update redo set container=(select container from holding h join content c"
+        " on c.id=h.content where c.state=2)",
+    ],
+)
+async def test_a_damaged_row_is_written_over_nothing(power: Cut, change: str) -> None:
+    """After a cut it is kept in a file, and named; what is sealed stays what it was."""
+    fs = power.fs
+    await fs.write("sealed", NEWER, fsync=True)
+    await fs.seal()
+    await base(fs)
+    await carry(fs)
+    await damaged(fs, change)
+    receipt = await power.cut()
+    assert await fs.read("sealed") == NEWER
+    assert receipt.carried_bytes == 0
+    (sentence,) = receipt.damaged
+    assert "that an fsync wrote" in sentence
+    (kept,) = (power.path / "lost+found").glob(f"{receipt.time_ns}-carried-*")
+    assert kept.name in sentence
+    assert rows(fs) == 0
+    assert await fs.read("a") == b"carried" + LARGE[7:]
+
+
+async def test_rows_of_a_file_that_is_gone_are_no_damage(power: Cut) -> None:
+    fs = power.fs
+    await base(fs)
+    await carry(fs)
+    await damaged(fs, "update redo set container=4242")
+    receipt = await power.cut()
+    assert receipt.damaged == []
+    assert not (power.path / "data" / f"{4242:016x}").exists()

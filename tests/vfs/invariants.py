@@ -66,6 +66,7 @@ def _rows(fs: FileSystem) -> list[str]:
             wrong.append(f"links of inode {ino}: {linked.get(ino)}, names {by_ino[ino]}")
         if links[ino] > 1 and stat.S_ISDIR(mode):
             wrong.append(f"directory {ino} has {links[ino]} names")
+    wrong += [f"links of inode {ino}, which has no name" for ino in linked.keys() - links.keys()]
     wrong += [
         f"{table} of inode {row[0]}, which is not there"
         for table in ("xattr", "link")

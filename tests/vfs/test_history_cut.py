@@ -13,7 +13,8 @@ from tests.vfs.historyworld import HistorySystem
 from tests.vfs.invariants import check
 from tests.vfs.test_history_back import LARGE, fill
 from tests.vfs.test_history_model import NOTHING
-from unifs.errors import Exists, NoSpace, NotFound, UnifsError
+from unifs.errors import Corrupt, Exists, NoSpace, NotFound, UnifsError
+from unifs.fsck.offline import examine
 from unifs.vfs.rollback import TEMPORARY
 from unifs.vfs.tree import Tree
 
@@ -115,6 +116,33 @@ async def test_a_checkpoint_names_the_file_that_the_disk_does_not_take(
     assert await fs.seen(await fs.at("/.unifs/history/mfs/then"))
 
 
+@pytest.mark.parametrize("call", ["seal", "flush"])
+async def test_a_checkpoint_has_its_name_once_it_is_on_the_disk(
+    fs: HistorySystem, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """What fails after its epoch has ended leaves no checkpoint, and the name is free."""
+    await fs.write("large", LARGE)
+    number = fs.storage.tree.epoch
+    owner = fs.history if call == "seal" else fs.storage.flusher
+    real = getattr(owner, call)
+
+    async def failing_later(*args: Any) -> None:
+        if fs.storage.tree.epoch > number:
+            raise NoSpace
+        await real(*args)
+        if call == "seal":
+            # Somebody closes a file while the checkpoint is made.
+            await fs.write("later", LARGE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, call, failing_later)
+        with pytest.raises(NoSpace):
+            await fs.history.checkpoint("then")
+    assert fs.history.checkpoints() == []
+    await fs.history.checkpoint("then")
+    assert set(await fs.then("then")) == set(await fs.live())
+
+
 @pytest.mark.parametrize("kind", ["file", "directory"])
 async def test_undelete_never_touches_what_came_meanwhile(
     fs: HistorySystem, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -184,6 +212,43 @@ async def test_a_power_cut_in_the_middle(
         assert {path: each.data for path, each in again.items()} == {
             path: each.data for path, each in was.items()
         }
+
+
+@pytest.mark.parametrize("since", ["nothing", "bytes", "attributes", "removed"])
+async def test_an_epoch_without_a_name_after_a_cut(tmp_path: Path, since: str) -> None:
+    """A file that nobody synced is there as in the present, or an error, and never other bytes."""
+    path = tmp_path / "state"
+    async with HistorySystem(path) as fs:
+        await fs.write("before", b"x", fsync=True)
+        await fs.history.checkpoint("named")
+        with Disk(path) as disk:
+            await fs.write("a", LARGE)
+            number = await fs.history.end_epoch()
+            if since == "bytes":
+                await fs.write("a", LARGE[::-1], fsync=True)
+            elif since == "attributes":
+                await fs.setattr("a", mode=0o600)
+            elif since == "removed":
+                await fs.unlink("a")
+            await fs.fsyncdir()
+            await fs.kill(start=False)
+            disk.cut("synced")
+        await fs.start(boot="another")
+        if since == "nothing":
+            assert (await fs.then(number))[b"/a"].data == await fs.read("a") == b""
+        else:
+            with pytest.raises(Corrupt, match="the machine stopped before these bytes were stored"):
+                await fs.then(number)
+        if since == "bytes":
+            assert await fs.read("a") == LARGE[::-1]
+        assert (await fs.then("named"))[b"/before"].data == b"x"
+    outcome = examine(path, repair=True)
+    assert {each.code for each in outcome.found} <= {"CONTAINER_LOST"}
+    assert outcome.left == []
+    async with HistorySystem(path) as fs:
+        seen = await fs.then(number)
+        assert seen[b"/before"].data == b"x"
+        assert (b"/a" in seen) == (since == "nothing")
 
 
 async def test_what_undelete_looks_for_is_not_thinned_meanwhile(

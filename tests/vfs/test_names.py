@@ -23,6 +23,7 @@ from unifs.errors import (
     Stale,
     TooManyLinks,
 )
+from unifs.fsck.offline import examine
 from unifs.types import PlainCaller
 from unifs.vfs.tree import NEW_DIRECTORIES_MAX, NEW_NAMES_MAX
 from unifs.vfs.treerename import RENAME_EXCHANGE, RENAME_NOREPLACE
@@ -85,6 +86,24 @@ async def test_what_cannot_be_a_name(fs: FileSystem, name: bytes) -> None:
         with pytest.raises((InvalidArgument, NotFound)):
             await call
     assert await fs.listdir() == [b"a"]
+
+
+@pytest.mark.parametrize("how", ["unlink", "rename"])
+async def test_nothing_is_left_of_links_when_the_last_name_goes(tmp_path: Path, how: str) -> None:
+    """Not in the rows either: `unifs fsck` finds nothing."""
+    path = tmp_path / "linked"
+    async with FileSystem(path, upkeep=False) as system:
+        await system.mkdir("d")
+        await system.write("d/a", b"x")
+        await system.link("d/a", "b")
+        await system.unlink("b")
+        if how == "unlink":
+            await system.unlink("d/a")
+        else:
+            await system.write("new", b"y")
+            await system.rename("new", "d/a")
+        check(system)
+    assert examine(path).found == []
 
 
 async def test_link_counts(fs: FileSystem) -> None:

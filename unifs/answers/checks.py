@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from unifs.vfs.roots import MfsRoots
     from unifs.vfs.storage import Storage
 
+#: Receipts with sentences of their own, by what stands in them.
+KINDS = {"root": "missing blocks", "notes": "changes not made"}
 #: Receipts that are told; the newest.
 RECEIPTS_MAX = 1_000
 #: Directories that are listed in one query.
@@ -194,10 +196,10 @@ def _receipt(name: str, table: dict[str, Any]) -> Receipt:
             reverted=0,
             sentences=sentences,
         )
-    if table.get("kind") == "root":
+    if table.get("kind") in KINDS:
         return Receipt(
             name=name,
-            kind="missing blocks",
+            kind=KINDS[table["kind"]],
             time_s=table["time_ns"] / 1e9,
             reverted=0,
             sentences=[str(sentence) for sentence in table["sentences"]],

@@ -291,6 +291,13 @@ def state_warnings(storage: Storage) -> list[str]:
             f"at the start {files} file{'s' * (files != 1)} went back to an earlier content:"
             f" lost+found/receipt-{receipt.time_ns}.json names them"
         )
+    held = storage.database.held
+    if held.refused:
+        changes = len(held.refused)
+        warnings.append(
+            f"at the start {changes} acknowledged change{'s' * (changes != 1)} could not be made as"
+            f" a whole: lost+found/{held.receipt} has them, `unifs fsck --repair` mends the rest"
+        )
     damages = storage.damages(is_lasting=True)
     if len(damages) > DAMAGES_MAX:
         rest = f"and {len(damages) - DAMAGES_MAX} more: `unifs ctl repo verify` names all"

@@ -132,9 +132,15 @@ class Session:
         self._has_ended = trio.Event()
         self._is_ending = False
 
-    async def serve(self, mount_point: str, ready: Callable[[], None]) -> None:
+    async def serve(
+        self,
+        mount_point: str,
+        ready: Callable[[], None],
+        is_to_end: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Mount at ``mount_point`` (absolute, resolved), call ``ready`` once it answers, serve.
 
+        ``is_to_end``: whether a signal came before this listened.
         Returns when the tree has been unmounted, by anybody. Raises MountFailed; leaves a dead
         mount point when it is cancelled or fails later.
         """
@@ -145,6 +151,8 @@ class Session:
             with loop.installed(self._options.is_fast_loop_wanted, self.waits):
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self._end_on_signal)
+                    if is_to_end():
+                        nursery.start_soon(self.end)
                     nursery.start_soon(self._greet, ready)
                     await pyfuse3.main(max_tasks=TASKS_MAX)
                     self._has_ended.set()

@@ -27,6 +27,7 @@ from unifs.journal.content import (
     symlink_blob,
 )
 from unifs.journal.log import Log, Op, pack_pair
+from unifs.state.queries import literal
 from unifs.vfs.tree import ATTRIBUTES, INSERT_DENTRY, INSERT_INODE
 from unifs.vfs.volume import INO_SHIFT
 
@@ -78,7 +79,7 @@ class Mending:
             if len(self.rows) >= ROWS_MAX:
                 self.rows_left_out += 1
                 continue
-            values = ",".join(_literal(value) for value in row)
+            values = ",".join(literal(value) for value in row)
             self.rows.append(f"insert into {table} values({values});")
 
     def delete(self, table: str, where: str, *bindings: Any) -> None:
@@ -382,14 +383,3 @@ def attributes_of(mode: int) -> bytes:
     now = time.time_ns()
     links = 2 if stat.S_ISDIR(mode) else 1
     return ATTRIBUTES.pack(mode, os.getuid(), os.getgid(), links, 0, now, now, now, 0)
-
-
-def _literal(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bytes):
-        return f"x'{value.hex()}'"
-    if isinstance(value, str):
-        quoted = value.replace("'", "''")
-        return f"'{quoted}'"
-    return str(value)

@@ -17,22 +17,27 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from unifs.errors import Corrupt, NotFound, StateNewer, from_os_error
+from unifs.errors import Corrupt, DiskFailed, NoSpace, NotFound, StateNewer, from_os_error
 from unifs.fsck.checks import STAGES
 from unifs.fsck.columns import is_text_of
 from unifs.fsck.look import Check, Finding, Look
 from unifs.fsck.mending import Mending
-from unifs.journal.recovery import write_durably
-from unifs.state import schema
+from unifs.state import ahead, schema
 from unifs.state.database import Database
 from unifs.state.directory import StateDirectory
+from unifs.state.durable import write_durably
+from unifs.state.held import next_number
 from unifs.state.queries import VFS, Queries
+from unifs.state.replay import replay
 from unifs.vfs.storage import DEFAULT_PROFILE, Storage
 from unifs.vfs.unindexed import index_container
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from unifs.errors import UnifsError
+    from unifs.state.replay import Refused
 
 #: Exit codes, after the habit of e2fsck.
 CLEAN, REPAIRED, LEFT, FAILED = 0, 1, 4, 8
@@ -69,27 +74,51 @@ class Reader(Queries):
     """A connection to tree.db that leaves the write-ahead log as it is."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         has_log = path.with_name("tree.db-wal").exists()
         try:
             flags = apsw.SQLITE_OPEN_READWRITE
             self._connection = apsw.Connection(str(path), flags=flags, vfs=VFS)
         except apsw.Error as error:
-            raise Corrupt(f"{path} is no sound database: {error}") from error
+            raise _named(path, error) from error
         try:
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(has_log))
             version = self._connection.pragma("user_version")
         except apsw.Error as error:
             self._connection.close(True)
-            raise Corrupt(f"{path} is no sound database: {error}") from error
+            raise _named(path, error) from error
         if version != schema.VERSION:
             self._connection.close()
             raise StateNewer(
                 f"{path.parent} has format {version}, this unifs checks {schema.VERSION}"
             )
 
+    def refused(self, boot_id: str) -> list[Refused]:
+        """What of a killed daemon's notes the next start could not execute; nothing is executed."""
+        path = self.path.with_name("ahead")
+        batches = ahead.look(path, boot_id, next_number(self))
+        if not batches:
+            return []
+        execute = self._connection.execute
+        execute("begin immediate")
+        try:
+            return replay(execute, batches)
+        finally:
+            if not self._connection.get_autocommit():
+                execute("rollback")
+
     def close(self) -> None:
         """Without a checkpoint of what was there."""
         self._connection.close()
+
+
+def _named(path: Path, error: apsw.Error) -> UnifsError:
+    """What is told of a database that cannot be looked at."""
+    if isinstance(error, apsw.FullError):
+        return NoSpace(f"no space left for what a look at {path} has to write")
+    if isinstance(error, apsw.IOError | apsw.CantOpenError):
+        return DiskFailed(f"{path} cannot be read: {error}")
+    return Corrupt(f"{path} is no sound database: {error}")
 
 
 def examine(path: Path, repair: bool = False, is_thorough: bool = False) -> Outcome:
@@ -103,7 +132,7 @@ def examine(path: Path, repair: bool = False, is_thorough: bool = False) -> Outc
     try:
         return _Repair(path, is_thorough).run() if repair else _look(path, is_thorough)
     except apsw.Error as error:
-        raise Corrupt(f"{path}/tree.db cannot be read: {error}") from error
+        raise _named(path / "tree.db", error) from error
     except OSError as error:
         raise from_os_error(error) from error
 
@@ -122,6 +151,7 @@ def _look(path: Path, is_thorough: bool) -> Outcome:
                     outcome.is_partial = True
                     break
                 outcome.found += [each for check in stage for each in _run(check, look)]
+            outcome.found += _told(rows.refused(state.boot_id))
             outcome.left = outcome.found
             return outcome
         finally:
@@ -153,6 +183,10 @@ def due(look: Look, boot_id: str) -> tuple[list[list[Check]], bool]:
     return stages, not is_clean or is_other
 
 
+def _told(refused: Sequence[Refused]) -> list[Finding]:
+    return [Finding("NOTE_REFUSED", each.sentence) for each in refused]
+
+
 def _run(check: Check, look: Look) -> Iterator[Finding]:
     return islice(check.run(look), FINDINGS_MAX)
 
@@ -173,6 +207,7 @@ class _Repair:
         profile = self._first()
         # Recovery, as at every start.
         storage = Storage(self._path, profile=profile)
+        is_done = False
         try:
             self._outcome.has_recovered = storage.receipt is not None
             # What a put indexes must not stand for sections before it that are not.
@@ -184,8 +219,10 @@ class _Repair:
                 mending = Mending(look, storage.database, storage.state.lost_found)
                 mending.storage = storage
                 self._mend(STAGES, look, mending)
+            is_done = True
         finally:
-            storage.close()
+            # Else the next start has to count references anew.
+            storage.close(is_done)
         self._outcome.left = _look(self._path, self._is_thorough).left
         if self._outcome.receipt:
             self._write_receipt()
@@ -200,12 +237,22 @@ class _Repair:
                 with closing(Look(database, self._path)) as look:
                     stages, _ = due(look, state.boot_id)
                     mending = Mending(look, database, state.lost_found)
+                    self._tell_refused(database, mending)
                     self._mend(stages, look, mending)
+                    if self._outcome.found:
+                        self._write_receipt()
                 return str(database.get_meta("profile", DEFAULT_PROFILE))
             finally:
                 database.close()
         finally:
             state.close()
+
+    def _tell_refused(self, database: Database, mending: Mending) -> None:
+        """What of a killed daemon's notes could not be executed when the database was opened."""
+        held = database.held
+        if held.refused:
+            self._outcome.found += _told(held.refused)
+            mending.kept.append(f"the changes that could not be made are in {held.receipt}")
 
     def _mend(self, stages: Sequence[Sequence[Check]], look: Look, mending: Mending) -> None:
         """Ask and mend, stage by stage, until nothing is found."""

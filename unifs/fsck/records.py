@@ -23,7 +23,7 @@ OPS = frozenset(each.value for each in Op)
 NAMED = frozenset((Op.CREATE.value, Op.UNLINK.value, Op.RMDIR.value, Op.LINK.value))
 #: Transactions that are rolled back use numbers too, but never so many without one that is not.
 UNUSED_MAX = 1_000_000
-#: An epoch that ends for a checkpoint ends in the transaction that names it.
+#: A checkpoint has the time of its epoch, or one that is so much earlier at most.
 CHECKPOINT_NS = 10_000_000
 #: Of a row of the past: no epoch, the present one included, can have shown it.
 NEVER = (

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from unifs.fsck.columns import EPOCHS_MAX, NUMBERS_MAX
 from unifs.fsck.look import Check, Finding, content_problem, is_cid, mode_of
 from unifs.fsck.mending import attributes_of
-from unifs.ipfs.unixfs.profiles import DEFAULT_PROFILE, PROFILES
+from unifs.ipfs.unixfs.profiles import PROFILES
 from unifs.journal.content import EXPANDED, LINKED, REMOTE, SYMLINK, linked_blob, symlink_blob
 from unifs.journal.writeback_order import Attempt
 from unifs.state import directory
 from unifs.vfs import remotelate
 from unifs.vfs.remoterows import TOLD
+from unifs.vfs.storage import possible_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,13 +55,25 @@ def meta(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
         if not isinstance(value, int) or not 0 <= value <= limit:
             mend = partial(_set_number, key)
             yield Finding("META_VALUE", f"{key} of the state directory is {value!r}", mend=mend)
-    if "profile" in known and known["profile"] not in PROFILES:
-        sentence = f"the profile of the state directory is {known['profile']!r}"
-        yield Finding("META_VALUE", sentence, mend=partial(_set_meta, "profile", _profile(look)))
+    yield from _profile(look, known.get("profile"))
     if not isinstance(known.get("boot", ""), str):
         # Another boot would mean that nothing is trusted which is not proven.
         mend = partial(_set_meta, "boot", directory.boot_id())
         yield Finding("META_VALUE", "boot is no text", mend=mend)
+
+
+def _profile(look: Look, known: object) -> Iterator[Finding]:
+    """How files become CIDs: without it the next start would take what the settings say."""
+    if known in PROFILES:
+        return
+    possible = possible_profiles(look.all)
+    mend = partial(_set_meta, "profile", possible[0])
+    if known is not None:
+        sentence = f"the profile of the state directory is {known!r}"
+        yield Finding("META_VALUE", sentence, mend=mend)
+    elif len(possible) == 1:
+        sentence = f"the profile of the state directory, by its contents {possible[0]}, is missing"
+        yield Finding("META_MISSING", sentence, mend=mend)
 
 
 def notes(look: Look, _after: int, _upto: int) -> Iterator[Finding]:
@@ -128,21 +141,6 @@ def _set_number(key: str, mending: Mending) -> None:
 def _set_meta(key: str, value: object, mending: Mending) -> None:
     mending.keep_rows("meta", "key=?", (key,))
     mending.database.set_meta(key, value)
-
-
-def _profile(look: Look) -> str:
-    """The profile whose leaves the sealed contents have."""
-    query = (
-        "select size,length(leaves),substr(cid,9) from content"
-        " where state=2 and size>262144 and leaves is not null and cid is not null limit 1"
-    )
-    row = look.one(query)
-    for profile in PROFILES.values() if row is not None else ():
-        chunks = -(-row[0] // profile.chunk_bytes)
-        version = 0 if row[2][:2] == b"\x12\x20" else 1
-        if chunks * 32 == row[1] and version == profile.cid_version:
-            return profile.name
-    return DEFAULT_PROFILE.name
 
 
 def inodes(look: Look, after: int, upto: int) -> Iterator[Finding]:

@@ -53,6 +53,8 @@ IDS_OF_A_START = 1 << 32
 _SMALL = struct.Struct("<BIQI32s")
 _LARGE = struct.Struct("<BQ")
 _REMOTE = struct.Struct("<BQ")
+#: Of the columns that name bytes on this machine, by their kind.
+COLUMN_BYTES = {SMALL: _SMALL.size, LARGE: _LARGE.size}
 
 
 class SmallContent:

@@ -50,20 +50,22 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from unifs.errors import NoSpace, from_os_error
+from unifs.errors import NoSpace, UnifsError, from_os_error
 from unifs.journal.containers import is_container_name
-from unifs.journal.content import CLOSED, first_id, large_blob
+from unifs.journal.content import CLOSED, COLUMN_BYTES, first_id, large_blob
 from unifs.journal.extents import ExtentMap
 from unifs.journal.log import Log, Op, unpack_rename
-from unifs.journal.redo import apply
+from unifs.journal.redo import apply, set_aside
 from unifs.journal.returning import Returning
 from unifs.journal.trust import Trust
+from unifs.state.durable import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from unifs.ipfs.embedded.segments import Segments
+    from unifs.state.ahead import Batch
     from unifs.state.database import Database
     from unifs.state.directory import StateDirectory
 
@@ -79,6 +81,8 @@ KEEP_DIRECTORY = (
     "insert or ignore into inode_past select ino,?,epoch,attributes,content from inode"
     " where ino=? and epoch<?"
 )
+#: Whether an inode has a content, or had it.
+NAMED = "select 1 from inode where content=? union all select 1 from inode_past where content=?"
 #: After ``_sync_closed``.
 CLOSED_IS_DURABLE = "update content set durable_size=size,durable_extents=extents where state=?"
 
@@ -138,6 +142,7 @@ class Recovery:
         """Make the tree right; the receipt, or None after a clean stop."""
         was_clean = bool(self._database.get_meta("is_clean", 1))
         is_needed = not was_clean or (self._receipt.is_other_boot and self._has_unsealed())
+        is_needed = is_needed or bool(self._database.held.refused)
         if not was_clean and self._receipt.is_other_boot:
             self._database.check()
         if is_needed and not self._receipt.is_other_boot:
@@ -180,8 +185,11 @@ class Recovery:
 
     def _recover(self) -> None:
         if self._receipt.is_other_boot:
-            self._receipt.carried_bytes = apply(self._database, self._state.data)
+            receipt, lost_found = self._receipt, self._state.lost_found
+            receipt.damaged += set_aside(self._database, lost_found, str(receipt.time_ns))
+            receipt.carried_bytes = apply(self._database, self._state.data)
             self._check_bytes()
+        self._save_refused()
         self._directory_times()
         if not self._receipt.kept:
             # The containers have it now; ``_sync_closed`` synced them where the boot is the same.
@@ -220,6 +228,21 @@ class Recovery:
         receipt.reverted, receipt.returned = returning.reverted, returning.returned
         receipt.saved = returning.saved
         receipt.damaged += [f"cannot be read, kept: {words}" for words in self._trust.unreadable]
+
+    def _save_refused(self) -> None:
+        """Bytes of changes that could not be made (``state.replay``), where no row names them."""
+        receipt = self._receipt
+        for number, refused in enumerate(self._database.held.refused, 1):
+            for blob in _contents(refused.batch):
+                if self._database.one(NAMED, (blob, blob)) is not None:
+                    continue
+                target = self._state.lost_found / f"{receipt.time_ns}-note-{number}"
+                try:
+                    kept = self._trust.save(blob, target)
+                    words = f"its bytes are in {', '.join(path.name for path in kept)}"
+                except (OSError, UnifsError) as error:
+                    words = f"nothing of its bytes could be read: {error}"
+                receipt.saved.append(f"{refused.sentence}: {words}")
 
     def _sync_closed(self) -> None:
         """Same boot: bring to disk what is only closed, so that what it replaced may go.
@@ -345,6 +368,18 @@ class Recovery:
         )
 
 
+def _contents(batch: Batch) -> list[bytes]:
+    """The newest contents that a note's statements name."""
+    found = [
+        value
+        for sql, bindings in batch
+        if " inode " in sql
+        for value in bindings
+        if isinstance(value, bytes) and value and len(value) == COLUMN_BYTES.get(value[0])
+    ]
+    return found[-1:]
+
+
 def unnamed_files(database: Database, state: StateDirectory) -> Iterator[Path]:
     """Files of data/ that no content names (windows 2 and 10)."""
     named = {row[0] for row in database.all("select distinct container from holding")}
@@ -353,25 +388,3 @@ def unnamed_files(database: Database, state: StateDirectory) -> Iterator[Path]:
             log.warning("not ours, left alone: path=%s", path)
         elif int(path.name, 16) not in named:
             yield path
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """The file and its name; with the name, those of all files made in that directory before.
-
-    A file that is there is whole at every moment, as it was or as it is to be.
-    """
-    part = path.with_name(f".{path.name}")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -35,10 +35,17 @@ CARRIED_BYTES_MAX = 128 << 10
 INSERT = "insert into redo values(?,?,?,?)"
 DROP = "delete from redo where id between ? and ? and container=?"
 KNOWN = "select container,min(id),max(id),sum(length(bytes)) from redo group by container"
-#: A container that no content names any more is not made again.
-ROWS = (
-    "select container,offset,bytes from redo"
-    " where container in (select container from holding) order by container,id"
+#: A row that can be what an fsync wrote: bytes of a file that a content has which is not sealed.
+#: Over those of a sealed one nothing is ever carried.
+SOUND = (
+    "typeof(offset)='integer' and offset>=0 and typeof(bytes)='blob' and container in"
+    " (select h.container from holding h join content c on c.id=h.content where c.state=1)"
+)
+ROWS = f"select container,offset,bytes from redo where {SOUND} order by container,id"
+#: A container that no content names any more is not made again; of any other one that is damage.
+UNSOUND = (
+    "select id,container,cast(bytes as blob) from redo"
+    f" where not ({SOUND}) and container in (select container from holding)"
 )
 
 
@@ -124,6 +131,28 @@ def apply(database: Database, data: Path) -> int:
         for descriptor in descriptors.values():
             os.close(descriptor)
     return count
+
+
+def set_aside(database: Database, lost_found: Path, stamp: str) -> list[str]:
+    """After a power cut: keep rows that cannot be what an fsync wrote in files; a sentence each.
+
+    The names of the files become durable with the receipt. NoSpace, DiskFailed.
+    """
+    told = []
+    for number, container, carried in database.all(UNSOUND):
+        target = lost_found / f"{stamp}-carried-{number}"
+        try:
+            with open(target, "wb") as file:
+                file.write(carried or b"")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise from_os_error(error) from error
+        told.append(
+            f"a row of redo, {len(carried or b'')} bytes for container {container:016x}, is none"
+            f" that an fsync wrote: they are in {target.name}"
+        )
+    return told
 
 
 def _sync_names(directory: Path) -> None:

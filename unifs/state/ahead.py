@@ -74,7 +74,7 @@ class Ahead:
     def begin(self, number: int) -> None:
         """What is noted from now on belongs to the transaction of that number."""
         self._number = number
-        self._start = crc32(number.to_bytes(8, "little"), self._seed)
+        self._start = _seed_of(self._seed, number)
         self._at = 0
 
     def note(self, batch: Batch) -> bool:
@@ -107,24 +107,9 @@ class Ahead:
             return None
         self.begin(number)
         try:
-            data = os.pread(self._descriptor, AHEAD_BYTES, 0)
+            return _find(os.pread(self._descriptor, AHEAD_BYTES, 0), number, self._start)
         except OSError as error:
             raise from_os_error(error) from error
-        if len(data) < _HEAD_BYTES or _HEAD.unpack_from(data)[0] != number:
-            return None
-        found: list[Batch] = []
-        at = 0
-        while at + _HEAD_BYTES <= len(data):
-            noted, length, checksum = _HEAD.unpack_from(data, at)
-            start = at + _HEAD_BYTES
-            payload = data[start : start + length]
-            if noted != number or len(payload) != length:
-                break
-            if crc32(payload, self._start) != checksum:
-                break
-            found.append(marshal.loads(payload))
-            at = start + length
-        return found
 
     def close(self) -> None:
         """Let go of the file."""
@@ -132,3 +117,34 @@ class Ahead:
             os.close(self._descriptor)
             self._descriptor = -1
             self._has_room = False
+
+
+def look(path: Path, boot_id: str, number: int) -> list[Batch] | None:
+    """As ``Ahead.left``, of a file that stays as it is; OSError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(AHEAD_BYTES)
+    except FileNotFoundError:
+        return None
+    return _find(data, number, _seed_of(crc32(boot_id.encode()), number))
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """What the checksum of each note of a transaction begins with."""
+    return crc32(number.to_bytes(8, "little"), seed)
+
+
+def _find(data: bytes, number: int, begin: int) -> list[Batch] | None:
+    if len(data) < _HEAD_BYTES or _HEAD.unpack_from(data)[0] != number:
+        return None
+    found: list[Batch] = []
+    at = 0
+    while at + _HEAD_BYTES <= len(data):
+        noted, length, checksum = _HEAD.unpack_from(data, at)
+        start = at + _HEAD_BYTES
+        payload = data[start : start + length]
+        if noted != number or len(payload) != length or crc32(payload, begin) != checksum:
+            break
+        found.append(marshal.loads(payload))
+        at = start + length
+    return found

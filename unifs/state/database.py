@@ -374,7 +374,11 @@ class Database(Queries):
         self.settle()
         self.held.close()
         os.close(self.wal)
-        self._connection.close()
+        try:
+            self._connection.close()
+        except (apsw.IOError, apsw.FullError) as error:
+            # It is closed; the next start finds in the WAL what is not in the database yet.
+            log.warning("the last checkpoint failed: error=%s", error)
 
     def check(self) -> None:
         """Corrupt unless SQLite finds its own structures sound (0.2 s per 100 MiB)."""

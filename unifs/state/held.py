@@ -23,12 +23,15 @@ import apsw
 
 from unifs.state import directory
 from unifs.state.ahead import Ahead
+from unifs.state.replay import replay, write_receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unifs.state.ahead import Batch
     from unifs.state.database import Database
+    from unifs.state.queries import Queries
+    from unifs.state.replay import Refused
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,9 @@ class Held:
         self.batches: list[Batch] = []
         #: Nobody else looks at the database before who set this has called ``settle``.
         self.is_allowed = False
+        #: What the start could not execute of an earlier daemon's notes, and the receipt of it.
+        self.refused: list[Refused] = []
+        self.receipt = ""
         #: Asked for space where a commit does not find what it was promised.
         self.make_room: Callable[[], bool] = _no_room
 
@@ -120,7 +126,10 @@ class Held:
 
     def _take_back(self) -> None:
         """Undo the last batch. Those before it are acknowledged: they are done again."""
-        self._database.undo()
+        try:
+            self._database.undo()
+        except apsw.Error as error:
+            self._database.fail(f"a change could not be taken back: {error}")
         if self.batches:
             self._again()
 
@@ -160,22 +169,37 @@ class Held:
                 execute(sql, bindings)
 
     def execute_left(self) -> None:
-        """At the start: commit what an earlier daemon noted and, being killed, did not commit."""
-        known = self._database.one(NUMBER)
-        self._begin(1 if known is None else known[0] + 1)
+        """At the start: commit what an earlier daemon noted and, being killed, did not commit.
+
+        What does not fit the rows any more is told and left out (``state.replay``).
+        """
+        self._begin(next_number(self._database))
         batches = self._ahead.left(self._number)
         if batches is None:
             return
         # With its number, so that what another boot noted never counts again: not on the machine
         # where it was noted either, once the directory is back.
-        self._execute(batches)
+        database = self._database
+        database.execute("begin immediate")
+        self.refused = replay(database.execute, batches)
+        if self.refused:
+            # Before the transaction: what is told of is given up with it.
+            self.receipt = write_receipt(database.path.with_name("lost+found"), self.refused)
         self._commit()
         if batches:
             log.warning("a killed daemon had not committed: changes=%d", len(batches))
+        for each in self.refused:
+            log.error("%s receipt=%s", each.sentence, self.receipt)
 
     def close(self) -> None:
         """Let go of the notes; what was held is committed by then, or waits for the next start."""
         self._ahead.close()
+
+
+def next_number(rows: Queries) -> int:
+    """The number whose notes, if there are any, nobody has committed."""
+    known = rows.one(NUMBER)
+    return 1 if known is None else int(known[0]) + 1
 
 
 def _no_room() -> bool:

@@ -74,3 +74,15 @@ def reading_failed(error: apsw.Error | UnicodeDecodeError) -> Exception:
     if isinstance(error, apsw.IOError | apsw.CantOpenError | apsw.FullError):
         return DiskFailed(f"the database cannot be read: {error}")
     return error
+
+
+def literal(value: object) -> str:
+    """A value as it stands in a statement."""
+    if value is None:
+        return "null"
+    if isinstance(value, bytes):
+        return f"x'{value.hex()}'"
+    if isinstance(value, str):
+        quoted = value.replace("'", "''")
+        return f"'{quoted}'"
+    return str(value)

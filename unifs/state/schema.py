@@ -185,7 +185,7 @@ HISTORY = (
     """create table checkpoint(
         name text primary key,
         epoch integer,          -- epoch.epoch
-        time_ns integer         -- when it was given
+        time_ns integer         -- epoch.time_ns, by which fsck finds a lost number again
     ) without rowid""",
     # Epochs that are no longer shown. Their rows go next, then the row here and in epoch; an epoch
     # with the newest root keeps both.

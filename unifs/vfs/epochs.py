@@ -17,9 +17,9 @@ from unifs.errors import UnifsError, from_os_error
 from unifs.vfs.tree import pack_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
-    from unifs.vfs.tree import Batch, Statement
+    from unifs.vfs.tree import Batch
     from unifs.vfs.treeinode import TreeInode
     from unifs.vfs.writer import Writer
 
@@ -56,16 +56,22 @@ async def seal_closed(writer: Writer, seal: Callable[[TreeInode], Awaitable[None
     Raises the first failure, with the name of the file.
     """
     for inode in list(writer.unsealed.values()):
-        if inode.is_gone or not writer.tree.tracking.keeps_inode(inode):
-            continue
-        try:
-            await seal(inode)
-        except (UnifsError, OSError) as error:
-            named = from_os_error(error) if isinstance(error, OSError) else error
-            if not isinstance(named, UnifsError):
-                raise
-            path = os.fsdecode(writer.tree.path(inode.ino) or b"a file")
-            raise type(named)(f"{path} cannot be brought to the disk: {named}") from error
+        if not inode.is_gone and writer.tree.tracking.keeps_inode(inode):
+            await seal_file(writer, seal, inode)
+
+
+async def seal_file(
+    writer: Writer, seal: Callable[[TreeInode], Awaitable[None]], inode: TreeInode
+) -> None:
+    """Seal what one file has; a failure tells its name."""
+    try:
+        await seal(inode)
+    except (UnifsError, OSError) as error:
+        named = from_os_error(error) if isinstance(error, OSError) else error
+        if not isinstance(named, UnifsError):
+            raise
+        path = os.fsdecode(writer.tree.path(inode.ino) or b"a file")
+        raise type(named)(f"{path} cannot be brought to the disk: {named}") from error
 
 
 def time_rows(writer: Writer, touched: list[TreeInode]) -> Batch:
@@ -90,11 +96,8 @@ def times_written(writer: Writer, touched: list[TreeInode]) -> None:
             inode.epoch = writer.tree.epoch
 
 
-def next_epoch(
-    writer: Writer, seq: int, also: Sequence[Statement] = (), frees: bool = False
-) -> int:
-    """End the epoch, whose last journal record is ``seq``, with statements of the caller's in the
-    same transaction; its number.
+def next_epoch(writer: Writer, seq: int, frees: bool = False) -> int:
+    """End the epoch, whose last journal record is ``seq``; its number.
 
     Rows get the times that their inodes have now: what is committed later is not in the epoch. Of
     more than ``FILES_MAX`` files that were read in its last second, the times of reading are not.
@@ -108,7 +111,6 @@ def next_epoch(
     batch = time_rows(writer, touched)
     ended = tree.epoch
     batch.append((INSERT_EPOCH, (ended, seq, time.time_ns())))
-    batch += also
     batch.append(("insert or replace into meta values(?,?)", ("epoch", ended + 1)))
     tree.commit(batch, frees=frees)
     times_written(writer, touched)

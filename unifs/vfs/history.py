@@ -19,14 +19,20 @@ import trio
 
 from unifs.errors import Busy, Exists, InvalidArgument, NotFound, TooLarge
 from unifs.state.queries import Reader
-from unifs.vfs.epochs import SECOND_NS, is_checkpoint_name, next_epoch, seal_closed, time_of
+from unifs.vfs.epochs import (
+    SECOND_NS,
+    is_checkpoint_name,
+    next_epoch,
+    seal_closed,
+    seal_file,
+    time_of,
+)
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from unifs.vfs.tracking import Tracking
-    from unifs.vfs.tree import Batch
     from unifs.vfs.treeinode import TreeInode
     from unifs.vfs.writer import Writer
 
@@ -59,6 +65,7 @@ XATTRS = (
     "select name,value from xattr where ino=? and epoch<=? union all"
     " select name,value from xattr_past where ino=? and until>? and epoch<=?"
 )
+NAME_EPOCH = "insert into checkpoint select ?,epoch,time_ns from epoch where epoch=?"
 #: Epochs that are shown.
 SHOWN = "from epoch where epoch not in (select epoch from thinned)"
 
@@ -289,50 +296,56 @@ class History:
 
     # --- ending one -------------------------------------------------------------------------------
 
-    async def end_epoch(self, name: str = "") -> int:
+    async def end_epoch(self) -> int:
         """An epoch ends now, with all that is closed and all that is written; its number.
 
-        One that ended before and after which nothing changed is taken instead. ``name`` makes it a
-        checkpoint: Exists where there is one of that name. A file that is being written meanwhile
-        is in it as it was at some moment of this call.
+        One that ended before and after which nothing changed is taken instead. A file that is being
+        written meanwhile is in it as it was at some moment of this call.
         """
         for inode in list(self.writer.open.values()):
             if not inode.is_gone and inode.overlay is not None and inode.overlay.buffer is None:
-                await self.seal(inode)
-        return await complete(self._end_epoch, name)
+                await seal_file(self.writer, self.seal, inode)
+        return await complete(self._end_epoch)
 
-    def _end_epoch(self, name: str) -> int:
+    def _end_epoch(self) -> int:
         writer = self.writer
-        if name and self.database.one("select 1 from checkpoint where name=?", (name,)):
-            raise Exists(f"there is a checkpoint called {name} already")
         for inode in [*writer.pending.values(), *writer.open.values()]:
             if inode.is_dirty() and not inode.is_gone:
                 writer.commit(inode)
         seq = writer.log.seq
         last = self.database.one(f"select max(epoch),max(seq) {SHOWN}")
         is_new = last[0] is None or last[1] < seq or bool(writer.touched)
-        number = writer.tree.epoch if is_new else int(last[0])
-        batch: Batch = []
-        if name:
-            batch.append(("insert into checkpoint values(?,?,?)", (name, number, time.time_ns())))
-        if is_new:
-            next_epoch(writer, seq, batch)
-        elif batch:
-            writer.tree.commit(batch)
-        return number
+        return next_epoch(writer, seq) if is_new else int(last[0])
 
     # --- checkpoints ------------------------------------------------------------------------------
 
     async def checkpoint(self, name: str) -> int:
-        """Name the present; it is kept until the name is removed. Exists, InvalidArgument."""
+        """Name the present; it is kept until the name is removed. Exists, InvalidArgument.
+
+        What it shows is on the disk before it has its name: a checkpoint that could not be made is
+        an epoch as others are.
+        """
         check_checkpoint_name(name)
+        self._check_new(name)
+        flusher = self.writer.storage.flusher
+        await seal_closed(self.writer, self.seal)
+        number = await self.end_epoch()
+        async with self.holding(number):
+            await seal_closed(self.writer, self.seal)
+            await flusher.flush()
+            await complete(self._name, name, number)
+        await flusher.flush()
+        return number
+
+    def _check_new(self, name: str) -> None:
+        if self._checkpoint(name) is not None:
+            raise Exists(f"there is a checkpoint called {name} already")
         if len(self.checkpoints()) >= CHECKPOINTS_MAX:
             raise TooLarge(f"there are {CHECKPOINTS_MAX} checkpoints; remove one first")
-        await seal_closed(self.writer, self.seal)
-        number = await self.end_epoch(name)
-        await seal_closed(self.writer, self.seal)
-        await self.writer.storage.flusher.flush()
-        return number
+
+    def _name(self, name: str, number: int) -> None:
+        self._check_new(name)
+        self.writer.tree.commit([(NAME_EPOCH, (name, number))])
 
     async def remove_checkpoint(self, name: str) -> int:
         """Its epoch is kept no longer than others; which it was. NotFound."""

@@ -24,6 +24,7 @@ import trio.lowlevel
 from unifs.errors import Busy, Exists, NotADirectory, UnifsError
 from unifs.journal.content import CLOSED, LargeContent
 from unifs.types import PlainCaller
+from unifs.vfs.epochs import seal_file
 from unifs.vfs.history import children_at, form_at, name_at, xattrs_at
 from unifs.vfs.historyrestore import is_same, make_from, put_back
 from unifs.vfs.historyrows import linked_row
@@ -320,7 +321,8 @@ class Rollback:
         query = "select ino from inode where content=? and gone is null"
         for (ino,) in self.volume.tree.database.all(query, (form.content,)):
             if known is None or ino != known.ino:
-                await self.history.seal(self.volume.inodes.get(ino))  # type: ignore[arg-type]
+                inode: TreeInode = self.volume.inodes.get(ino)  # type: ignore[assignment]
+                await seal_file(self.history.writer, self.history.seal, inode)
 
     # --- removing ---------------------------------------------------------------------------------
 

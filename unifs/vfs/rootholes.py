@@ -23,7 +23,7 @@ from unifs.ipfs.cid import DAG_PB, Cid
 from unifs.ipfs.dagpb import decode
 from unifs.ipfs.unixfs.builder import FileBuilder
 from unifs.journal.content import LINKED
-from unifs.journal.recovery import write_durably
+from unifs.state.durable import write_durably
 from unifs.state.queries import Reader
 
 if TYPE_CHECKING:

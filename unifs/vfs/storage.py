@@ -12,7 +12,7 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import apsw
 
@@ -42,6 +42,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_PROFILE = "unixfs-v1-2025"
+#: Size, leaves and CID of contents that have another number of leaves by each length of chunks.
+SEALED_FORMS = (
+    "select size,length(leaves)/32,substr(cid,9) from content where state=2 and size>262144"
+    " and typeof(size)='integer' and typeof(leaves)='blob' and typeof(cid)='blob' limit 16"
+)
+NEWEST_ROOT = "select root from epoch where typeof(root)='blob' order by epoch desc limit 1"
 T = TypeVar("T")
 
 
@@ -144,15 +150,18 @@ class Storage:
 
     def _fixed_profile(self, wanted: str) -> Profile:
         """How files become CIDs is fixed at the first start: CIDs would change with it."""
-        fixed = self.database.get_meta("profile")
-        if fixed is None:
-            self.database.begin()
-            self.database.set_meta("profile", wanted)
-            self.database.commit()
-        elif fixed != wanted:
+        known = fixed = self.database.get_meta("profile")
+        if known is None:
+            possible = possible_profiles(self.database.all)
+            fixed = wanted if wanted in possible else possible[0]
+        if fixed != wanted:
             raise ConfigInvalid(
                 f"{self.state.path} was made with the profile {fixed}; it cannot become {wanted}"
             )
+        if known is None:
+            self.database.begin()
+            self.database.set_meta("profile", wanted)
+            self.database.commit()
         return PROFILES[wanted]
 
     @asynccontextmanager
@@ -185,20 +194,31 @@ class Storage:
                 self._note_end(is_clean)
             except NoSpace as error:
                 log.warning("recovery will run at the next start: the end is not noted: %s", error)
-        # Each of the two databases waits for the disk twice.
-        with ThreadPoolExecutor(1) as beside:
-            index = beside.submit(self.blocks.close)
-            self.contents.close()
-            self.nodes.close()
-            self.segments.close()
-            self.database.close()
         try:
-            index.result()
-        except NoSpace as error:
-            log.warning("the next start reads again where blocks lie: %s", error)
-        # What the log took is free now.
-        self.state.restore_reserve()
-        self.state.close()
+            # Each of the two databases waits for the disk twice.
+            with ThreadPoolExecutor(1) as beside:
+                index = beside.submit(self.blocks.close)
+                try:
+                    self._close_contents()
+                finally:
+                    self.database.close()
+            try:
+                index.result()
+            except NoSpace as error:
+                log.warning("the next start reads again where blocks lie: %s", error)
+            # What the log took is free now.
+            self.state.restore_reserve()
+        finally:
+            self.state.close()
+
+    def _close_contents(self) -> None:
+        self.contents.close()
+        for store in (self.nodes, self.segments):
+            try:
+                store.close()
+            except NoSpace as error:
+                folder = store.directory.name
+                log.warning("the next start reads what the last of %s has: %s", folder, error)
 
     def _note_end(self, is_clean: bool) -> None:
         batch = [
@@ -210,3 +230,28 @@ class Storage:
             )
         ]
         self.tree.commit(batch, frees=True)
+
+
+def possible_profiles(ask: Callable[[str], list[Any]]) -> list[str]:
+    """The profiles that what is stored can have: all where there is nothing that tells.
+
+    Sealed contents tell by the number and the CID of their leaves, a root by its CID's version.
+    """
+    found = dict(PROFILES)
+    for size, count, cid in ask(SEALED_FORMS):
+        forms = {
+            name: profile
+            for name, profile in found.items()
+            if -(-size // profile.chunk_bytes) == count and _version(cid) == profile.cid_version
+        }
+        # A row that fits none of them is damaged, and tells nothing.
+        found = forms or found
+    for (root,) in ask(NEWEST_ROOT):
+        version = _version(root)
+        found = {name: each for name, each in found.items() if each.cid_version == version} or found
+    return list(found)
+
+
+def _version(cid: bytes) -> int:
+    """The version of a binary CID: one of version 0 begins with the code of its hash."""
+    return 0 if cid[:2] == b"\x12\x20" else 1

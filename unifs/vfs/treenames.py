@@ -296,6 +296,9 @@ class TreeNames(Volume):
             self._update(inode, 0, batch)
         else:
             attributes.st_nlink = 0
+            if not inode.parent:
+                # It had several names once.
+                batch.append((DELETE_LINK, (inode.ino, parent, name)))
             batch.append((SET_GONE, (self.tree.epoch, inode.ino)))
         return before
 
