@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -11,7 +12,8 @@ import pytest
 import trio
 
 from tests.remote.system import RemoteSystem
-from unifs.errors import Conflict, NoSpace, NotFound, Stale, Unreachable
+from tests.remote.test_random import everything, shown
+from unifs.errors import Conflict, NoSpace, NotFound, PermissionDenied, Stale, Unreachable
 from unifs.types import Node
 from unifs.vfs.tree import UPDATE_INODE
 
@@ -296,3 +298,34 @@ async def test_what_a_full_disk_kept_from_being_learnt_is_not_half_learnt(
     await system.setattr("a", mode=0o600)
     await system.sync()
     assert remote.content("a") == b"theirs"
+
+
+@pytest.mark.parametrize("conflicts", ["keep-both", "theirs"])
+@pytest.mark.parametrize("is_renamed", [False, True])
+async def test_what_ours_was_to_replace_keeps_nobody_from_theirs(
+    clock: MockClock, tmp_path: Path, remote: RemoteMount, conflicts: str, is_renamed: bool
+) -> None:
+    """A file was removed here and made anew; its removal is refused by a policy."""
+    async with RemoteSystem(tmp_path / "s", remote, conflicts=conflicts) as system:
+        await system.write("a", b"base")
+        await system.sync()
+        if is_renamed:
+            await system.write("b", b"mine")
+            await system.rename("b", "a")
+        else:
+            await system.unlink("a")
+            await system.write("a", b"mine")
+        remote.change("a", b"theirs")
+        remote.fail("remove", PermissionDenied("a policy"))
+        with suppress(PermissionDenied):
+            await system.sync()
+        remote.change("a", b"theirs, again")
+        remote.delay_s = 0.1
+        await trio.sleep(31)
+        with trio.fail_after(5):
+            assert await system.read("a") == b"theirs, again"
+        assert remote.count("remove") == 0
+        await system.kill()
+        await system.sync()
+        assert await shown(system) == everything(remote)
+        assert (b"mine" in everything(remote).values()) == (conflicts == "keep-both")

@@ -55,12 +55,15 @@ def keep_both(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     batch.append(count_directories(parent, more))
     known = sync.known(ino) or NOWHERE
     is_theirs_now = known.path == path
+    # What ours was to replace is not there any more either: theirs alone has the place.
+    other = sync.displace(path, ino, batch)
     if is_theirs_now:
         batch.append((NOWHERE_NOW, (ino,)))
     renamed = Renamed(wanted.parent, 0, False, wanted.name, new_name)
     batch.append(volume.log.row(Op.RENAME, ino, wanted.parent, pack_rename(renamed)))
     batch.append(record(tree, ino, wanted.parent, wanted.name, volume.now_ns()))
     tree.commit(batch)
+    _displaced(sync, other, path)
     parent.attributes.st_nlink += more
     if is_theirs_now:
         inode.path, inode.version, inode.held, inode.told = None, Version(""), None, None
@@ -137,7 +140,9 @@ def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     batch.append(volume.log.row(Op.UNLINK, ino, wanted.parent, wanted.name))
     more = int(stat.S_ISDIR(node.mode)) - int(wanted.is_directory)
     batch.append(count_directories(parent, more))
+    other = sync.displace(path, ino, batch)
     tree.commit(batch)
+    _displaced(sync, other, path)
     parent.attributes.st_nlink += more
     inode.take(NOWHERE)
     inode.attributes.st_nlink = len(others)
@@ -146,6 +151,13 @@ def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     volume.inodes.add(made)
     log.warning("conflict: theirs is kept: ino=%d path=%r", ino, path)
     volume.tell_entry(wanted.parent, wanted.name)
+
+
+def _displaced(sync: RemoteSync, ino: int, path: str) -> None:
+    """Memory follows ``RemoteSync.displace``: its removal may have been sent, and arrive late."""
+    if ino:
+        sync.forget_place(ino)
+        sync.note_late(path)
 
 
 def _free_name(sync: RemoteSync, parent: int, name: bytes) -> bytes:
