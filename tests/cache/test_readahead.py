@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 ROOMY = ReadLimits(memory_bytes_max=256 * MIB)
 
 
-async def test_the_window_doubles_while_a_file_is_read_in_sequence() -> None:
+async def test_the_window_grows_while_a_file_is_read_in_sequence() -> None:
     remote = Bulk()
     source = await source_of(remote, 80 * MIB)
     window, sizes = Window(), [0]
@@ -37,9 +38,23 @@ async def test_the_window_doubles_while_a_file_is_read_in_sequence() -> None:
             assert window.unread_bytes <= window.size_bytes
             assert cache.statistics().ahead["unread_bytes"] <= WINDOW_BYTES_MAX
         assert cache.statistics().fetched_bytes == 80 * MIB
-    assert sizes == [0, 2 * MIB, 4 * MIB, 8 * MIB, 16 * MIB, WINDOW_BYTES_MAX]
-    assert max(size for _, size in remote.asked) == RUN_BYTES_MAX
+    assert sizes[:3] == [0, 2 * MIB, 4 * MIB]
+    assert sizes[-1] == WINDOW_BYTES_MAX
+    assert all(later >= 2 * size for size, later in pairwise(sizes))
     assert len(remote.asked) < 20
+
+
+async def test_no_request_crosses_the_end_of_a_piece_of_a_large_object() -> None:
+    remote = Bulk()
+    source = await source_of(remote, 80 * MIB)
+    window = Window()
+    async with cache_of(ROOMY) as cache:
+        for offset in range(0, 80 * MIB, MIB):
+            await read(cache, source, window, offset)
+    pieces = {(at // RUN_BYTES_MAX, (at + size - 1) // RUN_BYTES_MAX) for at, size in remote.asked}
+    assert all(first == last for first, last in pieces)
+    whole = [at for at, size in remote.asked if size == RUN_BYTES_MAX]
+    assert sorted(whole) == list(range(RUN_BYTES_MAX, 80 * MIB, RUN_BYTES_MAX))
 
 
 async def test_small_reads_in_sequence_fetch_ahead_as_well() -> None:

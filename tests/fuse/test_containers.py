@@ -267,8 +267,15 @@ def test_a_running_container_sees_the_tree_again_only_as_a_slave(
 @pytest.fixture
 def short() -> Iterator[Path]:
     """A directory whose path has less than 50 characters, as podman's run directory has to have."""
-    with tempfile.TemporaryDirectory() as made:
-        yield Path(made)
+    made = Path(tempfile.mkdtemp())
+    yield made
+
+    def is_gone() -> bool:
+        # What podman leaves behind to clean up writes there when its container is gone.
+        shutil.rmtree(made, ignore_errors=True)
+        return not made.exists()
+
+    until(is_gone, "what podman kept is removed")
 
 
 def test_podman_sees_the_tree_again(host: Host, tmp_path: Path, short: Path) -> None:

@@ -28,6 +28,8 @@ from unifs.errors import (
 )
 from unifs.mounts.blocking import Blocking
 from unifs.mounts.s3.credentials import AGAIN_S, AwsCredentials, region_of
+from unifs.mounts.s3.mount import S3Mount
+from unifs.mounts.s3.options import S3Options
 from unifs.state.credentials import CredentialStore, Entry
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 SECRET = "hunter2/hunter2+secret"
 TOKEN = "tokentokentoken=="
 KEY = base64.b64encode(b"k" * 32).decode()
+#: Nobody listens there.
+NOWHERE = "http://127.0.0.1:1"
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +186,11 @@ class Chain:
         self.left_s = 3600.0
         self.asked = 0
         self.failure: Exception | None = None
+        self.found = trio.Event()
+
+    def find(self, _profile: str) -> Chain:
+        trio.from_thread.run_sync(self.found.set)
+        return self
 
     def refresh_needed(self, refresh_in: float) -> bool:
         return self.left_s < max(refresh_in, 1)
@@ -228,6 +237,28 @@ async def test_temporary_credentials_are_renewed_before_they_end(
     await trio.sleep(AGAIN_S)
     assert (await source.current()).access_key == f"AK{asked + 1}"  # type: ignore[union-attr]
     assert SECRET not in caplog.text
+
+
+async def test_they_are_there_before_the_first_request() -> None:
+    chain = Chain()
+    mount = S3Mount("s3", S3Options(endpoint=NOWHERE), AwsCredentials("", Blocking(1), chain.find))
+    async with mount.serve():
+        with trio.fail_after(10):
+            await chain.found.wait()
+        assert mount.statistics()["made"] == 0
+
+
+async def test_a_mount_without_credentials_serves_and_its_first_use_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = trio.Event()
+    monkeypatch.setattr("unifs.mounts.s3.mount.log.info", lambda *_: said.set())
+    mount = S3Mount("s3", S3Options(endpoint=NOWHERE), AwsCredentials("", Blocking(1)))
+    async with mount.serve():
+        with trio.fail_after(10):
+            await said.wait()
+        with pytest.raises(PermissionDenied, match="no AWS credentials in the environment"):
+            await mount.stat("bucket/file")
 
 
 async def test_many_requests_at_once_ask_once() -> None:

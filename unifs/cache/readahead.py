@@ -2,10 +2,11 @@
 
 The law. A file that is read from its start, or a second time where the last read ended, is read in
 sequence: it gets a window of one extent. Whenever at most half a window is still unread, the
-window doubles (to ``WINDOW_BYTES_MAX``) and is filled. Reads may be up to ``SEEK_BYTES`` early or
-late: the kernel sends its own readahead in any order. Any other read is a random one: the window
-collapses, what is still on its way for it is cancelled, and reads fetch pieces instead of extents.
-So does closing, and a fetch that failed: its error is not told to a reader who does not come there.
+window doubles (to ``WINDOW_BYTES_MAX``) and is filled, if it is large up to where a run ends
+(``flights``). Reads may be up to ``SEEK_BYTES`` early or late: the kernel sends its own readahead
+in any order. Any other read is a random one: the window collapses, what is still on its way for it
+is cancelled, and reads fetch pieces instead of extents. So does closing, and a fetch that failed:
+its error is not told to a reader who does not come there.
 
 All windows together have at most ``bytes_max`` unread, each an equal share. Where nothing is left
 for a reader, a window whose reader has paused for ``PAUSE_S`` gives its share up.
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from unifs.cache.flights import RUN_BYTES_MAX
+from unifs.cache.flights import RUN_BYTES_MAX, run_end
 from unifs.cache.memory import EXTENT_BYTES, ExtentKey
 from unifs.errors import TryAgain
 
@@ -125,9 +126,12 @@ class Readahead:
         start = max(window.reach, _aligned(window.position))
         room = min(self._room(window, now), window.position + size - start)
         stop = min(start + room // EXTENT_BYTES * EXTENT_BYTES, _aligned(source.size_bytes))
-        if stop - start < min(size // 4, RUN_BYTES_MAX) and stop < source.size_bytes:
+        least = min(size // 4, RUN_BYTES_MAX)
+        if stop - start < least and stop < source.size_bytes:
             # Many small requests cost more than a short wait.
             return
+        if stop < source.size_bytes and run_end(stop) - start >= least:
+            stop = run_end(stop)
         keys = [
             ExtentKey(source.mount, source.object, source.version, number)
             for number in range(start // EXTENT_BYTES, stop // EXTENT_BYTES)

@@ -27,9 +27,9 @@ STALL_S: Final = 30.0
 HEAD_MAX: Final = 64 << 10
 PIECE_BYTES: Final = 256 << 10
 #: What a fast body is waited for at once: each wake-up of the event loop costs it 40 µs and more.
-WAKE_BYTES: Final = 256 << 10
+WAKE_BYTES: Final = 512 << 10
 #: Bytes per second from which a body is fast: to wait for so much takes a quarter of a second.
-FAST_RATE: Final = 1 << 20
+FAST_RATE: Final = 2 << 20
 #: From here on a body is sent only when the service has seen the head and wants it.
 EXPECT_BYTES: Final = 1 << 20
 EXPECT: Final = b"\r\nexpect: 100-continue\r\n"
