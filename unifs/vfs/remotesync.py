@@ -227,7 +227,7 @@ class RemoteSync(WaitingRecords):
             inode.stored = copied or inode.stored
 
     def displace(self, path: str, ino: int, batch: Batch) -> int:
-        """Statements for what stood there before ``ino``; its inode, 0 for none: it has no place."""
+        """Statements after which nothing else stands there; what did, 0 for nothing."""
         other = self.at(path)
         if other and other != ino:
             batch.append(("delete from remote where ino=?", (other,)))
