@@ -16,6 +16,7 @@ from tests.remote.test_random import everything, shown
 from unifs.errors import Conflict, NoSpace, NotFound, PermissionDenied, Stale, Unreachable
 from unifs.types import Node
 from unifs.vfs.tree import UPDATE_INODE
+from unifs.waiting import complete
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,6 +202,47 @@ async def test_an_open_local_file_is_not_replaced_under_its_handle(
         await trio.sleep(31)
         assert await system.read("a") == b"theirs"
         assert await file.read() == b"mine"
+
+
+@pytest.mark.parametrize("size_bytes", [4, 1 << 20])
+@pytest.mark.parametrize("there", ["file", "directory", "nothing"])
+async def test_an_open_local_file_outlives_a_question_for_its_attributes(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount, size_bytes: int, there: str
+) -> None:
+    """As fstat, or a kernel that asks before it reads."""
+    await system.write("a", b"m" * size_bytes)
+    await system.sync()
+    async with system.open("a") as file:
+        remote.change("a", b"theirs" if there == "file" else None)
+        if there == "directory":
+            remote.plant_directory("a")
+        remote.change("other", b"so that the epoch is another one")
+        remote.delay_s = 0.1
+        await trio.sleep(31)
+        with trio.fail_after(5):
+            attributes = await complete(system.vfs.getattr, file.ino)
+            assert attributes.st_size == size_bytes
+            assert await file.read() == b"m" * size_bytes
+    assert await shown(system) == everything(remote)
+
+
+@pytest.mark.parametrize("there", ["directory", "nothing"])
+async def test_a_file_that_nobody_has_open_is_stale_where_its_place_has_none(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount, there: str
+) -> None:
+    remote.change("a", b"theirs")
+    found = await complete(system.vfs.lookup, system.volume.root, b"a", system.caller)
+    ino = found.st_ino
+    remote.change("a", None)
+    if there == "directory":
+        remote.plant_directory("a")
+    remote.change("other", b"so that the epoch is another one")
+    remote.delay_s = 0.1
+    await trio.sleep(31)
+    with trio.fail_after(5), pytest.raises(Stale):
+        await complete(system.vfs.getattr, ino)
+    system.vfs.forget([(ino, 1)])
+    assert await shown(system) == everything(remote)
 
 
 async def test_a_failing_conflict_is_tried_again(
