@@ -78,6 +78,23 @@ async def test_ours_replaces_when_it_is_saved_by_a_rename(
         assert await system.listdir("") == [b"a"]
 
 
+async def test_bytes_that_were_there_before_theirs_replace_them(
+    clock: MockClock, tmp_path: Path, remote: RemoteMount
+) -> None:
+    """They are not taken for stored because the backend had them once."""
+    async with RemoteSystem(tmp_path / "s", remote, conflicts="ours") as system:
+        await system.write("a", b"first")
+        await system.sync()
+        await system.write("a", b"second")
+        remote.change("a", b"theirs")
+        remote.fail("put", Conflict(), *[Unreachable() for _ in range(8)])
+        await trio.sleep(31)
+        assert await system.listdir("") == [b"a"]
+        await system.write("a", b"first")
+        await system.sync()
+        assert remote.content("a") == b"first"
+
+
 async def test_theirs_stays(clock: MockClock, tmp_path: Path, remote: RemoteMount) -> None:
     async with RemoteSystem(tmp_path / "s", remote, conflicts="theirs") as system:
         await both_sides_change(system, remote)

@@ -18,6 +18,7 @@ from unifs.journal.writeback_order import NOWHERE
 from unifs.types import NAME_MAX_BYTES, Version
 from unifs.vfs.conflicts import record
 from unifs.vfs.remotedrop import count_directories, take_names
+from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.tree import SET_GONE
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def take_ours(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
         sync.note_late(path)
     hot = sync.volume.inodes.hot.get(ino)
     if known.path == path and hot is not None:
-        hot.version = node.version or Version("")  # type: ignore[attr-defined]
+        assert isinstance(hot, RemoteInode)
+        hot.version, hot.held = node.version or Version(""), None
     log.warning("conflict: ours is kept: ino=%d path=%r", ino, path)
 
 
