@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from unifs.cache.memory import Extent
 
-#: Extents in a chunk: what one request of a backend brings.
+#: Extents in a chunk: several huge pages.
 CHUNK_EXTENTS: Final = 8
 #: Chunks without a borrower that are kept.
 SPARE_MAX: Final = 2

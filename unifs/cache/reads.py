@@ -47,8 +47,8 @@ class ReadLimits:
     memory_bytes_max: int = 64 << 20
     fetches_max: int = 32
     waiting_max: int = 1024
-    #: Fetched ahead of all readers together; never more than half the memory.
-    ahead_bytes_max: int = 32 << 20
+    #: Fetched ahead of all readers together; never more than three quarters of the memory.
+    ahead_bytes_max: int = 48 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class ReadCache:
         if disk is not None:
             self._flights.keep = disk.write_all
             self._flights.is_kept, self._flights.load = disk.holds, disk.load
-        ahead_bytes_max = min(limits.ahead_bytes_max, limits.memory_bytes_max // 2)
+        ahead_bytes_max = min(limits.ahead_bytes_max, limits.memory_bytes_max * 3 // 4)
         self._readahead = Readahead(self._flights, self._is_near, ahead_bytes_max)
         self._carried: dict[ExtentKey, tuple[int, Extent]] = {}
 

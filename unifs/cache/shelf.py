@@ -27,7 +27,7 @@ from unifs.cache.extentfile import (
 from unifs.errors import Corrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from unifs.cache.memory import Extent
 
@@ -234,11 +234,15 @@ class Shelf:
             return Written(False, free_bytes)
         name = name_of([digest for digest, _ in extents])
         tmp = f"{self._directory}/{_TMP}/{name.replace('/', '')}"
-        trailer = pack_trailer([Part.of(*extent) for extent in extents])
+        parts: list[Part] = []
         try:
             fd = _made(tmp, lambda: os.open(tmp, _CREATE, 0o600))
             try:
-                _write_all(fd, [*(memoryview(data) for _, data in extents), memoryview(trailer)])
+                for digest, data in extents:
+                    # What its checksum has just read is still near the processor.
+                    parts.append(Part.of(digest, data))
+                    _write_all(fd, data)
+                _write_all(fd, pack_trailer(parts))
             finally:
                 os.close(fd)
             target = self.path(name)
@@ -272,8 +276,8 @@ def _made(path: str, call: Callable[[], T]) -> T:
         return call()
 
 
-def _write_all(fd: int, parts: Iterable[memoryview]) -> None:
-    for part in parts:
+def _write_all(fd: int, data: Extent) -> None:
+    with memoryview(data) as view:
         done = 0
-        while done < len(part):
-            done += os.write(fd, part[done : done + STEP_BYTES])
+        while done < len(view):
+            done += os.write(fd, view[done : done + STEP_BYTES])

@@ -24,6 +24,8 @@ from unifs.errors import TooLarge
 
 #: Nothing has moved for so long: the connection is given up.
 STALL_S: Final = 30.0
+#: How far that bound may lie behind: moving it takes 2 µs, which is much for each piece of a body.
+STALL_STEP_S: Final = 0.5
 HEAD_MAX: Final = 64 << 10
 PIECE_BYTES: Final = 256 << 10
 #: What a fast body is waited for at once: each wake-up of the event loop costs it 40 µs and more.
@@ -90,7 +92,7 @@ class Connection:
         self.idle_since = 0.0
         self.is_used = False
         self._scope: trio.CancelScope | None = None
-        self._moved_at = 0.0
+        self._moved_at = self._stalls_at = 0.0
         self._is_fast = False
         #: How many bytes have to be there for the socket to be called readable.
         self._wakes_at = 1
@@ -99,14 +101,14 @@ class Connection:
 
     def moved(self) -> None:
         """Something happened: the bound on standing still begins anew."""
-        self._moved_at = trio.current_time()
-        if self._scope is not None:
-            self._scope.deadline = self._moved_at + STALL_S
+        now = self._moved_at = trio.current_time()
+        if self._scope is not None and not STALL_S - STALL_STEP_S < self._stalls_at - now < STALL_S:
+            self._stalls_at = self._scope.deadline = now + STALL_S
 
     def pause(self) -> None:
         """Somebody else is waited for (a disk): standing still is not this connection's fault."""
         if self._scope is not None:
-            self._scope.deadline = math.inf
+            self._stalls_at = self._scope.deadline = math.inf
 
     async def _send(self, data: bytes | bytearray | memoryview) -> None:
         if self._secure is not None:
@@ -349,7 +351,8 @@ class Connection:
 
     def bound(self) -> trio.CancelScope:
         """The scope in which one request is made: it ends when nothing moves."""
-        self._scope = trio.CancelScope(deadline=trio.current_time() + STALL_S)
+        self._stalls_at = trio.current_time() + STALL_S
+        self._scope = trio.CancelScope(deadline=self._stalls_at)
         return self._scope
 
     def close(self) -> None:
