@@ -79,6 +79,10 @@ class Ledger:
         #: Where he had a hand in, and the names of that.
         self.places: set[str] = set()
         self.names: set[str] = set()
+        #: What he has freed: a PUT that comes late may find its place there.
+        self.freed: set[str] = set()
+        #: Where ours was to have the place of his, whatever became of ours since.
+        self.won: set[str] = set()
         #: What was given up for something of his that stood in its place.
         self.yielded: set[bytes] = set()
         #: What unifs may not have done.
@@ -188,7 +192,8 @@ class Contested(late.Straying):
                 # He took the copy.
                 continue
             is_replaced = after.get(path) is not None or HEIR.get()
-            if self._policy == "ours" and is_replaced and data.startswith(b"theirs"):
+            is_theirs = data.startswith(b"theirs") or data in self._ledger.disturbed
+            if self._policy == "ours" and is_theirs and (is_replaced or path in self._ledger.won):
                 continue
             self._ledger.wrongs.append(f"{data!r} at {path} went by {what}")
 
@@ -269,6 +274,7 @@ class Contested(late.Straying):
         for place, data in there.items():
             if data is not None and (place == path or place.startswith(f"{path}/")):
                 self._ledger.disturbed.add(data)
+                self._ledger.freed.add(place)
 
     def store(self, path: str) -> None:
         if everything(self).get(path, b"") is None:
@@ -400,7 +406,7 @@ def steps_of(seed: int) -> list[tuple[Any, ...]]:
 
 
 class Yielding(logging.Handler):
-    """Notes what the policy ``theirs`` gave up, where a stranger had a hand in it."""
+    """Notes what the policies decided: what ``theirs`` gave up, and where ``ours`` won."""
 
     def __init__(self, ledger: Ledger, remote: Contested) -> None:
         super().__init__()
@@ -408,6 +414,8 @@ class Yielding(logging.Handler):
         self._remote = remote
 
     def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("conflict: ours is kept"):
+            self._ledger.won.add(record.args[1])
         if str(record.msg).startswith("conflict: theirs is kept"):
             ino, path = record.args
             if self._remote.is_strangers(path):
@@ -458,7 +466,8 @@ async def judge(example: StrangerRun) -> None:
     left = {data for data in there.values() if data is not None}
     lost = set(ledger.owned.values()) - left - ledger.disturbed - ledger.yielded
     assert not lost, f"neither at the backend nor taken from there by the stranger: {lost}"
-    back = (ledger.ended & left) - ledger.disturbed - set(ledger.owned.values())
+    kept_there = {data for path, data in there.items() if path not in ledger.freed}
+    back = (ledger.ended & kept_there) - ledger.disturbed - set(ledger.owned.values())
     assert not back, f"removed here, and there again: {back}"
     names = {path.rpartition("/")[2] for path in there}
     copies = {name for name in names if CONFLICT in name}
