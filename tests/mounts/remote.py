@@ -214,23 +214,7 @@ class RemoteMount(Mount):
         self, path: str, new_path: str, token: str, base: Version | None = None
     ) -> None:
         async with self._call("rename", path):
-            parent, name = self._parent(path)
-            moved = parent.children.get(name)
-            new_parent, new_name = self._parent(new_path)
-            there = new_parent.children.get(new_name)
-            if moved is None:
-                if there is not None and there.token == token:
-                    return
-                raise NotFound(path)
-            if f"{new_path}/".startswith(f"{path}/"):
-                raise InvalidArgument(new_path)
-            if there is not None and there.is_directory != moved.is_directory:
-                raise IsADirectory(new_path) if there.is_directory else NotADirectory(new_path)
-            if there is not None and there.children:
-                raise NotEmpty(new_path)
-            del parent.children[name]
-            moved.token = token
-            new_parent.children[new_name] = moved
+            self._move(path, new_path, token)
 
     async def set_attributes(self, path: str, changes: SetAttributes, token: str) -> None:
         async with self._call("set_attributes", path):
@@ -297,6 +281,25 @@ class RemoteMount(Mount):
     def _file(self, data: bytes, token: str) -> _Object:
         node = Node(stat.S_IFREG | 0o644, len(data), self._next_version())
         return _Object(node, data, token)
+
+    def _move(self, path: str, new_path: str, token: str) -> None:
+        parent, name = self._parent(path)
+        moved = parent.children.get(name)
+        new_parent, new_name = self._parent(new_path)
+        there = new_parent.children.get(new_name)
+        if moved is None:
+            if there is not None and there.token == token:
+                return
+            raise NotFound(path)
+        if f"{new_path}/".startswith(f"{path}/"):
+            raise InvalidArgument(new_path)
+        if there is not None and there.is_directory != moved.is_directory:
+            raise IsADirectory(new_path) if there.is_directory else NotADirectory(new_path)
+        if there is not None and there.children:
+            raise NotEmpty(new_path)
+        del parent.children[name]
+        moved.token = token
+        new_parent.children[new_name] = moved
 
     def _next_version(self) -> Version:
         self._versions += 1

@@ -53,6 +53,8 @@ class RemoteSystem(FileSystem):
     """A mounted remote volume; see the module's text."""
 
     volume: RemoteVolume
+    #: What is mounted.
+    volume_type: type[RemoteVolume] = RemoteVolume
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class RemoteSystem(FileSystem):
         self.vfs = Vfs(self.path)
         self.writer = Writer(self.storage, self.vfs.inodes)
         self.loader = TreeLoader(self.writer, PlainAttributes)
-        volume = self.loader.add("remote", "remote", RemoteVolume)
+        volume = self.loader.add("remote", "remote", self.volume_type)
         assert isinstance(volume, RemoteVolume)
         self.volume = volume
         self.cache = ReadCache(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -11,9 +12,11 @@ import pytest
 import trio
 
 from tests.remote.system import RemoteSystem
-from unifs.errors import Conflict, NoSpace, NotFound, Stale, Unreachable
+from tests.remote.test_random import everything, shown
+from unifs.errors import Conflict, NoSpace, NotFound, PermissionDenied, Stale, Unreachable
 from unifs.types import Node
 from unifs.vfs.tree import UPDATE_INODE
+from unifs.waiting import complete
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,6 +76,23 @@ async def test_ours_replaces_when_it_is_saved_by_a_rename(
             await system.volume.writeback.sync()
         assert remote.content("a") == b"mine"
         assert await system.listdir("") == [b"a"]
+
+
+async def test_bytes_that_were_there_before_theirs_replace_them(
+    clock: MockClock, tmp_path: Path, remote: RemoteMount
+) -> None:
+    """They are not taken for stored because the backend had them once."""
+    async with RemoteSystem(tmp_path / "s", remote, conflicts="ours") as system:
+        await system.write("a", b"first")
+        await system.sync()
+        await system.write("a", b"second")
+        remote.change("a", b"theirs")
+        remote.fail("put", Conflict(), *[Unreachable() for _ in range(8)])
+        await trio.sleep(31)
+        assert await system.listdir("") == [b"a"]
+        await system.write("a", b"first")
+        await system.sync()
+        assert remote.content("a") == b"first"
 
 
 async def test_theirs_stays(clock: MockClock, tmp_path: Path, remote: RemoteMount) -> None:
@@ -201,6 +221,47 @@ async def test_an_open_local_file_is_not_replaced_under_its_handle(
         assert await file.read() == b"mine"
 
 
+@pytest.mark.parametrize("size_bytes", [4, 1 << 20])
+@pytest.mark.parametrize("there", ["file", "directory", "nothing"])
+async def test_an_open_local_file_outlives_a_question_for_its_attributes(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount, size_bytes: int, there: str
+) -> None:
+    """As fstat, or a kernel that asks before it reads."""
+    await system.write("a", b"m" * size_bytes)
+    await system.sync()
+    async with system.open("a") as file:
+        remote.change("a", b"theirs" if there == "file" else None)
+        if there == "directory":
+            remote.plant_directory("a")
+        remote.change("other", b"so that the epoch is another one")
+        remote.delay_s = 0.1
+        await trio.sleep(31)
+        with trio.fail_after(5):
+            attributes = await complete(system.vfs.getattr, file.ino)
+            assert attributes.st_size == size_bytes
+            assert await file.read() == b"m" * size_bytes
+    assert await shown(system) == everything(remote)
+
+
+@pytest.mark.parametrize("there", ["directory", "nothing"])
+async def test_a_file_that_nobody_has_open_is_stale_where_its_place_has_none(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount, there: str
+) -> None:
+    remote.change("a", b"theirs")
+    found = await complete(system.vfs.lookup, system.volume.root, b"a", system.caller)
+    ino = found.st_ino
+    remote.change("a", None)
+    if there == "directory":
+        remote.plant_directory("a")
+    remote.change("other", b"so that the epoch is another one")
+    remote.delay_s = 0.1
+    await trio.sleep(31)
+    with trio.fail_after(5), pytest.raises(Stale):
+        await complete(system.vfs.getattr, ino)
+    system.vfs.forget([(ino, 1)])
+    assert await shown(system) == everything(remote)
+
+
 async def test_a_failing_conflict_is_tried_again(
     clock: MockClock, system: RemoteSystem, remote: RemoteMount
 ) -> None:
@@ -296,3 +357,34 @@ async def test_what_a_full_disk_kept_from_being_learnt_is_not_half_learnt(
     await system.setattr("a", mode=0o600)
     await system.sync()
     assert remote.content("a") == b"theirs"
+
+
+@pytest.mark.parametrize("conflicts", ["keep-both", "theirs"])
+@pytest.mark.parametrize("is_renamed", [False, True])
+async def test_what_ours_was_to_replace_keeps_nobody_from_theirs(
+    clock: MockClock, tmp_path: Path, remote: RemoteMount, conflicts: str, is_renamed: bool
+) -> None:
+    """A file was removed here and made anew; its removal is refused by a policy."""
+    async with RemoteSystem(tmp_path / "s", remote, conflicts=conflicts) as system:
+        await system.write("a", b"base")
+        await system.sync()
+        if is_renamed:
+            await system.write("b", b"mine")
+            await system.rename("b", "a")
+        else:
+            await system.unlink("a")
+            await system.write("a", b"mine")
+        remote.change("a", b"theirs")
+        remote.fail("remove", PermissionDenied("a policy"))
+        with suppress(PermissionDenied):
+            await system.sync()
+        remote.change("a", b"theirs, again")
+        remote.delay_s = 0.1
+        await trio.sleep(31)
+        with trio.fail_after(5):
+            assert await system.read("a") == b"theirs, again"
+        assert remote.count("remove") == 0
+        await system.kill()
+        await system.sync()
+        assert await shown(system) == everything(remote)
+        assert (b"mine" in everything(remote).values()) == (conflicts == "keep-both")

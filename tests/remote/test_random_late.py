@@ -44,6 +44,11 @@ CALLS_MAX = 3000
 SEEDS = 16
 
 
+def version_of(data: bytes) -> Version:
+    """The same bytes have the same version."""
+    return Version(hashlib.md5(data, usedforsecurity=False).hexdigest())
+
+
 class Bytes:
     """A content that was sent whole."""
 
@@ -94,12 +99,12 @@ class Straying(RemoteMount):
         sent = Bytes(await content.read(0, content.size_bytes))
         put, attributes = super().put, attributes_of(content)
 
-        async def store() -> Node:
+        async def store(path: str) -> Node:
             made = await put(path, sent, base, token)
             self._attributed(path, attributes)
             return made
 
-        made = await self._sent(store)
+        made = await self._sent(store, path)
         assert isinstance(made, Node)
         return made
 
@@ -132,8 +137,7 @@ class Straying(RemoteMount):
 
     def _file(self, data: bytes, token: str) -> _Object:
         made = super()._file(data, token)
-        version = Version(hashlib.md5(data, usedforsecurity=False).hexdigest())
-        made.node = Node(stat.S_IFREG | 0o644, len(data), version)
+        made.node = Node(stat.S_IFREG | 0o644, len(data), version_of(data))
         return made
 
     def modes(self) -> dict[str, int]:

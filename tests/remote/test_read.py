@@ -152,6 +152,17 @@ async def test_an_unchanged_epoch_keeps_rows_fresh(
     assert (await system.stat("a")).size == 2
 
 
+async def test_an_epoch_that_comes_later_than_it_is_believed_is_an_answer(
+    clock: MockClock, system: RemoteSystem, remote: RemoteMount
+) -> None:
+    remote.change("a", b"1")
+    await system.listdir("")
+    remote.delay_s = FRESH_S + 1
+    await trio.sleep(FRESH_S + 1)
+    with trio.fail_after(3 * remote.delay_s):
+        assert (await system.stat("a")).size == 1
+
+
 async def test_a_mount_may_read_from_this_machine(clock: object, tmp_path: object) -> None:
     class Here(RemoteMount):
         def open_nowait(self, path: str, version: Version) -> object:  # type: ignore[override]

@@ -170,12 +170,18 @@ class Calls:
         Between this look and the rename somebody may still put something there: no backend's
         rename is conditional.
         """
+        wanted = self.local.wanted(ino)
+        is_directory = wanted is not None and wanted.is_directory
+        if is_directory and await self._resolving.is_replaced(ino, step.path):
+            return False
         try:
             there = await self.mount.stat(step.new_path)
         except (NotFound, NotADirectory):
             return True
         if step.base is not None and there.version == step.base:
             return True
+        if not is_directory and await self._resolving.is_replaced(ino, step.path):
+            return False
         await self._look_again(step.new_path, there)
         self._check_attempts(ino, step.new_path)
         known = self.local.known(ino) or NOWHERE
@@ -315,17 +321,11 @@ class Calls:
         path = step.new_path or step.path
         while "/" in path:
             path = path.rpartition("/")[0]
-            if not await self._is_directory(path):
+            if await self._resolving.kind(path) != stat.S_IFDIR:
                 above = local.at(path)
                 if above:
                     await complete(local.vanished, above)
                     return
-
-    async def _is_directory(self, path: str) -> bool:
-        try:
-            return stat.S_ISDIR((await self.mount.stat(path)).mode)
-        except (NotFound, NotADirectory):
-            return False
 
     async def _taken(self, call: Call) -> None:
         local, ino = self.local, call.ino
@@ -344,6 +344,8 @@ class Calls:
             return
         wanted = local.wanted(ino)
         if wanted is None:
+            return
+        if call.step.verb == "rename" and await self._resolving.is_replaced(ino, call.step.path):
             return
         await self._look_again(path, there)
         known = local.known(ino) or NOWHERE

@@ -186,3 +186,23 @@ class Resolving:
     def _later(self, attempt: Attempt) -> TryAgain:
         left_s = self._late.left_s(attempt)
         return TryAgain("an upload that was cut off may still arrive", within_s=left_s)
+
+    # --- what stands there ------------------------------------------------------------------------
+
+    async def kind(self, path: str) -> int:
+        """What the backend has there, as ``stat.S_IFMT``; 0 for nothing."""
+        try:
+            return stat.S_IFMT((await self._mount.stat(path)).mode)
+        except (NotFound, NotADirectory):
+            return 0
+
+    async def is_replaced(self, ino: int, path: str) -> bool:
+        """Whether what is to be renamed from ``path`` has vanished: another kind stands there.
+
+        To rename that would carry somebody else's object off, and bring nothing of ours.
+        """
+        wanted = self._local.wanted(ino)
+        if wanted is None or await self.kind(path) in (0, stat.S_IFMT(wanted.mode)):
+            return False
+        await complete(self._local.vanished, ino)
+        return True

@@ -18,6 +18,7 @@ from unifs.journal.writeback_order import NOWHERE
 from unifs.types import NAME_MAX_BYTES, Version
 from unifs.vfs.conflicts import record
 from unifs.vfs.remotedrop import count_directories, take_names
+from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.tree import SET_GONE
 
 if TYPE_CHECKING:
@@ -55,12 +56,15 @@ def keep_both(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     batch.append(count_directories(parent, more))
     known = sync.known(ino) or NOWHERE
     is_theirs_now = known.path == path
+    # What ours was to replace is not there any more either: theirs alone has the place.
+    other = sync.displace(path, ino, batch)
     if is_theirs_now:
         batch.append((NOWHERE_NOW, (ino,)))
     renamed = Renamed(wanted.parent, 0, False, wanted.name, new_name)
     batch.append(volume.log.row(Op.RENAME, ino, wanted.parent, pack_rename(renamed)))
     batch.append(record(tree, ino, wanted.parent, wanted.name, volume.now_ns()))
     tree.commit(batch)
+    _displaced(sync, other, path)
     parent.attributes.st_nlink += more
     if is_theirs_now:
         inode.path, inode.version, inode.held, inode.told = None, Version(""), None, None
@@ -86,7 +90,8 @@ def take_ours(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
         sync.note_late(path)
     hot = sync.volume.inodes.hot.get(ino)
     if known.path == path and hot is not None:
-        hot.version = node.version or Version("")  # type: ignore[attr-defined]
+        assert isinstance(hot, RemoteInode)
+        hot.version, hot.held = node.version or Version(""), None
     log.warning("conflict: ours is kept: ino=%d path=%r", ino, path)
 
 
@@ -137,7 +142,9 @@ def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     batch.append(volume.log.row(Op.UNLINK, ino, wanted.parent, wanted.name))
     more = int(stat.S_ISDIR(node.mode)) - int(wanted.is_directory)
     batch.append(count_directories(parent, more))
+    other = sync.displace(path, ino, batch)
     tree.commit(batch)
+    _displaced(sync, other, path)
     parent.attributes.st_nlink += more
     inode.take(NOWHERE)
     inode.attributes.st_nlink = len(others)
@@ -146,6 +153,13 @@ def take_theirs(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     volume.inodes.add(made)
     log.warning("conflict: theirs is kept: ino=%d path=%r", ino, path)
     volume.tell_entry(wanted.parent, wanted.name)
+
+
+def _displaced(sync: RemoteSync, ino: int, path: str) -> None:
+    """Memory follows ``RemoteSync.displace``: its removal may have been sent, and arrive late."""
+    if ino:
+        sync.forget_place(ino)
+        sync.note_late(path)
 
 
 def _free_name(sync: RemoteSync, parent: int, name: bytes) -> bytes:

@@ -22,11 +22,11 @@ class Epoch:
         self._value: str | None = None
         #: Rows checked since then are of the present epoch.
         self._since_ns = 0
-        self._asked_ns = 0
+        self._told_ns = 0
 
     def _is_due(self) -> bool:
         volume = self._volume
-        return volume.now_ns() - self._asked_ns >= volume.fresh_s * 1e9
+        return volume.now_ns() - self._told_ns >= volume.fresh_s * 1e9
 
     def covers(self, checked_ns: int) -> bool:
         """Whether a row checked then is known to be right still."""
@@ -42,5 +42,6 @@ class Epoch:
         value = await self._volume.mount.epoch()
         if value != self._value:
             self._value, self._since_ns = value, asked_ns
-        self._asked_ns = asked_ns
+        # From the answer on: one that takes longer than it is believed would be asked for for ever.
+        self._told_ns = self._volume.now_ns()
         return RETRY

@@ -121,19 +121,23 @@ class Merge:
             if self._is_late(path, moment):
                 return RETRY
             await complete(self.vanish, [inode.ino])
-            if inode.is_gone:
-                raise Stale from None
         finally:
             self._questions.end()
+        if inode.is_gone and not inode.opens:
+            raise Stale
         return RETRY
 
     def _renew(self, inode: RemoteInode, node: Node) -> None:
-        if is_same_kind(inode, node):
-            batch = self._begin()
-            is_written = self._update(inode, node, self.volume.now_ns(), batch)
-            self._commit(batch)
-            if is_written:
-                self._updated(inode)
+        is_other = not is_same_kind(inode, node) or is_pinned(inode, node)
+        if is_other and not self.volume.is_changed(inode):
+            # Whoever has it open keeps it; the name is asked for anew.
+            self.vanish([inode.ino])
+            return
+        batch = self._begin()
+        is_written = self._update(inode, node, self.volume.now_ns(), batch)
+        self._commit(batch)
+        if is_written:
+            self._updated(inode)
 
     async def scan(self, inode: RemoteInode) -> object:
         """Bring the whole directory into the tree."""
@@ -149,12 +153,11 @@ class Merge:
         if running is not None:
             await running.wait()
             return RETRY
-        done = self._scans[inode.ino] = trio.Event()
+        self._scans[inode.ino] = trio.Event()
         try:
             await self._scan_page(inode)
         finally:
-            del self._scans[inode.ino]
-            done.set()
+            self._scans.pop(inode.ino).set()
         return RETRY
 
     async def _scan_page(self, inode: RemoteInode) -> None:

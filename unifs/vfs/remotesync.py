@@ -192,7 +192,7 @@ class RemoteSync(WaitingRecords):
     def stored(self, ino: int, path: str, node: Node, upload: Upload | None) -> None:
         volume, known = self.volume, self.known(ino) or NOWHERE
         batch: Batch = []
-        other = self._displace(path, ino, batch)
+        other = self.displace(path, ino, batch)
         if known.path is not None and known.path != path:
             self._leave_behind(known, batch)
         row = self.tree.inode_row(ino)
@@ -215,7 +215,7 @@ class RemoteSync(WaitingRecords):
         batch.append((PLACE, place))
         self._commit_ended(ino, batch)
         volume.merge.departed(path)
-        self._forget_place(other)
+        self.forget_place(other)
         inode = self._hot(ino)
         if inode is None:
             return
@@ -226,7 +226,8 @@ class RemoteSync(WaitingRecords):
             volume.unsynced.reached(inode, upload.mark)
             inode.stored = copied or inode.stored
 
-    def _displace(self, path: str, ino: int, batch: Batch) -> int:
+    def displace(self, path: str, ino: int, batch: Batch) -> int:
+        """Statements after which nothing else stands there; what did, 0 for nothing."""
         other = self.at(path)
         if other and other != ino:
             batch.append(("delete from remote where ino=?", (other,)))
@@ -245,20 +246,20 @@ class RemoteSync(WaitingRecords):
         batch.append(self.volume.log.row(Op.UNLINK, ino, 0, b""))
         return ino
 
-    def _forget_place(self, ino: int) -> None:
+    def forget_place(self, ino: int) -> None:
         inode = self._hot(ino) if ino else None
         if inode is not None:
             inode.path, inode.version, inode.held = None, Version(""), None
 
     def moved(self, ino: int, path: str, new_path: str) -> None:
         batch: Batch = []
-        other = self._displace(new_path, ino, batch)
+        other = self.displace(new_path, ino, batch)
         now_ns = self.volume.now_ns()
         batch.extend(self.remotes.move(ino, path, new_path, now_ns))
         self._commit_ended(ino, batch)
         self.volume.merge.departed(path)
         self.volume.merge.departed(new_path)
-        self._forget_place(other)
+        self.forget_place(other)
         for inode in self.volume.inodes.hot.values():
             if isinstance(inode, RemoteInode) and inode.volume is self.volume:
                 below = inode.path
@@ -270,7 +271,7 @@ class RemoteSync(WaitingRecords):
     def removed(self, ino: int, is_foreign: bool) -> None:
         known = self.known(ino) or NOWHERE
         self._commit_ended(ino, [("delete from remote where ino=?", (ino,))])
-        self._forget_place(ino)
+        self.forget_place(ino)
         if known.path is None:
             return
         if is_foreign:
@@ -360,7 +361,7 @@ class RemoteSync(WaitingRecords):
             is_dirty = hot is not None and hot.is_dirty()
             if (self.is_due(one) and not is_remote) or is_dirty or one in keep:
                 self._commit_ended(one, [(NOWHERE_NOW, (one,))])
-                self._forget_place(one)
+                self.forget_place(one)
                 self.writeback.add(one)
                 continue
             if not self.attempts.is_quiet:
