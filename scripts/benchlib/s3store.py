@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import socket
 import subprocess
 import threading
@@ -102,7 +103,11 @@ def _skip_answer(answers: BinaryIO) -> None:
 
 @contextlib.contextmanager
 def open_s3(kind: str, store: Store, base: Path) -> Iterator[Side]:
-    """Mount the store's bucket by ``kind`` (one of SIDES); ``base`` is a new directory."""
+    """Mount the store's bucket by ``kind`` (one of SIDES); ``base`` is a directory for as long.
+
+    What is cached there is gone afterwards: 1 GiB that the disk is still writing down would be in
+    the next one's way.
+    """
     base.mkdir(parents=True)
     mount, log = base / "mnt", base / "log"
     mount.mkdir()
@@ -120,6 +125,8 @@ def open_s3(kind: str, store: Store, base: Path) -> Iterator[Side]:
         yield Side(kind, directory, base, server)
     finally:
         stop(server, mount)
+        if not os.path.ismount(mount):
+            shutil.rmtree(base)
 
 
 def _unifs(store: Store, base: Path) -> tuple[list[str], Path]:
