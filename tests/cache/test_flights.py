@@ -146,7 +146,7 @@ async def test_a_large_run_waits_for_a_disk_that_is_behind_but_not_for_ever(
     autojump_clock: MockClock,
 ) -> None:
     remote = Bulk()
-    source = await source_of(remote, 40 * MIB)
+    source = await source_of(remote, 60 * MIB)
     flights = Flights(MemoryTier(64 * MIB), 32, 1024)
     disk, kept = trio.Event(), []
 
@@ -157,17 +157,17 @@ async def test_a_large_run_waits_for_a_disk_that_is_behind_but_not_for_ever(
     flights.keep = keep
     async with trio.open_nursery() as nursery:
         flights.nursery = nursery
-        await flights.bring(source, keys_of(source, *range(20)))
-        assert flights.keeping_bytes == 20 * MIB
+        await flights.bring(source, keys_of(source, *range(34)))
+        assert flights.keeping_bytes == 34 * MIB
         began = trio.current_time()
-        await flights.bring(source, keys_of(source, 22))
+        await flights.bring(source, keys_of(source, 36))
         assert trio.current_time() == began, "one extent does not wait"
-        await flights.bring(source, keys_of(source, 24, 25))
+        await flights.bring(source, keys_of(source, 40, 41))
         assert trio.current_time() == began + KEEPING_S
-        nursery.start_soon(flights.bring, source, keys_of(source, 30, 31))
+        nursery.start_soon(flights.bring, source, keys_of(source, 50, 51))
         await wait_all_tasks_blocked()
-        assert len(remote.asked) == 4
+        assert len(remote.asked) == 5
         disk.set()
-    assert len(remote.asked) == 5
-    assert (sum(kept), flights.keeping_bytes) == (25, 0)
+    assert len(remote.asked) == 6
+    assert (sum(kept), flights.keeping_bytes) == (39, 0)
     assert trio.current_time() == began + KEEPING_S

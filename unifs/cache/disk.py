@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 #: Descriptors kept open for files in use.
 OPEN_FILES_MAX: Final = 64
 #: Extents waiting for the disk; beyond it a fetched extent stays in memory only. Readahead alone
-#: stays below: three runs of 16 MiB, begun while 16 MiB were waiting.
-WRITES_PENDING_MAX: Final = 64
+#: stays below: three runs of 16 MiB, begun while 32 MiB were waiting.
+WRITES_PENDING_MAX: Final = 96
 LOADS_MAX: Final = 2
 #: Files evicted for one write; a shrunken disk is given back over several writes.
 VICTIMS_MAX: Final = 64

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 #: across their ends costs SeaweedFS 30 % more, so runs end where pieces do.
 RUN_BYTES_MAX: Final = 16 << 20
 #: With more waiting for the disk, large runs wait for it: what is not kept is fetched again later.
-KEEPING_BYTES_MAX: Final = 16 << 20
+KEEPING_BYTES_MAX: Final = 32 << 20
 KEEPING_S: Final = 1.0
 
 
