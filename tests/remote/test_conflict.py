@@ -95,6 +95,21 @@ async def test_bytes_that_were_there_before_theirs_replace_them(
         assert remote.content("a") == b"first"
 
 
+@pytest.mark.parametrize("policy", ["keep-both", "ours", "theirs"])
+async def test_a_save_of_what_is_known_to_be_there_is_no_change(
+    clock: MockClock, tmp_path: Path, remote: RemoteMount, policy: str
+) -> None:
+    async with RemoteSystem(tmp_path / "s", remote, conflicts=policy) as system:
+        await system.write("a", b"same")
+        await system.sync()
+        remote.change("a", b"theirs")
+        await system.write("a", b"same")
+        await system.sync()
+        await trio.sleep(31)
+        assert await system.read("a") == remote.content("a") == b"theirs"
+        assert await system.listdir("") == [b"a"]
+
+
 async def test_theirs_stays(clock: MockClock, tmp_path: Path, remote: RemoteMount) -> None:
     async with RemoteSystem(tmp_path / "s", remote, conflicts="theirs") as system:
         await both_sides_change(system, remote)
