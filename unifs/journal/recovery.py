@@ -317,8 +317,7 @@ class Recovery:
             f" from xattr x join (select ino,gone from inode where {where}) i on i.ino=x.ino"
             " where x.epoch<i.gone"
         )
-        for table in ("xattr", "link"):
-            execute(f"delete from {table} where ino in (select ino from inode where {where})")
+        execute(f"delete from xattr where ino in (select ino from inode where {where})")
         execute(f"delete from inode where {where}")
         self._receipt.removed_rows = self._database.one("select changes()")[0]
 

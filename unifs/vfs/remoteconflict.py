@@ -20,6 +20,7 @@ from unifs.vfs.conflicts import record
 from unifs.vfs.remotedrop import count_directories, take_names
 from unifs.vfs.remoterows import RemoteInode
 from unifs.vfs.tree import SET_GONE
+from unifs.vfs.treenames import DELETE_LINK, INSERT_LINK
 
 if TYPE_CHECKING:
     from unifs.types import Node
@@ -47,9 +48,8 @@ def keep_both(sync: RemoteSync, ino: int, path: str, node: Node) -> None:
     batch.append(tree.add_name(wanted.parent, new_name, ino))
     if not inode.parent:
         place = (wanted.parent, wanted.name)
-        batch.append(("delete from link where ino=? and parent=? and name=?", (ino, *place)))
-        row = (ino, wanted.parent, new_name)
-        batch.append(("insert or ignore into link values(?,?,?)", row))
+        batch.append((DELETE_LINK, (ino, *place)))
+        batch.append((INSERT_LINK, (ino, wanted.parent, new_name)))
     made = volume.merge.new(parent, node, path)
     volume.merge.insert(made, wanted.name, batch)
     more = int(stat.S_ISDIR(node.mode))

@@ -31,7 +31,7 @@ import trio.lowlevel
 from unifs.errors import UnifsError
 from unifs.journal.content import large_id
 from unifs.vfs.epochs import next_epoch
-from unifs.vfs.tree import DROP_LINKS, KEEP_XATTRS
+from unifs.vfs.tree import KEEP_XATTRS
 from unifs.waiting import complete
 
 if TYPE_CHECKING:
@@ -286,7 +286,6 @@ class Retention:
             return
         found.batch.append((KEEP_XATTRS, (ino,)))
         found.batch.append(("delete from xattr where ino=?", (ino,)))
-        found.batch.append((DROP_LINKS, (ino,)))
         found.batch.append(("delete from inode where ino=?", (ino,)))
         found.contents.append(large_id(content))
 

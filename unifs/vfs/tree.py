@@ -55,8 +55,6 @@ KEEP_XATTR = (
     "insert or ignore into xattr_past select ino,?,epoch,name,value from xattr"
     " where ino=? and name=? and epoch<?"
 )
-#: With the row of an inode that had several names goes the one that it had last.
-DROP_LINKS = "delete from link where ino=?"
 #: Before the row of an inode without a name goes: attributes that an epoch which is shown has.
 KEEP_XATTRS = (
     "insert or ignore into xattr_past select x.ino,i.gone,x.epoch,x.name,x.value"

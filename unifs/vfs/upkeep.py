@@ -17,7 +17,7 @@ import trio
 from unifs.errors import NoSpace, UnifsError
 from unifs.journal.content import SEALED, LargeContent, large_id
 from unifs.vfs.epochs import time_rows, times_written
-from unifs.vfs.tree import DROP_LINKS, KEEP_XATTRS
+from unifs.vfs.tree import KEEP_XATTRS
 from unifs.waiting import WouldBlock, complete
 
 if TYPE_CHECKING:
@@ -224,8 +224,6 @@ class Upkeep:
                 if is_history:
                     batch.append((KEEP_XATTRS, (inode.ino,)))
                 batch.append(("delete from xattr where ino=?", (inode.ino,)))
-                if not inode.parent:
-                    batch.append((DROP_LINKS, (inode.ino,)))
                 batch.append(("delete from inode where ino=? and gone is not null", (inode.ino,)))
                 content = large_id(inode.stored)
                 if content:
