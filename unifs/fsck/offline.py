@@ -8,7 +8,6 @@ the receipt that names what it changes is durable, and again until nothing more 
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from unifs.fsck.mending import Mending
 from unifs.state import ahead, schema
 from unifs.state.database import Database
 from unifs.state.directory import StateDirectory
-from unifs.state.durable import write_durably
+from unifs.state.durable import receipt_text, write_durably
 from unifs.state.held import next_number
 from unifs.state.queries import VFS, Queries
 from unifs.state.replay import replay
@@ -312,5 +311,4 @@ class _Repair:
             "rows": [row for each in self._mendings for row in each.rows],
             "rows_left_out": sum(each.rows_left_out for each in self._mendings),
         }
-        data = json.dumps(text, indent=1, ensure_ascii=True) + "\n"
-        write_durably(self._receipt, data.encode("ascii"))
+        write_durably(self._receipt, receipt_text(text).encode("ascii"))

@@ -41,7 +41,6 @@ Crash windows, each tested by its number (tests/journal/test_recovery.py):
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -58,7 +57,7 @@ from unifs.journal.log import Log, Op, unpack_rename
 from unifs.journal.redo import apply, set_aside
 from unifs.journal.returning import Returning
 from unifs.journal.trust import Trust
-from unifs.state.durable import write_durably
+from unifs.state.durable import receipt_text, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -348,7 +347,7 @@ class Recovery:
         if not (self._has_changes or self._receipt.has_content()):
             return
         self._receipt_name = f"receipt-{self._receipt.time_ns}.json"
-        text = json.dumps(asdict(self._receipt), indent=1, ensure_ascii=True) + "\n"
+        text = receipt_text(asdict(self._receipt))
         try:
             write_durably(self._state.lost_found / self._receipt_name, text.encode("ascii"))
         except OSError as error:

@@ -15,6 +15,7 @@ import os
 from typing import TYPE_CHECKING
 
 from unifs.errors import from_os_error
+from unifs.state.durable import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -136,16 +137,13 @@ def apply(database: Database, data: Path) -> int:
 def set_aside(database: Database, lost_found: Path, stamp: str) -> list[str]:
     """After a power cut: keep rows that cannot be what an fsync wrote in files; a sentence each.
 
-    The names of the files become durable with the receipt. NoSpace, DiskFailed.
+    NoSpace, DiskFailed.
     """
     told = []
     for number, container, carried in database.all(UNSOUND):
         target = lost_found / f"{stamp}-carried-{number}"
         try:
-            with open(target, "wb") as file:
-                file.write(carried or b"")
-                file.flush()
-                os.fsync(file.fileno())
+            write_durably(target, carried or b"")
         except OSError as error:
             raise from_os_error(error) from error
         told.append(

@@ -5,11 +5,18 @@ Used by whoever tells something in ``lost+found`` that must outlive what it tell
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+
+def receipt_text(table: Mapping[str, Any]) -> str:
+    """A receipt as it stands in its file: JSON in ASCII, as names need not be UTF-8."""
+    return json.dumps(table, indent=1, ensure_ascii=True) + "\n"
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -13,7 +13,6 @@ receipt is durable before anything is committed. Bytes that no row names then, r
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from unifs.errors import from_os_error
-from unifs.state.durable import write_durably
+from unifs.state.durable import receipt_text, write_durably
 from unifs.state.queries import literal
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def write_receipt(lost_found: Path, refused: Sequence[Refused]) -> str:
     path = lost_found / f"receipt-{now}.json"
     try:
         lost_found.mkdir(mode=0o700, exist_ok=True)
-        write_durably(path, (json.dumps(table, indent=1, ensure_ascii=True) + "\n").encode("ascii"))
+        write_durably(path, receipt_text(table).encode("ascii"))
     except OSError as error:
         raise from_os_error(error) from error
     return path.name

@@ -9,7 +9,6 @@ offline" until somebody imports it. Works in a thread, on a connection of its ow
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from contextlib import closing
@@ -23,7 +22,7 @@ from unifs.ipfs.cid import DAG_PB, Cid
 from unifs.ipfs.dagpb import decode
 from unifs.ipfs.unixfs.builder import FileBuilder
 from unifs.journal.content import LINKED
-from unifs.state.durable import write_durably
+from unifs.state.durable import receipt_text, write_durably
 from unifs.state.queries import Reader
 
 if TYPE_CHECKING:
@@ -146,5 +145,5 @@ def write_receipt(lost_found: Path, built: list[bytes], linked: list[bytes]) -> 
         "sentences": sentences,
     }
     path = lost_found / f"receipt-{now}.json"
-    write_durably(path, (json.dumps(table, indent=1, ensure_ascii=True) + "\n").encode("ascii"))
+    write_durably(path, receipt_text(table).encode("ascii"))
     return path.name
