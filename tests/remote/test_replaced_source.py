@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 POLICIES = ("keep-both", "ours", "theirs")
 
 
+async def renamed(system: RemoteSystem, remote: RemoteMount) -> dict[str, bytes | None]:
+    """Rename old to new, until nothing is left to do; what the backend has then, and the tree."""
+    await system.rename("old", "new")
+    with trio.fail_after(600):
+        await system.volume.writeback.sync()
+    await trio.sleep(31)
+    await system.listdir("")
+    await trio.sleep(31)
+    kept = everything(remote)
+    assert await shown(system) == kept
+    return kept
+
+
 @pytest.mark.parametrize("conflicts", POLICIES)
 @pytest.mark.parametrize("there", ["file", "directory"])
 async def test_a_rename_whose_source_and_target_are_somebody_elses_ends(
@@ -35,14 +48,7 @@ async def test_a_rename_whose_source_and_target_are_somebody_elses_ends(
             remote.change("new", b"theirs too")
         else:
             remote.plant_directory("new")
-        await system.rename("old", "new")
-        with trio.fail_after(600):
-            await system.volume.writeback.sync()
-        await trio.sleep(31)
-        await system.listdir("")
-        await trio.sleep(31)
-        kept = everything(remote)
-        assert await shown(system) == kept
+        kept = await renamed(system, remote)
         assert kept["old/theirs"] == b"theirs"
         assert (b"mine" in kept.values()) == (conflicts != "theirs")
         is_replaced = conflicts == "ours" and there == "file"
@@ -60,14 +66,7 @@ async def test_a_directory_that_is_renamed_and_was_replaced_by_a_file(
         await system.write("old/a", b"mine")
         remote.change("old", b"theirs")
         remote.change("new", b"theirs too")
-        await system.rename("old", "new")
-        with trio.fail_after(600):
-            await system.volume.writeback.sync()
-        await trio.sleep(31)
-        await system.listdir("")
-        await trio.sleep(31)
-        kept = everything(remote)
-        assert await shown(system) == kept
+        kept = await renamed(system, remote)
         assert kept["old"] == b"theirs"
         assert b"mine" in kept.values()
         assert (b"theirs too" in kept.values()) == (conflicts != "ours")

@@ -1,8 +1,8 @@
 """DAGs as CAR archives."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing
-from typing import Annotated
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Annotated, cast
 
 from unifs.control.daemon_protocol import Answer, Daemon
 from unifs.control.ops.content import Progress
@@ -41,19 +41,17 @@ async def import_(
     """
     if pin_name is not None and not pin_roots:
         raise InvalidArgument("a name for the pins is given, but nothing is to be pinned")
-    total = upload.size_bytes
+    total, pieces = upload.size_bytes, upload.chunks
+    if path is not None:
+        found = await host_path(path, identity)
+        total, pieces = found.size_bytes, pieces_of(found.path)
 
     async def tell(done: int) -> None:
         await emit(Progress(path=path or "", bytes_done=done, bytes_total=total))
 
-    async with AsyncExitStack() as stack:
-        pieces: AsyncIterable[bytes] = upload.chunks
-        if path is not None:
-            found = await host_path(path, identity)
-            # Closed here, in a thread: a file of the mounted tree that the event loop closes when
-            # the generator is collected waits for that loop for ever.
-            opened = await stack.enter_async_context(aclosing(pieces_of(found.path)))
-            total, pieces = found.size_bytes, opened
+    # Both are generators with something open. Closed here, in a thread: a file of the mounted tree
+    # that the event loop closes when its generator is collected waits for that loop for ever.
+    async with aclosing(cast("AsyncGenerator[bytes, None]", pieces)):
         imported = await telling(
             lambda told: daemon.node.dag_import(_counted(pieces, told), pin_roots, pin_name),
             tell if progress else None,
